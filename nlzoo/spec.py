@@ -1,0 +1,284 @@
+"""What a model, a clip and a training run are, as plain frozen data. No torch here.
+
+A `ModelSpec` travels with its weights as `config.json`; reading one back is strict: a key we do not know, a type
+or a size out of bounds is refused, because the file may come from anybody. Stages have the paper's names,
+res2..res5, everywhere but in `inflate.py`; block indices are 0-based.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from .errors import UsageError, WeightsError
+
+FORMAT = 1  # of config.json; raised when an old reader would misread a new file
+STAGES = ("res2", "res3", "res4", "res5")
+ARCHS = ("c2d", "i3d", "i3d-333")
+FORMS = ("gaussian", "embedded", "dot", "concat")
+SPANS = ("spacetime", "space", "time")
+SUBSAMPLES = ("before", "after", "none")
+NORMS = ("bn", "none")
+INITS = ("centre", "mean")
+PADDINGS = ("replicate", "zeros")
+POOLS = ("none", "8x8", "paper")
+
+
+def _one_of(value, allowed, what):
+    if value not in allowed:
+        raise UsageError(f"{what} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+
+
+def _between(value, low, high, what):
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UsageError(f"{what} is {value!r}; it must be a whole number from {low} to {high}")
+
+
+def _text(value, what, most=200):
+    if not isinstance(value, str) or not 0 < len(value) <= most:
+        raise UsageError(f"{what} must be text of 1 to {most} characters; it is {str(value)[:60]!r}")
+
+
+@dataclass(frozen=True)
+class NonLocal:
+    """Non-local blocks of one kind in one stage (paper, section 3; `layers.NonLocalBlock` has the formulas)."""
+
+    stage: str  # res2..res5
+    blocks: tuple[int, ...]  # the residual blocks, 0-based, after which one is inserted
+    form: str = "embedded"  # pairwise function f
+    span: str = "spacetime"  # which positions j a position i sees
+    subsample: str = "before"  # 1x2x2 max-pool before or after phi and g
+    scale: bool = True  # softmax forms: logits times d^-0.5 (authors' code; the paper has none)
+    norm: str = "bn"  # after w_z: bn with gamma 0, or none with w_z 0
+    reduction: int = 2  # channels of theta, phi, g = channels / reduction
+
+    def __post_init__(self):
+        _one_of(self.stage, STAGES, "stage")
+        _one_of(self.form, FORMS, "form")
+        _one_of(self.span, SPANS, "span")
+        _one_of(self.subsample, SUBSAMPLES, "subsample")
+        _one_of(self.norm, NORMS, "norm")
+        _between(self.reduction, 1, 64, "reduction")
+        if not isinstance(self.scale, bool):
+            raise UsageError(f"scale must be true or false; it is {self.scale!r}")
+        if not self.blocks or len(self.blocks) > 1000:
+            raise UsageError(f"{self.stage} needs 1 to 1000 block indices; it has {len(self.blocks)}")
+        for index in self.blocks:
+            _between(index, 0, 999, f"block index in {self.stage}")
+        if list(self.blocks) != sorted(set(self.blocks)):
+            raise UsageError(f"block indices in {self.stage} must rise and not repeat: {list(self.blocks)}")
+
+
+@dataclass(frozen=True)
+class Inflation:
+    """How the 2-D network becomes 3-D (paper, section 4.1 and table 1)."""
+
+    arch: str = "i3d"  # c2d: no temporal kernels; i3d: 3x1x1; i3d-333: 3x3x3
+    init: str = "centre"  # centre: the 2-D kernel in the middle tap; mean: copied and divided by t (paper)
+    temporal_padding: str = "replicate"  # replicate keeps a still clip still; zeros for imported checkpoints
+    pools: str = "none"  # temporal strides: none; 8x8: pool2 halves T; paper: conv1, pool1 and pool2 each halve it
+
+    def __post_init__(self):
+        _one_of(self.arch, ARCHS, "arch")
+        _one_of(self.init, INITS, "init")
+        _one_of(self.temporal_padding, PADDINGS, "temporal padding")
+        _one_of(self.pools, POOLS, "pools")
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What the network is shown of a video: `frames` RGB frames of `size` x `size` pixels."""
+
+    frames: int = 8  # T
+    stride: int | None = None  # source frames from one to the next; None: spread over the whole video
+    size: int = 224  # H = W of the crop, pixels
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in [0, 1], subtracted
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB in [0, 1], divided by
+
+    def __post_init__(self):
+        _between(self.frames, 1, 1024, "frames")
+        _between(self.size, 16, 2048, "size")
+        if self.stride is not None:
+            _between(self.stride, 1, 1024, "stride")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(v, float) and 0 <= v <= 10 for v in values):
+                raise UsageError(f"{name} must be three numbers from 0 to 10; it is {values!r}")
+        if min(self.std) <= 0:
+            raise UsageError(f"std must be above 0; it is {self.std!r}")
+
+    def __str__(self):
+        step = f"every {self.stride}" if self.stride else "spread over the video"
+        return f"{self.frames} frames {step}, {self.size}x{self.size}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build a network again, and what its outputs mean."""
+
+    backbone: str  # a timm ResNet, tag included where known: resnet50.a1_in1k; or tiny
+    inflation: Inflation = Inflation()
+    non_local: tuple[NonLocal, ...] = ()
+    clip: ClipSpec = ClipSpec()
+    classes: tuple[str, ...] = ()  # label of each output, in order; empty: the backbone's own head
+    num_outputs: int = 1000  # size of the last layer
+    source: str = ""  # where the starting weights came from
+    licence: str = ""  # of those weights, where known
+
+    def __post_init__(self):
+        _text(self.backbone, "backbone", 100)
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.\-]*", self.backbone):
+            raise UsageError(f"backbone {self.backbone!r} is not a model name")
+        _between(self.num_outputs, 1, 100_000, "num_outputs")
+        for name in self.classes:
+            _text(name, "class name", 1000)
+        if self.classes and len(self.classes) != self.num_outputs:
+            raise UsageError(f"{len(self.classes)} class names for {self.num_outputs} outputs")
+        if len(set(self.classes)) != len(self.classes):
+            raise UsageError("class names repeat")
+        for name, value in (("source", self.source), ("licence", self.licence)):
+            if value:
+                _text(value, name, 1000)
+        stages = [n.stage for n in self.non_local]
+        if stages != sorted(set(stages)):
+            raise UsageError(f"stages with non-local blocks must rise and not repeat: {stages}")
+
+
+# Fields of a spec that hold another dataclass; everything else is plain JSON.
+_NESTED = {"inflation": Inflation, "clip": ClipSpec}
+
+
+def to_json(spec: ModelSpec) -> dict:
+    """The `config.json` of a model folder."""
+    return {"format": FORMAT, **dataclasses.asdict(spec)}
+
+
+def from_json(data: object, where: str) -> ModelSpec:
+    """The spec in a `config.json` that may come from anybody.
+
+    Raises `WeightsError`, naming `where` and the key, for unknown or missing keys, wrong types and numbers out of bounds.
+    """
+    if not isinstance(data, dict):
+        raise WeightsError(f"{where} is not a JSON object")
+    data = dict(data)
+    if data.pop("format", None) != FORMAT:
+        raise WeightsError(f"{where} is not an nlzoo config of format {FORMAT}", "pip install -U nlzoo")
+    try:
+        return _decode(ModelSpec, data)
+    except (UsageError, TypeError, ValueError) as error:
+        raise WeightsError(f"{where} was refused: {error}", "pip install -U nlzoo, or fetch the model again") from None
+
+
+def _decode(cls, data):
+    if not isinstance(data, dict):
+        raise ValueError(f"{cls.__name__} must be an object")
+    names = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(data) - set(names)):
+        raise ValueError(f"unknown key {str(unknown[0])[:60]!r} in {cls.__name__}")
+    missing = [n for n, f in names.items() if f.default is dataclasses.MISSING and n not in data]
+    if missing:
+        raise ValueError(f"{cls.__name__} lacks {missing[0]!r}")
+    values = {}
+    for name, value in data.items():
+        if name in _NESTED:
+            value = _decode(_NESTED[name], value)
+        elif name == "non_local":
+            value = tuple(_decode(NonLocal, v) for v in _list(value, name, 4))
+        elif name in ("blocks", "classes", "mean", "std"):
+            value = tuple(float(v) if name in ("mean", "std") and type(v) is int else v
+                          for v in _list(value, name, 100_000))
+        values[name] = value
+    return cls(**values)
+
+
+def _list(value, name, most):
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError(f"{name} must be a list of at most {most}")
+    return value
+
+
+PRESETS = {
+    # "right before the last residual block of a stage" (paper, table 2b): n-2, so after that block
+    "1": lambda depths: {"res4": [max(depths["res4"] - 2, 0)]},
+    "5": lambda depths: {"res3": spread(2, depths["res3"]), "res4": spread(3, depths["res4"])},
+    # all of res3 and res4 in R50; every fourth of res4 in R101 (gluoncv)
+    "10": lambda depths: {"res3": spread(4, depths["res3"]), "res4": _ten_in_res4(depths["res4"])},
+}
+
+
+def _ten_in_res4(depth):
+    return list(range(2, depth, 4)) if depth == 23 else spread(6, depth)
+
+
+def spread(count: int, depth: int) -> list[int]:
+    """`count` of `depth` residual blocks, evenly: stride s = depth // count, indices s-1, 2s-1, … (reference: the paper's nets)."""
+    count = min(count, depth)
+    stride = depth // count
+    return [stride * (i + 1) - 1 for i in range(count)]
+
+
+def parse_nl(text: str, depths: dict[str, int], **kind) -> tuple[NonLocal, ...]:
+    """The placement that `--nl` asks for, resolved for a network with `depths` residual blocks per stage.
+
+    `text`: `none`; the paper's `1`, `5`, `10`; or stages, comma-separated: `res4:5` (five, spread evenly),
+    `res4@1,3,5` (after these). `kind` goes to every `NonLocal` (form, span, …).
+    Raises `UsageError` for another form, a stage that is too small, an index outside.
+    """
+    text = text.strip().lower()
+    if text == "none":
+        return ()
+    if text in PRESETS:
+        places = PRESETS[text](depths)
+    else:
+        places = {}
+        for stage, sep, numbers in _stage_parts(text):
+            if stage in places:
+                raise UsageError(f"--nl {text}: {stage} is named twice", f"join them, as in {stage}@1,3")
+            places[stage] = _blocks(text, stage, sep, numbers, depths[stage])
+    return tuple(NonLocal(stage, tuple(blocks), **kind) for stage, blocks in sorted(places.items()) if blocks)
+
+
+def _stage_parts(text):
+    parts = re.findall(r"(res[2-5])([:@])(\d+(?:,\d+)*)(?:,|$)", text)
+    if not parts or ",".join(f"{s}{sep}{n}" for s, sep, n in parts) != text:
+        raise UsageError(f"--nl {text!r} was not understood",
+                         "examples: res4:5   res3:2,res4:3   res4@1,3,5   1   5   10   none")
+    return parts
+
+
+def _blocks(text, stage, sep, numbers, depth):
+    numbers = [int(n) for n in numbers.split(",")]
+    last = f"{stage} has {depth} residual block{'s' if depth > 1 else ''}, 0 to {depth - 1}"
+    if sep == ":":
+        if len(numbers) != 1:
+            raise UsageError(f"--nl {text}: {stage}:{','.join(map(str, numbers))} was not understood",
+                             f"{stage}:N puts N blocks in the stage; {stage}@I,J names them")
+        if not 1 <= numbers[0] <= depth:
+            raise UsageError(f"--nl {text}: {numbers[0]} blocks asked for, but {last}", f"at most --nl {stage}:{depth}")
+        return spread(numbers[0], depth)
+    if bad := [n for n in numbers if n >= depth]:
+        raise UsageError(f"--nl {text}: there is no residual block {bad[0]}; {last}")
+    if len(set(numbers)) != len(numbers):
+        raise UsageError(f"--nl {text}: an index in {stage} repeats")
+    return sorted(numbers)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One fine-tuning run, as the user asked for it and as nlzoo filled it in."""
+
+    videos: str  # the folder
+    start: str  # the model folder that it starts from
+    epochs: int  # passes over the training clips
+    batch: int  # clips per optimiser step
+    lr: float  # of the backbone at its highest; train.py has the factors of head and blocks
+    val: str  # share of the groups kept for validation, or names of groups
+    seed: int  # of the split, the order, the crops, dropout
+    device: str
+    workers: int  # decoding processes
+    flip: bool  # whether clips are mirrored half the time
+
+    def __post_init__(self):
+        _between(self.epochs, 1, 100_000, "--epochs")
+        _between(self.batch, 1, 100_000, "--batch")
+        _between(self.seed, 0, 2**31 - 1, "--seed")
+        if not 0 < self.lr < 100:
+            raise UsageError(f"--lr is {self.lr}; it must lie above 0 and below 100")
