@@ -1,0 +1,320 @@
+"""The command line: one short function per command. Everything heavy is imported inside the command that needs it."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from . import __version__, console
+from .errors import NlzooError, UsageError
+
+app = typer.Typer(name="nlzoo", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
+                  pretty_exceptions_enable=False,
+                  help="Non-local I3D networks from ImageNet ResNets, fine-tuned on your own videos.")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.", callback=lambda v: console.use_json(v) or v)]
+Device = Annotated[Optional[str], typer.Option(help="cuda, cuda:1, mps or cpu; the GPU when there is one.")]
+Model = Annotated[str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, or user/name on the Hub.")]
+
+
+@app.command()
+def inflate(
+    backbone: Annotated[str, typer.Argument(help="A timm ResNet, tag included or not (resnet50, resnet50.tv_in1k), or tiny.")],
+    nl: Annotated[str, typer.Option(help="Where non-local blocks go: res4:5, res3:2,res4:3, res4@1,3,5, 1, 5, 10 (the paper's nets), none.")] = "5",
+    weights: Annotated[Optional[Path], typer.Option(help="2-D weights, .safetensors or .pth, in timm's or torchvision's keys, instead of the Hub's.")] = None,
+    arch: Annotated[str, typer.Option(help="c2d (no temporal kernels), i3d (3x1x1) or i3d-333 (3x3x3).")] = "i3d",
+    init: Annotated[str, typer.Option(help="centre (starts as the 2-D network on every frame) or mean (the paper's).")] = "centre",
+    temporal_padding: Annotated[str, typer.Option(help="replicate or zeros.")] = "replicate",
+    pools: Annotated[str, typer.Option(help="Temporal strides: none, 8x8 (T/2 after res2) or paper (T/8).")] = "none",
+    form: Annotated[str, typer.Option(help="Pairwise function: embedded, gaussian, dot or concat.")] = "embedded",
+    span: Annotated[str, typer.Option(help="Which positions a position sees: spacetime, space or time.")] = "spacetime",
+    subsample: Annotated[str, typer.Option(help="Keys pooled 1x2x2: before or after phi and g, or none.")] = "before",
+    name: Annotated[Optional[str], typer.Option(help="Folder in weights/.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a 3-D network with non-local blocks from a 2-D one, prove that nothing was lost, and write weights/NAME."""
+    from . import checkpoint, hub, model, zoo
+    from .spec import Inflation
+
+    how = Inflation(arch, init, temporal_padding, pools)
+    net, checks = model.inflate(backbone, weights, how, nl, hub.backbone_weights, form=form, span=span, subsample=subsample)
+    folder = zoo.WEIGHTS / zoo.folder_name(name or zoo.default_name(net.spec))
+    zoo.refuse_other(folder, net.spec)
+    told = model.describe(net)
+    checkpoint.save_model(folder, net, checks=checks.told())
+    data = {"model": str(folder), **told, **checks.told()}
+    console.data(data, model.in_words(net, checks) + f"\nwrote {folder}")
+
+
+@app.command()
+def finetune(
+    videos: Annotated[Path, typer.Argument(help="One sub-folder of videos per class, or train/ and val/ with such.")],
+    start: Annotated[Optional[str], typer.Option("--from", help="The model to start from; the newest in weights/, or resnet50 with --nl 5.")] = None,
+    epochs: Annotated[Optional[int], typer.Option(min=1, help="Passes over the training clips; by their number.")] = None,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Clips a step; 4 on a CPU, 16 on a GPU.")] = None,
+    lr: Annotated[Optional[float], typer.Option(help="Learning rate of the backbone; by the batch.")] = None,
+    frames: Annotated[int, typer.Option(min=1, max=1024, help="Frames a clip.")] = 8,
+    stride: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Video frames from one to the next; spread over the whole video.")] = None,
+    size: Annotated[Optional[int], typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")] = None,
+    val: Annotated[str, typer.Option(help="Share of the groups to validate on, or names of groups: 8,9,10.")] = "0.25",
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, the crops, dropout.")] = 0,
+    name: Annotated[Optional[str], typer.Option(help="Folder in runs/.")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Train a classifier on your videos: scan, split by group, fine-tune, validate each epoch, keep best and last."""
+    import dataclasses
+
+    from . import data, evaluate, model, train, zoo
+
+    where = evaluate.device(device)
+    run = zoo.new_run(name or zoo.folder_name(videos.resolve().name), named=name is not None)
+    with console.progress(f"scanning {data.shown(str(videos))}") as bar:
+        found = data.split(data.scan(videos, bar), val, seed)
+    _tell_scan(found, data)
+    source, net = _starting_model(start)
+    clip = dataclasses.replace(net.spec.clip, frames=frames, stride=stride, size=size or (112 if where.type == "cpu" else 224))
+    net.spec = dataclasses.replace(net.spec, clip=clip)
+    if net.spec.classes != found.classes:
+        model.set_head(net, found.classes)
+    config, notes = train.plan(net, found, str(videos), str(source), str(where), epochs=epochs, batch=batch, lr=lr,
+                               val=val, seed=seed)
+    console.say(f"on {where}: {clip}; {', '.join(notes)}")
+    console.say(f"run {run}")
+    with console.progress("training") as bar:
+        try:
+            result = train.finetune(net, found, config, run, _tell_epoch, bar)
+        except KeyboardInterrupt:
+            console.warn(f"interrupted; {run}/last holds the last whole epoch, if there was one" )
+            raise
+    console.data(dataclasses.asdict(result), _in_words(result))
+
+
+def _starting_model(start):
+    """`(folder, net)`: the one asked for, the newest in weights/, or the default, made now."""
+    from . import checkpoint, hub, model, zoo
+    from .spec import Inflation
+
+    if start:
+        folder = hub.locate(start)
+    elif newest := zoo.models():
+        folder = newest[0]
+    else:
+        console.say("no model in weights/: inflating resnet50 --nl 5")
+        net, checks = model.inflate("resnet50", None, Inflation(), "5", hub.backbone_weights)
+        folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, checks=checks.told())
+    console.say(f"starting from {folder}")
+    return folder, checkpoint.load_model(folder)
+
+
+def _tell_scan(found, data):
+    counts = {c: [sum(i.label == c and i.split == part for i in found.items) for part in (data.TRAIN, data.VAL)]
+              for c in found.classes}
+    rows = "\n".join(f"  {data.shown(c)[:40]:40} {train:6} train {val:6} val" for c, (train, val) in list(counts.items())[:40])
+    more = f"\n  … and {len(counts) - 40} more classes" if len(counts) > 40 else ""
+    groups = {part: {i.group for i in found.items if i.split == part} for part in (data.TRAIN, data.VAL)}
+    console.say(f"{len(found.items)} videos used, {len(found.skipped)} skipped, {found.ignored} other files ignored\n{rows}{more}")
+    console.say(f"split by {found.grouped_by}: {len(groups['train'])} groups to train, {len(groups['val'])} to validate, "
+                f"{len(groups['train'] & groups['val'])} in both")
+    for path, reason in found.skipped[:20]:
+        console.warn(f"skipped {data.shown(path)}: {data.shown(reason)}")
+
+
+def _tell_epoch(line):
+    note = f", {line.failed} videos unreadable" if line.failed else ""
+    console.say(f"epoch {line.epoch}: train loss {line.train_loss:.3f}, top-1 {line.top1:.3f}, loss {line.loss:.3f}, "
+                f"{line.seconds:.0f} s of which {line.data_seconds:.0f} s waiting for videos{note}")
+
+
+def _in_words(result):
+    return (f"top-1 {result.top1:.3f} on {result.val} videos (always the most frequent class: {result.majority:.3f}); "
+            f"epoch {result.best_epoch} of {result.epochs}, the best on these videos; the last had {result.last_top1:.3f}\n"
+            f"model {result.model}\nnext: nlzoo predict {result.run} VIDEO    nlzoo push {result.run}")
+
+
+@app.command("eval")
+def eval_(
+    model: Model,
+    videos: Annotated[Path, typer.Argument(help="One sub-folder of videos per class; val/ where there is train/ and val/.")],
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Measure a model on a folder of labelled videos: top-1, top-5, mean class accuracy."""
+    from . import checkpoint, data, evaluate, hub
+
+    net = checkpoint.load_model(hub.locate(model))
+    where = evaluate.device(device)
+    with console.progress("scanning") as bar:
+        found = data.scan(videos, bar)
+    items = data.items_in(found, data.VAL) or list(found.items)
+    if unknown := {i.label for i in items} - set(net.spec.classes):
+        raise UsageError(f"{model} does not know class {data.shown(min(unknown))!r}",
+                         f"its classes: {', '.join(map(data.shown, net.spec.classes[:12]))}")
+    with console.progress("evaluating") as bar:
+        scores, bad = evaluate.evaluate(net.to(where), found.root, items, where, data.default_workers(str(where)), bar)
+    for path, reason in [*found.skipped, *bad]:
+        console.warn(f"skipped {data.shown(path)}: {data.shown(reason)}")
+    console.data({**scores, "skipped": len(found.skipped) + len(bad)},
+                 f"top-1 {scores['top1']:.3f}, top-5 {scores['top5']:.3f}, mean class accuracy {scores['mean_class']:.3f} "
+                 f"on {scores['videos']} videos, 1 view each")
+
+
+@app.command()
+def predict(
+    model: Model,
+    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show; --json has all.")] = 5,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Name what is in videos, with probabilities. Exit code 3 when one could not be read; the others are answered."""
+    from . import checkpoint, data, evaluate, hub
+    from . import predict as answers
+
+    net = checkpoint.load_model(hub.locate(model))
+    where = evaluate.device(device)
+    paths = answers.find(videos)
+    rows, failed = [], 0
+    for row in answers.predict(net.to(where), paths, where, min(len(paths) // 8, data.default_workers(str(where)))):
+        rows.append(row)
+        failed += "error" in row
+        if not console.wants_json():
+            _tell_answer(row, top, data.shown)
+    console.data(rows)
+    if failed:
+        console.warn(f"{failed} of {len(paths)} videos could not be read")
+        raise typer.Exit(3)
+
+
+def _tell_answer(row, top, shown):
+    if "error" in row:
+        return console.warn(row["error"])
+    console.data(None, shown(row["path"]))
+    for name, score in list(row["scores"].items())[:top]:
+        console.data(None, f"  {score:6.3f}  {shown(name)}")
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """The models in weights/ and the finished runs in runs/, newest first."""
+    from . import checkpoint, zoo
+
+    models = [{"model": str(p), **zoo.summary(checkpoint.read_spec(p))} for p in zoo.models()]
+    runs = [{k: zoo.result(p)[k] for k in ("run", "model", "top1", "majority", "val")} for p in zoo.runs()]
+    console.data({"models": models, "runs": runs})
+    if models:
+        console.table(["model", "backbone", "arch", "non-local", "classes"],
+                      [[m["model"], m["backbone"], m["arch"], str(m["nonlocal"]), str(m["classes"])] for m in models])
+    if runs:
+        console.table(["run", "top-1", "majority", "validated on"],
+                      [[r["run"], f"{r['top1']:.3f}", f"{r['majority']:.3f}", str(r["val"])] for r in runs])
+    if not models and not runs:
+        console.say("nothing in weights/ or runs/ yet; nlzoo inflate resnet50 --nl 5 makes a first model")
+
+
+@app.command()
+def info(model: Model, json: Json = False) -> None:
+    """What a model is: placement of its blocks, size, cost, clip, classes, where its weights came from."""
+    from . import checkpoint, hub
+    from . import model as models
+
+    net = checkpoint.load_model(hub.locate(model))
+    console.data(models.describe(net), models.in_words(net, None))
+
+
+@app.command()
+def push(
+    model: Annotated[Optional[str], typer.Argument(help="A run or model folder; the newest finished run.")] = None,
+    repo: Annotated[Optional[str], typer.Option(help="user/name or name on the Hub; the run's name.")] = None,
+    private: Annotated[bool, typer.Option("--private/--public", help="Who may see it.")] = True,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and bytes, send nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Publish a model to the Hugging Face Hub, private unless you say otherwise."""
+    import dataclasses
+
+    from . import hub, zoo
+
+    folder = hub.locate(model) if model else zoo.newest_run()
+    repo = repo or (folder.parent.name if folder.name in ("best", "last") else folder.name)
+    plan = hub.push(folder, repo, private, dry_run=True)
+    listing = "\n".join(f"  {f['path']:20} {f['bytes']:>12,} bytes" for f in plan.files)
+    who = "only you can see" if private else "everybody can see"
+    console.say(f"{folder} to {plan.repo}, which {who}:\n{listing}")
+    if dry_run:
+        return console.data(dataclasses.asdict(plan), "nothing was sent (--dry-run)")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("push asks before it sends, and there is nobody to ask", "add --yes")
+        if not typer.confirm("send it?", err=True):
+            raise typer.Exit(0)
+    done = hub.push(folder, repo, private)
+    console.data(dataclasses.asdict(done), f"{done.url}\n{done.uploaded_bytes:,} bytes sent\n"
+                                           f"load it with: nlzoo.load({done.repo!r})")
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(help="user/name on the Hub.")],
+    name: Annotated[Optional[str], typer.Option(help="Folder in weights/; the repository's name.")] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a model from the Hugging Face Hub into weights/NAME."""
+    from . import hub, zoo
+
+    if not hub.looks_like_repo(repo):
+        raise UsageError(f"{repo!r} is not user/name", "for example: nlzoo pull alice/gestures")
+    folder = hub.pull_to(repo, zoo.WEIGHTS / zoo.folder_name(name or repo.split("/")[1]))
+    console.data({"repo": repo, "model": str(folder)}, f"wrote {folder}")
+
+
+@app.command()
+def demo(json: Json = False) -> None:
+    """The whole job on drawn videos and an embedded backbone: offline, without a GPU, in under three minutes."""
+    from . import demo as job
+
+    console.data(job.run(console.say), "")
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What this machine can do, and how to mend what it cannot."""
+    import dataclasses
+
+    from . import doctor as examiner
+
+    findings = examiner.examine()
+    console.data([dataclasses.asdict(f) for f in findings])
+    marks = {True: "ok", False: "problem", None: "note"}
+    console.table(["", "what", "here", "fix"], [[marks[f.ok], f.name, f.value, f.fix] for f in findings])
+    if any(f.ok is False for f in findings):
+        raise typer.Exit(1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False):
+    pass
+
+
+def main() -> None:
+    """Runs the command line and exits: 0, or the code of the `NlzooError`, or 130 when interrupted."""
+    try:
+        app()
+    except NlzooError as problem:
+        console.error(problem)
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has gone: `nlzoo list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)

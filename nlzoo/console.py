@@ -1,0 +1,80 @@
+"""The only printer: data on stdout, talk on stderr, `--json` as one object.
+
+Nothing that comes from outside (file and class names) is read as markup or as a terminal's escape code.
+"""
+
+import json
+import sys
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .errors import NlzooError
+
+_out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+_err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
+_state = {"json": False}
+
+
+def use_json(on: bool) -> None:
+    """From now on data is one JSON object; talk stays on stderr."""
+    _state["json"] = on
+
+
+def wants_json() -> bool:
+    """Whether the user asked for `--json`."""
+    return _state["json"]
+
+
+def say(text: str = "", style: str = "") -> None:
+    """Talk, on stderr."""
+    _err.print(Text(text, style=style))
+
+
+def warn(text: str) -> None:
+    """Something that the user should know, on stderr."""
+    _err.print(Text.assemble(("warning: ", "yellow"), text))
+
+
+def data(value: object, text: str = "") -> None:
+    """The answer of the command, on stdout: `value` as JSON with `--json`, `text` for a person otherwise."""
+    if _state["json"]:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    elif text:
+        _out.print(Text(text))
+
+
+def table(columns: list[str], rows: list[list[str]]) -> None:
+    """Rows for a person, on stdout; nothing with `--json`."""
+    if _state["json"]:
+        return
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        view.add_column(Text(name), overflow="fold")
+    for row in rows:
+        view.add_row(*(Text(str(cell)) for cell in row))
+    _out.print(view)
+
+
+def error(problem: NlzooError) -> None:
+    """`error:` and `hint:` on stderr, or the object on stdout with `--json`."""
+    if _state["json"]:
+        data({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code})
+        return
+    _err.print(Text.assemble(("error: ", "bold red"), problem.message))
+    if problem.hint:
+        _err.print(Text.assemble(("hint: ", "bold"), problem.hint))
+
+
+@contextmanager
+def progress(what: str):
+    """A bar on stderr; gives `update(done, total, note="")`. On a terminal only."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}", markup=False))
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
