@@ -34,14 +34,14 @@ class View:
 def frame_indices(total: int, clip: ClipSpec, rng: np.random.Generator | None = None) -> tuple[int, ...]:
     """T frame numbers of a video of `total` frames; the middle ones, or drawn by `rng`.
 
-    Spread (`stride` None): the video is cut into T equal parts and one frame taken from each. Dense: T frames
-    `stride` apart. A video too short for that is spread; one of fewer than T frames repeats some.
+    Spread (`stride` None): the video is cut into T parts, equal but for rounding, and one frame taken from each. Dense:
+    T frames `stride` apart. A video too short for that is spread; one of fewer than T frames repeats some.
     """
     span = (clip.frames - 1) * (clip.stride or 0) + 1
     if clip.stride is None or span > total:
-        offsets = rng.random(clip.frames) if rng is not None else np.full(clip.frames, 0.5)
-        found = (np.arange(clip.frames) + offsets) * total / clip.frames
-        return tuple(int(i) for i in np.minimum(found.astype(int), total - 1))
+        edges = [i * total // clip.frames for i in range(clip.frames + 1)]
+        parts = [(low, max(low + 1, high)) for low, high in zip(edges, edges[1:])]
+        return tuple(int(rng.integers(low, high)) if rng is not None else (low + high - 1) // 2 for low, high in parts)
     room = total - span
     start = int(rng.integers(room + 1)) if rng is not None else room // 2
     return tuple(range(start, start + span, clip.stride))

@@ -5,6 +5,7 @@ scene form a group, and no group has clips on both sides of the split. Randomnes
 decoding workers hold no state and their number changes nothing.
 """
 
+import hashlib
 import os
 import re
 import unicodedata
@@ -215,28 +216,21 @@ def _names_recordings(column, labels):
 
 def _joined_copies(root, items):
     """Files with the same bytes share a group, whatever their names; sizes first, so that few files are read."""
-    import hashlib
+    sizes = Counter((root / i.path).stat().st_size for i in items)
+    leader = {i.group: i.group for i in items}  # a forest; groups that share a file end under one root
 
-    sizes = defaultdict(list)
-    for item in items:
-        sizes[(root / item.path).stat().st_size].append(item)
-    same = {}
-    for candidates in sizes.values():
-        if len(candidates) < 2:
-            continue
-        by_hash = defaultdict(list)
-        for item in candidates:
-            with open(root / item.path, "rb") as f:
-                by_hash[hashlib.file_digest(f, "sha256").hexdigest()].append(item)
-        for copies in by_hash.values():
-            same.update({c.group: copies[0].group for c in copies[1:] if c.group != copies[0].group})
-
-    def root_of(group):
-        while group in same and same[group] != group:
-            group = same[group]
+    def top(group):
+        while leader[group] != group:
+            group = leader[group]
         return group
 
-    return tuple(replace(i, group=root_of(i.group)) for i in items)
+    first = {}
+    for item in items:
+        if sizes[(root / item.path).stat().st_size] > 1:
+            with open(root / item.path, "rb") as f:
+                content = hashlib.file_digest(f, "sha256").digest()
+            leader[top(item.group)] = top(first.setdefault(content, item.group))
+    return tuple(replace(i, group=top(i.group)) for i in items)
 
 
 def split(found: Scan, val: str, seed: int) -> Scan:

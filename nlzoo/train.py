@@ -34,7 +34,7 @@ CLIP_NORM = 5.0  # of the gradient
 DROPOUT = 0.5  # before the head (paper)
 
 
-_SIDED = re.compile(r"left|right|clockwise|forward|backward", re.IGNORECASE)
+_SIDED = re.compile(r"left|right|clockwise", re.IGNORECASE)
 
 
 def plan(net: nn.Module, found: data.Scan, videos: str, start: str, device: str, **asked) -> tuple[TrainConfig, list[str]]:

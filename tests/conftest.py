@@ -1,0 +1,31 @@
+"""Fixtures that several test files share. Real data lies beside the checkout, in ../shared, and never in it."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parent.parent
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights and clips. Missing on CI it is a failure; in a user's clone the test is skipped."""
+    folder = REPO.parent / "shared" / "data"
+    if not folder.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"{folder} is missing, and CI must run the real-data tests")
+        pytest.skip(f"real data is not here ({folder})")
+    return folder
+
+
+@pytest.fixture
+def seed() -> int:
+    """Fresh every time, shown when a test fails; NLZOO_SEED repeats one."""
+    value = int(os.environ.get("NLZOO_SEED") or random.SystemRandom().randrange(2**31))
+    print(f"NLZOO_SEED={value}")
+    torch.manual_seed(value)
+    return value

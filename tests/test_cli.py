@@ -1,0 +1,152 @@
+"""The whole job through the command line, to the last file, and what a wrong input gets."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hub_server import HubServer
+
+from nlzoo import cli, console, draw, video
+from nlzoo.hub import load
+
+
+@pytest.fixture
+def nlzoo(tmp_path, monkeypatch, capfd):
+    """Runs one command in this process, in an empty folder: `(exit code, stdout, stderr)`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["nlzoo", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            console.use_json(False)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def shell(words, folder, env=None):
+    """The same in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "nlzoo", *map(str, words)], cwd=folder, env=env, text=True, capture_output=True,
+                          timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_whole_job(nlzoo, tmp_path):
+    draw.write_videos(tmp_path / "my videos", draw.CLASSES[:2], 4, seed=3, frames=8, size=(32, 48))
+    code, out, _ = nlzoo("inflate", "tiny", "--nl", "res3:1,res4:1", "--name", "start", "--json")
+    made = json.loads(out)
+    assert code == 0 and made["nonlocal"] == {"res3": [1], "res4": [1]} and made["nonlocal_identical"] is True
+    assert made["still_clip_error"] < 1e-5 and made["moving_clip_error"] < 1e-5 and made["params"] > 0 and made["macs"] > 0
+    assert sorted(p.name for p in (tmp_path / "weights/start").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+    code, out, err = nlzoo("finetune", "my videos", "--epochs", "1", "--batch", "2", "--frames", "4", "--size", "32", "--json",
+                           "--device", "cpu", "--name", "first")
+    done = json.loads(out)
+    assert code == 0, err
+    assert {"run", "model", "classes", "train", "val", "epochs", "top1", "top5", "majority", "resumed_from"} <= set(done)
+    assert done["classes"] == sorted(draw.CLASSES[:2]) and done["majority"] == 0.5 and "0 in both" in err
+    assert "weights/start" in err and (tmp_path / "runs/first/result.json").is_file()
+
+    files = sorted((tmp_path / "my videos").rglob("*.mp4"))
+    code, out, _ = nlzoo("predict", "first", *files[:2], "my videos", "--json")
+    answers = json.loads(out)
+    assert code == 0 and len(answers) == 10 and all(abs(sum(a["scores"].values()) - 1) < 1e-6 for a in answers)
+
+    code, out, _ = nlzoo("eval", "runs/first", "my videos", "--json")
+    scores = json.loads(out)
+    right = sum(max(a["scores"], key=a["scores"].get) == a["path"].split("/")[-2] for a in answers[2:])
+    assert code == 0 and scores["videos"] == 8 and scores["top1"] == pytest.approx(right / 8)
+
+    code, out, _ = nlzoo("list", "--json")
+    assert [m["model"] for m in json.loads(out)["models"]] == ["weights/start"] and json.loads(out)["runs"][0]["run"] == "runs/first"
+    code, out, _ = nlzoo("info", "first", "--json")
+    told = json.loads(out)
+    assert told["classes"] == done["classes"] and told["clip"]["frames"] == 4 and told["nonlocal"] == {"res3": [1], "res4": [1]}
+
+    with HubServer() as hub:
+        env = {**hub.env(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        code, out, err = shell(["push", "--dry-run", "--json"], tmp_path, env)
+        assert code == 0 and hub.repos == {} and sum(f["bytes"] for f in json.loads(out)["files"]) > 1_000_000, err
+        code, out, err = shell(["push", "--json"], tmp_path, env)
+        assert code == 2 and "--yes" in json.loads(out)["hint"] and hub.repos == {}
+        code, out, err = shell(["push", "--yes", "--json"], tmp_path, env)
+        assert code == 0, out + err
+        assert json.loads(out)["repo"] == "alice/first" and hub.repos["alice/first"].private
+        code, out, err = shell(["pull", "alice/first", "--name", "back", "--json"], tmp_path, env)
+        assert code == 0, out + err
+    with torch.inference_mode():
+        clip = torch.randn(1, 3, 4, 32, 32)
+        assert torch.equal(load("weights/back")(clip), load("runs/first")(clip))
+    assert load("back").spec == load("first").spec
+
+
+def test_text_for_people(nlzoo, tmp_path):
+    code, out, err = nlzoo("inflate", "tiny", "--nl", "none")
+    assert code == 0 and "relative error" in out and "wrote weights/i3d-tiny" in out
+    code, out, err = nlzoo("list")
+    assert code == 0 and "weights/i3d-tiny" in out
+    assert "multiply-adds" in nlzoo("info", "i3d-tiny")[1]
+
+
+@pytest.mark.parametrize("words, code, said", [
+    (["inflate", "tiny", "--nl", "res4:9"], 2, "res4 has 2 residual blocks"),
+    (["inflate", "nonsense"], 2, "not a ResNet"),
+    (["inflate", "tiny", "--arch", "c4d"], 2, "c2d, i3d, i3d-333"),
+    (["inflate", "tiny", "--weights", "nowhere.pth"], 4, "there is no weights file nowhere.pth"),
+    (["inflate", "tiny", "--name", "../up"], 2, "cannot name a folder"),
+    (["finetune", "nowhere"], 3, "does not exist"),
+    (["finetune", ".", "--val", "7.5"], 3, "no videos"),
+    (["predict", "nothing", "x.mp4"], 2, "no model 'nothing'"),
+    (["eval", "nothing", "."], 2, "no model"),
+    (["push"], 2, "no finished run"),
+    (["pull", "justaname"], 2, "not user/name"),
+    (["finetune", ".", "--device", "cuda:77"], 2, "cannot be used here"),
+])
+def test_wrong_input_gets_a_sentence_a_hint_and_its_code(nlzoo, words, code, said):
+    got, out, err = nlzoo(*words)
+    assert (got, out) == (code, "") and err.startswith("error: ") and said in err and "Traceback" not in err
+    got, out, _ = nlzoo(*words, "--json")
+    assert got == code and json.loads(out)["exit_code"] == code and said in json.loads(out)["error"] + json.loads(out)["hint"]
+
+
+def test_one_bad_file_costs_itself_and_names_are_shown_safely(nlzoo, tmp_path):
+    nlzoo("inflate", "tiny", "--nl", "none", "--name", "m")
+    good = draw.write_videos(tmp_path, draw.CLASSES[:1], 1, frames=8, size=(32, 48))[0]
+    nasty = tmp_path / "[red]\x1b[31m\n.mp4"
+    nasty.write_bytes(b"no video")
+    code, out, err = nlzoo("predict", "m", good, nasty, tmp_path / "missing.mp4")
+    assert code == 3 and "2 of 3" in err and "\x1b[31m" not in out + err and "[red]" in err and good.name in out
+
+
+def test_a_bug_keeps_its_traceback(nlzoo, monkeypatch):
+    monkeypatch.setattr("nlzoo.zoo.models", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        nlzoo("list")
+
+
+def test_inflate_never_writes_over_something_else(nlzoo, tmp_path):
+    assert nlzoo("inflate", "tiny", "--nl", "none", "--name", "m")[0] == 0
+    assert nlzoo("inflate", "tiny", "--nl", "none", "--name", "m")[0] == 0  # the same again is no harm
+    code, _, err = nlzoo("inflate", "tiny", "--nl", "res4:1", "--name", "m")
+    assert code == 5 and "something else" in err and "--name" in err
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = ("import sys; sys.argv = ['nlzoo', '--help']\nfrom nlzoo import cli\n"
+            "try: cli.main()\nexcept SystemExit: pass\n"
+            "print([m for m in ('torch', 'timm', 'av', 'decord', 'huggingface_hub', 'numpy') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and "finetune" in done.stdout
+
+
+def test_video_is_the_only_door(tmp_path):
+    assert video.backends()

@@ -1,0 +1,79 @@
+"""Specs: JSON both ways, bounds, and the placement grammar against the reference's table (section 2)."""
+
+import json
+
+import pytest
+
+from nlzoo import spec
+from nlzoo.errors import UsageError, WeightsError
+
+R50 = {"res2": 3, "res3": 4, "res4": 6, "res5": 3}
+R101 = {**R50, "res4": 23}
+
+
+def placed(text, depths):
+    return {n.stage: list(n.blocks) for n in spec.parse_nl(text, depths)}
+
+
+@pytest.mark.parametrize("text, depths, expected", [
+    ("1", R50, {"res4": [4]}),
+    ("1", R101, {"res4": [21]}),
+    ("5", R50, {"res3": [1, 3], "res4": [1, 3, 5]}),
+    ("5", R101, {"res3": [1, 3], "res4": [6, 13, 20]}),
+    ("10", R50, {"res3": [0, 1, 2, 3], "res4": [0, 1, 2, 3, 4, 5]}),
+    ("10", R101, {"res3": [0, 1, 2, 3], "res4": [2, 6, 10, 14, 18, 22]}),
+    ("res4:5", R50, {"res4": [0, 1, 2, 3, 4]}),
+    ("res3:2,res4:3", R50, {"res3": [1, 3], "res4": [1, 3, 5]}),
+    ("res4@5,1,3", R50, {"res4": [1, 3, 5]}),
+    ("res4@1,res2:1", R50, {"res2": [2], "res4": [1]}),
+    ("none", R50, {}),
+])
+def test_placement_follows_the_reference(text, depths, expected):
+    assert placed(text, depths) == expected
+
+
+@pytest.mark.parametrize("text, words", [
+    ("res4:7", "res4 has 6 residual blocks, 0 to 5"), ("res4@6", "no residual block 6; res4 has 6"), ("res4:0", "0 blocks"),
+    ("res4", "not understood"), ("res6:1", "not understood"), ("res4:1,2", "not understood"), ("", "not understood"),
+    ("res4:1,res4@2", "named twice"), ("res4@1,1", "repeats"), ("5,res4:1", "not understood"),
+])
+def test_placement_that_cannot_be_says_what_the_stage_has(text, words):
+    with pytest.raises(UsageError, match=words):
+        spec.parse_nl(text, R50)
+
+
+def example():
+    return spec.ModelSpec("resnet50.tv_in1k", spec.Inflation("i3d-333", "mean", "zeros", "8x8"),
+                          spec.parse_nl("5", R50, form="dot"), spec.ClipSpec(32, 2, 224), ("a", "b\n<b>", "ü"), 3, "timm/x", "mit")
+
+
+def test_json_both_ways():
+    assert spec.from_json(json.loads(json.dumps(spec.to_json(example()))), "here") == example()
+
+
+def changed(path, value):
+    data = json.loads(json.dumps(spec.to_json(example())))
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize("path, value", [
+    (("format",), 2), (("surprise",), 1), (("backbone",), "../../etc/passwd"), (("backbone",), 7), (("num_outputs",), 4),
+    (("num_outputs",), 10**9), (("classes",), ["a", "a", "b"]), (("classes",), "abc"), (("clip", "frames"), 10**9),
+    (("clip", "frames"), True), (("clip", "mean"), [0, 0]), (("clip", "std"), [0.0, 1.0, 1.0]), (("clip", "extra"), 1),
+    (("inflation", "arch"), "c4d"), (("inflation",), []), (("non_local",), [1]), (("non_local", 0, "blocks"), [-1]),
+    (("non_local", 0, "blocks"), list(range(2000))), (("non_local", 0, "scale"), "yes"), (("non_local", 0, "stage"), "res9"),
+    (("clip", "mean"), [float("nan")] * 3),
+])
+def test_a_config_out_of_bounds_is_refused_by_name(path, value):
+    with pytest.raises(WeightsError, match="somewhere"):
+        spec.from_json(changed(path, value), "somewhere")
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 3, {}])
+def test_a_config_that_is_no_object_is_refused(data):
+    with pytest.raises(WeightsError):
+        spec.from_json(data, "somewhere")
