@@ -68,7 +68,7 @@ def scan(root: Path, progress: Callable[[int, int], None] = lambda done, total: 
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise VideoError(f"{root} {what}", "give a folder with one sub-folder of videos per class")
-    found, ignored = _walk(root)
+    found, ignored = walk(root)
     layout = _layout(root)
     labelled, skipped = [], []
     for path in found:
@@ -91,8 +91,11 @@ def scan(root: Path, progress: Callable[[int, int], None] = lambda done, total: 
     return _grouped(result)
 
 
-def _walk(root):
-    """`(videos, ignored)`: relative paths of what ends like a video, each real file once, links followed but no loops."""
+def walk(root: Path) -> tuple[list[str], int]:
+    """`(videos, ignored)`: what ends like a video, relative to `root` and sorted, and how many other files there are.
+
+    Each real file once; links are followed, loops never; hidden files and folders are ignored.
+    """
     found, ignored, folders, files = [], 0, set(), set()
     for folder, names, leaves in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import data, evaluate, video
+from . import data, evaluate
 from .errors import VideoError
 
 
@@ -15,10 +15,10 @@ def find(paths: list[Path]) -> list[Path]:
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in video.EXTENSIONS and not p.name.startswith("."))
+            inside, _ = data.walk(path)
             if not inside:
                 raise VideoError(f"{path} has no videos", "give video files, or a folder of them")
-            found += inside
+            found += [path / name for name in inside]
         else:
             found.append(path)
     return found

@@ -75,17 +75,17 @@ def refuse_other(folder: Path, spec: ModelSpec) -> None:
         raise DiskError(f"{folder} is there already and holds something else", "choose another name with --name, or move it away")
 
 
-def new_run(name: str, named: bool) -> Path:
-    """A folder for a new run: runs/NAME when the user named it, runs/NAME-1, -2, … otherwise. Raises `UsageError`."""
+def new_run(name: str, named: bool, root: Path = RUNS) -> Path:
+    """A folder for a new run: ROOT/NAME when the user named it, ROOT/NAME-1, -2, … otherwise. Raises `UsageError`."""
     if named:
-        run = RUNS / folder_name(name)
+        run = root / folder_name(name)
         if run.exists():
             raise UsageError(f"the run {run} is there already", "choose another --name, or leave it out")
         return run
     n = 1
-    while (RUNS / f"{name}-{n}").exists():
+    while (root / f"{name}-{n}").exists():
         n += 1
-    return RUNS / f"{name}-{n}"
+    return root / f"{name}-{n}"
 
 
 def find(name: str) -> Path | None:

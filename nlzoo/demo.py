@@ -1,0 +1,63 @@
+"""`nlzoo demo`: the whole job on drawn videos and the embedded backbone, offline and without a GPU.
+
+The classes hold the same frames in different orders (draw.py), so that whoever looks at single frames can only guess.
+The same backbone is trained twice, with and without an eye for time, on the same clips with the same recipe.
+"""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from . import checkpoint, data, draw, model, predict, train
+from .errors import HubError
+from .spec import Inflation
+from .zoo import new_run
+
+FOLDER = Path("nlzoo-demo")
+CLASSES = draw.DEMO
+PER_CLASS, FRAMES, SIZE = 24, 24, (96, 128)  # of the drawn videos
+CLIP = {"frames": 8, "stride": None, "size": 64}
+EPOCHS, LR = 15, 1e-3  # the recipe of finetune, but for a small network that learns from few drawings
+NETWORKS = {"video": ("i3d", "res3:1,res4:1"), "frames": ("c2d", "none")}
+
+
+def run(say: Callable[[str], None]) -> dict:
+    """Runs it in `nlzoo-demo/`, talking through `say`; `{"video_top1", "frames_top1", "chance", "model", "run"}`."""
+    where = torch.device("cpu")
+    videos = FOLDER / "videos"
+    if not videos.is_dir():
+        say(f"drawing {PER_CLASS} videos of each of {', '.join(CLASSES)} into {videos}")
+        checkpoint.write_folder(videos, lambda part: draw.write_videos(part, CLASSES, PER_CLASS, 0, FRAMES, SIZE))
+    found = data.split(data.scan(videos), "0.25", 0)
+    say(f"split by {found.grouped_by}: {len(data.items_in(found, data.TRAIN))} to train, "
+        f"{len(data.items_in(found, data.VAL))} to validate")
+    results = {}
+    for name, (arch, nl) in NETWORKS.items():
+        say(f"\n{'with' if name == 'video' else 'without'} an eye for time: tiny, {arch}, non-local blocks {nl}")
+        net, checks = model.inflate("tiny", None, Inflation(arch), nl, _offline)
+        if name == "video":
+            say(model.in_words(net, checks))
+        start = checkpoint.save_model(FOLDER / "weights" / name, net, checks=checks.told())
+        net.spec = dataclasses.replace(net.spec, clip=dataclasses.replace(net.spec.clip, **CLIP))
+        model.set_head(net, found.classes)
+        config, _ = train.plan(net, found, str(videos), str(start), "cpu", epochs=EPOCHS, lr=LR, batch=None, val="0.25", seed=0)
+        results[name] = train.finetune(net, found, config, new_run(name, named=False, root=FOLDER / "runs"),
+                                       lambda line: say(f"epoch {line.epoch}/{EPOCHS}: train loss {line.train_loss:.3f}, "
+                                                        f"top-1 {line.top1:.3f}"))
+    best = results["video"]
+    item = random.Random(0).choice(data.items_in(found, data.VAL))
+    answer = next(iter(predict.predict(checkpoint.load_model(Path(best.model)), [videos / item.path], where)))
+    name, score = next(iter(answer["scores"].items()))
+    say(f"\npredict {videos / item.path}: {name} ({score:.2f}); it is {item.label}")
+    chance = 1 / len(CLASSES)
+    say(f"top-1 on {best.val} videos never trained on: {best.top1:.2f} with an eye for time, {results['frames'].top1:.2f} on single "
+        f"frames; guessing gives {chance:.2f}\nmodel folder: {best.model}")
+    say("\nyour own videos, one folder per class:\n    nlzoo inflate resnet50 --nl res4:5\n    nlzoo finetune ./videos\n    nlzoo push")
+    return {"video_top1": best.top1, "frames_top1": results["frames"].top1, "chance": chance, "model": best.model, "run": best.run}
+
+
+def _offline(repo):
+    raise HubError(f"the demo does not use a network, and was asked for {repo}")
