@@ -50,7 +50,7 @@ _DEMUXERS = (
 _TIMED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "mkv"}
 _TIMED_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "h263", "mjpeg", "prores", "vvc"})
 _CODEC_OF = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}  # decoder name -> codec
-_JUMP = 0
+_JUMP = 4  # frames; a seek empties the decoder and costs about as much as decoding these
 _DECORD_CODECS = frozenset({"h264", "vp8", "vp9"})
 
 av.logging.set_level(None)  # libav talks on stderr; errors reach us as exceptions

@@ -28,7 +28,7 @@ def prepared(videos, **changes):
     found = data.split(data.scan(videos), "0.25", 0)
     asked = {"epochs": 2, "batch": 3, "lr": 1e-3, "val": "0.25", "seed": 0, **changes}
     net = network(found.classes)
-    config, notes = train.plan(net, found, "videos", "weights/x", "cpu", **asked)
+    config, notes = train.plan(found, "videos", "weights/x", "cpu", True, **asked)
     return net, found, dataclasses.replace(config, workers=0), notes
 
 
@@ -82,7 +82,7 @@ def test_videos_that_vanish_during_the_run_stop_it(videos, tmp_path):
 
 def test_every_parameter_is_in_one_group_and_norms_do_not_decay():
     net = network()
-    groups = train.parameter_groups(net, 0.1)
+    groups = train.parameter_groups(net, 0.1, True)
     ids = [id(p) for g in groups for p in g["params"]]
     trained = [p for p in net.parameters() if p.requires_grad]
     assert sorted(ids) == sorted(map(id, trained))
@@ -92,6 +92,30 @@ def test_every_parameter_is_in_one_group_and_norms_do_not_decay():
     assert rate[id(net.layer3.nl1.g.weight)] == pytest.approx(0.1 * train.BLOCK_RATE)
     assert rate[id(net.conv1.weight)] == pytest.approx(0.1) and decay[id(net.conv1.weight)] > 0
     assert all(decay[id(m.weight)] == 0 for m in net.modules() if isinstance(m, torch.nn.BatchNorm3d))
+
+
+def test_only_fresh_taps_go_further_than_the_optimiser_takes_them(seed):
+    nets = [network(), network()]
+    for net, taps in zip(nets, (train.fresh_taps(nets[0]), [])):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        torch.manual_seed(seed)
+        net.train()(torch.randn(2, 3, 4, 32, 32)).square().sum().backward()
+        net.fc.weight.grad.fill_(1.0)
+        before = {k: v.detach().clone() for k, v in net.named_parameters()}
+        train._update(optimizer, taps)
+        net.moved = {k: v.detach() - before[k] for k, v in net.named_parameters()}
+    further = {k for k in nets[0].moved if not torch.equal(nets[0].moved[k], nets[1].moved[k])}
+    with torch.no_grad():
+        names = {k for k, v in nets[0].named_parameters() if any(v is w for w in train.fresh_taps(nets[0]))}
+    assert further <= names
+    for k in names:
+        quick, plain = nets[0].moved[k], nets[1].moved[k]
+        centre = quick.shape[2] // 2
+        assert torch.equal(quick[:, :, centre], plain[:, :, centre])
+        assert torch.allclose(quick[:, :, :centre], train.TAP_RATE * plain[:, :, :centre], atol=1e-6)
+    assert len(names) == 1 + 2 + 1 + 1 + 1
+    mean = model.build(spec.ModelSpec("tiny", spec.Inflation(init="mean")))
+    assert train.fresh_taps(mean) == []
 
 
 def test_the_rate_warms_up_and_ends_at_nothing():
