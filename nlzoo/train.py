@@ -24,16 +24,18 @@ from .inflate import InflatedConv3d
 from .layers import NonLocalBlock
 from .spec import TrainConfig, to_json
 
-EPOCHS, MIN_EPOCHS, CLIPS_SEEN = 30, 5, 100_000  # a small set is seen 30 times, a large one as often as gives so many clips
+EPOCHS, GPU_EPOCHS = 15, 30  # of a small set
+CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
 BATCH, GPU_BATCH = 4, 16
-LR = 3e-4  # of the backbone, for BATCH clips a step
+LR = 5e-4  # of the backbone, for BATCH clips a step
 WEIGHT_DECAY = 0.05  # AdamW; none on biases and normalisation
-HEAD_RATE = 5.0  # the fresh head's learning rate, as a multiple of the backbone's
+HEAD_RATE = 3.0  # the fresh head's learning rate, as a multiple of the backbone's
 BLOCK_RATE = 3.0  # fresh non-local blocks'
 TAP_RATE = 5.0  # fresh temporal taps': those beside the centre of inflated kernels, which start at 0
 WARM_UP = 0.1  # of all steps
 CLIP_NORM = 5.0  # of the gradient
 DROPOUT = 0.5  # before the head (paper)
+LABEL_SMOOTHING = 0.1
 
 
 _SIDED = re.compile(r"left|right|clockwise", re.IGNORECASE)
@@ -46,10 +48,10 @@ def plan(found: data.Scan, videos: str, start: str, device: str, fresh: bool, **
     """
     total = len(data.items_in(found, data.TRAIN))
     sided = [c for c in found.classes if _SIDED.search(c)]
-    filled = {"epochs": (max(MIN_EPOCHS, min(EPOCHS, -(-CLIPS_SEEN // total))), f"for {total} training clips"),
-              "batch": (BATCH if device == "cpu" else GPU_BATCH, f"on {device}"),
-              "lr": (LR * ((asked.get("batch") or (BATCH if device == "cpu" else GPU_BATCH)) / BATCH) ** 0.5,
-                     "scaled with the square root of the batch"),
+    most, batch = (EPOCHS, BATCH) if device == "cpu" else (GPU_EPOCHS, GPU_BATCH)
+    filled = {"epochs": (max(MIN_EPOCHS, min(most, -(-CLIPS_SEEN // total))), f"for {total} training clips on {device}"),
+              "batch": (batch, f"on {device}"),
+              "lr": (LR * ((asked.get("batch") or batch) / BATCH) ** 0.5, "by the square root of the batch"),
               "flip": (not sided, f"class {data.shown(sided[0])!r} names a side" if sided else "no class names a side")}
     values = {k: asked[k] if asked.get(k) is not None else value for k, (value, _) in filled.items()}
     notes = [f"{k} {values[k]:.3g}" + ("" if asked.get(k) is not None else f" ({why})") for k, (_, why) in filled.items()]
@@ -228,7 +230,7 @@ def _step(net, pixels, target, optimizer, taps, step, steps, config, where, file
         group["lr"] = group["base"] * rate_factor(step, steps)
     with evaluate.precision(where), evaluate.memory_errors(f"{len(pixels)} clips a step"):
         logits = net(clips.to_input(pixels.to(where, non_blocking=True), net.spec.clip))
-        loss = F.cross_entropy(logits.float(), target.to(where))
+        loss = F.cross_entropy(logits.float(), target.to(where), label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
     with evaluate.memory_errors(f"{len(pixels)} clips a step"):
         loss.backward()
