@@ -44,6 +44,8 @@ def inflate(
     folder = zoo.WEIGHTS / zoo.folder_name(name or zoo.default_name(net.spec))
     zoo.refuse_other(folder, net.spec)
     told = model.describe(net)
+    if any(n.stage == "res2" for n in net.spec.non_local):
+        console.warn("blocks in res2 see four times as many positions as in res3: see their cost below before you train")
     checkpoint.save_model(folder, net, checks=checks.told())
     data = {"model": str(folder), **told, **checks.told()}
     console.data(data, model.in_words(net, checks) + f"\nwrote {folder}")

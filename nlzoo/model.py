@@ -17,7 +17,8 @@ from torch import nn
 
 from . import zoo
 from .errors import HubError, UsageError, WeightsError
-from .inflate import TemporalMaxPool, depths, inflate_, insert_nonlocal_
+from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_
+from .layers import Cost, NonLocalBlock, block_cost
 from .spec import ClipSpec, Inflation, ModelSpec, NonLocal, parse_nl
 
 _kept_alive = []  # torch.library definitions vanish with their Library object
@@ -276,24 +277,36 @@ def _without_time_strides(net):
     return net
 
 
-def cost(net: nn.Module, clip: ClipSpec) -> tuple[int, int]:
-    """`(parameters, multiply-adds)` of one clip of `clip`, counted on the meta device by torch's own counter."""
+def cost(net: nn.Module, clip: ClipSpec) -> tuple[int, int, dict[str, Cost]]:
+    """`(parameters, multiply-adds, {path: Cost of that non-local block})` for one clip of `clip`, on the meta device.
+
+    The multiply-adds are those of torch's own counter, both attention products included.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     ghost = copy.deepcopy(net).to("meta").eval()
-    x = torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta")
+    shapes = {}
+    for path, block in ghost.named_modules():
+        if isinstance(block, NonLocalBlock):
+            block.register_forward_pre_hook(lambda _, inputs, path=path: shapes.update({path: inputs[0].shape[1:]}))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ghost(x)
-    return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2
+        ghost(torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta"))
+    blocks = {}
+    for places in net.spec.non_local:
+        for index in places.blocks:
+            path = f"{LAYER[places.stage]}.nl{index}"
+            blocks[f"{places.stage} after {index}"] = block_cost(*shapes[path], places.form, places.span, places.subsample,
+                                                                 places.reduction)
+    return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2, blocks
 
 
 def describe(net: nn.Module) -> dict:
     """The facts that `inflate` and `info` print: names, resolved placement, parameters, multiply-adds of one clip."""
     spec = net.spec
-    params, macs = cost(net, spec.clip)
+    params, macs, blocks = cost(net, spec.clip)
     return {"backbone": spec.backbone, "arch": spec.inflation.arch,
             "nonlocal": {n.stage: list(n.blocks) for n in spec.non_local}, "params": params, "macs": macs,
-            "clip": dataclasses.asdict(spec.clip), "classes": list(spec.classes), "source": spec.source,
+            "blocks": {k: dataclasses.asdict(v) for k, v in blocks.items()}, "clip": dataclasses.asdict(spec.clip), "classes": list(spec.classes), "source": spec.source,
             "licence": spec.licence}
 
 
@@ -308,7 +321,19 @@ def in_words(net: nn.Module, checks: Checks | None) -> str:
     lines.append(f"  {told['params'] / 1e6:.2f} M parameters, {told['macs'] / 1e9:.2f} G multiply-adds for {spec.clip}")
     lines.append(f"  {spec.num_outputs} outputs; weights from {spec.source or 'nowhere: fresh'}"
                  + (f", licence {spec.licence}" if spec.licence else ""))
-    return "\n".join(lines + (_checks_in_words(checks) if checks else []))
+    return "\n".join(lines + _blocks_in_words(told["blocks"]) + (_checks_in_words(checks) if checks else []))
+
+
+def _blocks_in_words(blocks):
+    """Multiply-adds of each block, and what lies between its two products for one clip: all pairs, or what we hold."""
+    if not blocks:
+        return []
+    rows = [(name, b["projections"] + b["products"], b["projections"] + b["naive_products"], b["bytes"], b["naive_bytes"])
+            for name, b in blocks.items()]
+    rows.append(("all blocks", *(sum(column) for column in list(zip(*rows))[1:])))
+    lines = ["non-local blocks, forward pass of one clip (in brackets: through the matrix of all pairs):"]
+    return lines + [f"  {name:15} {macs / 1e9:7.2f} G multiply-adds ({naive / 1e9:.2f}), {held / 2**20:8.1f} MiB between the products "
+                    f"({pairs / 2**20:.1f})" for name, macs, naive, held, pairs in rows]
 
 
 def _checks_in_words(checks):

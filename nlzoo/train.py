@@ -54,9 +54,13 @@ def plan(found: data.Scan, videos: str, start: str, device: str, fresh: bool, **
               "lr": (LR * ((asked.get("batch") or batch) / BATCH) ** 0.5, "by the square root of the batch"),
               "flip": (not sided, f"class {data.shown(sided[0])!r} names a side" if sided else "no class names a side")}
     values = {k: asked[k] if asked.get(k) is not None else value for k, (value, _) in filled.items()}
-    notes = [f"{k} {values[k]:.3g}" + ("" if asked.get(k) is not None else f" ({why})") for k, (_, why) in filled.items()]
+    notes = [f"{k} {_plain(values[k])}" + ("" if asked.get(k) is not None else f" ({why})") for k, (_, why) in filled.items()]
     return TrainConfig(videos, start, val=asked["val"], seed=asked["seed"], device=device, fresh=fresh,
                        workers=data.default_workers(device), **values), notes
+
+
+def _plain(value):
+    return ("no", "yes")[value] if isinstance(value, bool) else f"{value:.3g}"
 
 
 @dataclass(frozen=True)

@@ -128,3 +128,13 @@ def test_checks_can_fail(monkeypatch):
 def test_temporal_pools_are_put_aside_and_told():
     _, checks = model.inflate("tiny", None, spec.Inflation(pools="paper"), "none", no_hub)
     assert checks.moving_clip_error < 1e-5 and checks.pools_change > 1e-3
+
+
+@torch.no_grad()
+def test_block_costs_are_those_of_the_maps_they_sit_on():
+    net, _ = model.inflate("tiny", None, spec.Inflation(), "res3:1,res4:1", no_hub)
+    _, macs, blocks = model.cost(net, spec.ClipSpec(8, None, 64))
+    _, bare, none = model.cost(model.inflate("tiny", None, spec.Inflation(), "none", no_hub)[0], spec.ClipSpec(8, None, 64))
+    assert none == {} and list(blocks) == ["res3 after 1", "res4 after 1"]
+    assert blocks["res3 after 1"].naive_bytes == (8 * 8 * 8) * (8 * 4 * 4) * 4  # 8 frames of 8 x 8 queries, 4 x 4 keys, float32
+    assert macs - bare == sum(b.projections + b.products for b in blocks.values())
