@@ -80,10 +80,9 @@ def finetune(
     source, net = _starting_model(start)
     clip = dataclasses.replace(net.spec.clip, frames=frames, stride=stride, size=size or (112 if where.type == "cpu" else 224))
     net.spec = dataclasses.replace(net.spec, clip=clip)
-    fresh = not net.spec.classes
     if net.spec.classes != found.classes:
         model.set_head(net, found.classes)
-    config, notes = train.plan(found, str(videos), str(source), str(where), fresh, epochs=epochs, batch=batch, lr=lr,
+    config, notes = train.plan(found, str(videos), str(source), str(where), epochs=epochs, batch=batch, lr=lr,
                                val=val, seed=seed)
     console.say(f"on {where}: {clip}; {', '.join(notes)}")
     console.say(f"run {run}")

@@ -43,7 +43,7 @@ def run(say: Callable[[str], None]) -> dict:
         start = checkpoint.save_model(FOLDER / "weights" / name, net, checks=checks.told())
         net.spec = dataclasses.replace(net.spec, clip=dataclasses.replace(net.spec.clip, **CLIP))
         model.set_head(net, found.classes)
-        config, _ = train.plan(found, str(videos), str(start), "cpu", True, epochs=EPOCHS, lr=LR, batch=None, val="0.25", seed=0)
+        config, _ = train.plan(found, str(videos), str(start), "cpu", epochs=EPOCHS, lr=LR, batch=None, val="0.25", seed=0)
         results[name] = train.finetune(net, found, config, new_run(name, named=False, root=FOLDER / "runs"),
                                        lambda line: say(f"epoch {line.epoch}/{EPOCHS}: train loss {line.train_loss:.3f}, "
                                                         f"top-1 {line.top1:.3f}"))

@@ -275,7 +275,6 @@ class TrainConfig:
     device: str
     workers: int  # decoding processes
     flip: bool  # whether clips are mirrored half the time
-    fresh: bool  # whether temporal taps and non-local blocks were never trained, and so learn faster than the rest
 
     def __post_init__(self):
         _between(self.epochs, 1, 100_000, "--epochs")

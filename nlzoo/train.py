@@ -20,18 +20,16 @@ from torch import nn
 
 from . import checkpoint, clips, data, evaluate
 from .errors import DiskError, DivergedError, VideoError
-from .inflate import InflatedConv3d
 from .layers import NonLocalBlock
 from .spec import TrainConfig, to_json
 
-EPOCHS, GPU_EPOCHS = 15, 30  # of a small set
+EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
 CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
 BATCH, GPU_BATCH = 4, 16
-LR = 5e-4  # of the backbone, for BATCH clips a step
+LR = 5e-4  # of the backbone, for BATCH clips a step and kernels whose root mean square is KERNEL_SIZE
+KERNEL_SIZE = 0.14  # that of the network on which the rates were found
 WEIGHT_DECAY = 0.05  # AdamW; none on biases and normalisation
 HEAD_RATE = 3.0  # the fresh head's learning rate, as a multiple of the backbone's
-BLOCK_RATE = 3.0  # fresh non-local blocks'
-TAP_RATE = 5.0  # fresh temporal taps': those beside the centre of inflated kernels, which start at 0
 WARM_UP = 0.1  # of all steps
 CLIP_NORM = 5.0  # of the gradient
 DROPOUT = 0.5  # before the head (paper)
@@ -41,11 +39,8 @@ LABEL_SMOOTHING = 0.1
 _SIDED = re.compile(r"left|right|clockwise", re.IGNORECASE)
 
 
-def plan(found: data.Scan, videos: str, start: str, device: str, fresh: bool, **asked) -> tuple[TrainConfig, list[str]]:
-    """The run's config with what was not asked for (None) filled in, and a line on each value filled in.
-
-    `fresh`: the network comes from `inflate`, not from another fine-tuning.
-    """
+def plan(found: data.Scan, videos: str, start: str, device: str, **asked) -> tuple[TrainConfig, list[str]]:
+    """The run's config with what was not asked for (None) filled in, and a line on each value filled in."""
     total = len(data.items_in(found, data.TRAIN))
     sided = [c for c in found.classes if _SIDED.search(c)]
     most, batch = (EPOCHS, BATCH) if device == "cpu" else (GPU_EPOCHS, GPU_BATCH)
@@ -55,7 +50,7 @@ def plan(found: data.Scan, videos: str, start: str, device: str, fresh: bool, **
               "flip": (not sided, f"class {data.shown(sided[0])!r} names a side" if sided else "no class names a side")}
     values = {k: asked[k] if asked.get(k) is not None else value for k, (value, _) in filled.items()}
     notes = [f"{k} {_plain(values[k])}" + ("" if asked.get(k) is not None else f" ({why})") for k, (_, why) in filled.items()]
-    return TrainConfig(videos, start, val=asked["val"], seed=asked["seed"], device=device, fresh=fresh,
+    return TrainConfig(videos, start, val=asked["val"], seed=asked["seed"], device=device,
                        workers=data.default_workers(device), **values), notes
 
 
@@ -113,15 +108,14 @@ def finetune(net: nn.Module, found: data.Scan, config: TrainConfig, run: Path,
     start_run(run, net, found, config)
     net.to(where)
     net.drop_rate = DROPOUT
-    optimizer = torch.optim.AdamW(parameter_groups(net, config.lr, config.fresh))
-    taps = fresh_taps(net) if config.fresh else []
+    optimizer = torch.optim.AdamW(parameter_groups(net, config.lr))
     steps = config.epochs * len(data.epoch_batches(len(parts[data.TRAIN]), config.batch, config.seed, 0))
     dataset = data.Clips([found.root / i.path for i in parts[data.TRAIN]], net.spec.clip, config.seed, config.flip)
     targets = torch.tensor([net.spec.classes.index(i.label) for i in parts[data.TRAIN]])
     majority = evaluate.majority([i.label for i in parts[data.TRAIN]], [i.label for i in parts[data.VAL]])
     best, epochs = None, []
     for epoch in range(config.epochs):
-        timing = _train_epoch(net, dataset, targets, optimizer, taps, epoch, steps, config, where, each_step)
+        timing = _train_epoch(net, dataset, targets, optimizer, epoch, steps, config, where, each_step)
         scores, bad = evaluate.evaluate(net, found.root, parts[data.VAL], where, config.workers,
                                         lambda done, total: each_step(done, total, "validation"))
         line = Epoch(epoch + 1, timing["loss"], scores["top1"], scores["top5"], scores["mean_class"], scores["loss"],
@@ -162,38 +156,26 @@ def _append(file, value):
         raise DiskError(f"{file} could not be written ({error.strerror})", "free some room") from error
 
 
-def fresh_taps(net: nn.Module) -> list[nn.Parameter]:
-    """Inflated kernels `(O, I, t, h, w)` whose taps beside the centre start at 0; none after `mean` initialisation."""
-    if net.spec.inflation.init != "centre":
-        return []
-    return [m.weight for m in net.modules() if isinstance(m, InflatedConv3d) and m.kernel_size[0] > 1]
+def parameter_groups(net: nn.Module, lr: float) -> list[dict]:
+    """A rate for each backbone kernel, and those of head, blocks, BN and biases; nothing with one axis decays.
 
-
-@torch.no_grad()
-def _update(optimizer, taps):
-    """One optimiser step, `TAP_RATE` times as far for the taps beside the centre.
-
-    They are slices of a tensor whose centre is pretrained, so no parameter group can hold them; and under Adam
-    scaling their gradient would change nothing.
+    BN makes a network blind to the size of a kernel, and zoos train theirs to sizes that differ tenfold; Adam's steps
+    do not know it. So a kernel's rate is `lr` in proportion to its own root mean square.
     """
-    before = [weight.clone() for weight in taps]
-    optimizer.step()
-    for weight, old in zip(taps, before):
-        centre = weight.shape[2] // 2
-        for side in (slice(0, centre), slice(centre + 1, None)):
-            weight[:, :, side] += (TAP_RATE - 1) * (weight[:, :, side] - old[:, :, side])
-
-
-def parameter_groups(net: nn.Module, lr: float, fresh: bool) -> list[dict]:
-    """Rates of backbone, blocks (when `fresh`) and head, and no weight decay on what has one axis (BN, biases)."""
     blocks = {id(p) for m in net.modules() if isinstance(m, NonLocalBlock) for p in m.parameters()}
     head = {id(p) for p in net.fc.parameters()}
     groups = {}
     for p in net.parameters():
-        rate = HEAD_RATE if id(p) in head else BLOCK_RATE if fresh and id(p) in blocks else 1.0
-        decay = WEIGHT_DECAY if p.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(p)
+        backbone_kernel = p.ndim == 5 and id(p) not in blocks
+        rate = HEAD_RATE if id(p) in head else kernel_size(p) / KERNEL_SIZE if backbone_kernel else 1.0
+        groups.setdefault((rate, WEIGHT_DECAY if p.ndim > 1 else 0.0), []).append(p)
     return [{"params": ps, "lr": lr * rate, "base": lr * rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+
+
+@torch.no_grad()
+def kernel_size(weight: torch.Tensor) -> float:
+    """Root mean square of a kernel `(O, I, t, h, w)`, summed over its taps: inflating a kernel does not change it."""
+    return weight.float().sum(2).square().mean().sqrt().item() or KERNEL_SIZE
 
 
 def rate_factor(step: int, steps: int) -> float:
@@ -204,7 +186,7 @@ def rate_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _train_epoch(net, dataset, targets, optimizer, taps, epoch, steps, config, where, each_step):
+def _train_epoch(net, dataset, targets, optimizer, epoch, steps, config, where, each_step):
     """One pass: `{"loss", "seconds", "waited", "clips", "failed"}`."""
     net.train()
     batches = data.epoch_batches(len(dataset), config.batch, config.seed, epoch)
@@ -216,7 +198,7 @@ def _train_epoch(net, dataset, targets, optimizer, taps, epoch, steps, config, w
         if pixels is not None:
             step = epoch * len(batches) + n
             files = [dataset.paths[i].name for i in indices]
-            loss = _step(net, pixels.flatten(0, 1), targets[indices], optimizer, taps, step, steps, config, where, files)
+            loss = _step(net, pixels.flatten(0, 1), targets[indices], optimizer, step, steps, config, where, files)
             total, seen = total + loss * len(indices), seen + len(indices)
         each_step(n + 1, len(batches), f"epoch {epoch + 1}/{config.epochs}, {100 * waited / (time.monotonic() - began):.0f} % "
                                        "of the time waiting for videos")
@@ -227,7 +209,7 @@ def _train_epoch(net, dataset, targets, optimizer, taps, epoch, steps, config, w
     return {"loss": total / seen, "seconds": time.monotonic() - began, "waited": waited, "clips": seen, "failed": failed}
 
 
-def _step(net, pixels, target, optimizer, taps, step, steps, config, where, files):
+def _step(net, pixels, target, optimizer, step, steps, config, where, files):
     """One optimiser step on uint8 `(B, T, H, W, 3)`; its loss. Dropout is keyed by (seed, step)."""
     torch.manual_seed(config.seed * 1_000_003 + step)
     for group in optimizer.param_groups:
@@ -242,5 +224,5 @@ def _step(net, pixels, target, optimizer, taps, step, steps, config, where, file
     if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
         raise DivergedError(f"loss {loss.item()}, gradient {norm.item()} at step {step + 1}, on {', '.join(map(data.shown, files))}",
                             f"the weights before this step are kept; try --lr {config.lr / 3:.1g}")
-    _update(optimizer, taps)
+    optimizer.step()
     return loss.item()
