@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ app = typer.Typer(name="nlzoo", add_completion=False, no_args_is_help=True, rich
                   help="Non-local I3D networks from ImageNet ResNets, fine-tuned on your own videos.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.", callback=lambda v: console.use_json(v) or v)]
-Device = Annotated[Optional[str], typer.Option(help="cuda, cuda:1, mps or cpu; the GPU when there is one.")]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; the GPU when there is one.")]
 Model = Annotated[str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, or user/name on the Hub.")]
 
 
@@ -24,7 +24,7 @@ Model = Annotated[str, typer.Argument(help="A model folder, a run, a name in wei
 def inflate(
     backbone: Annotated[str, typer.Argument(help="A timm ResNet, tag included or not (resnet50, resnet50.tv_in1k), or tiny.")],
     nl: Annotated[str, typer.Option(help="Where non-local blocks go: res4:5, res3:2,res4:3, res4@1,3,5, 1, 5, 10 (the paper's nets), none.")] = "5",
-    weights: Annotated[Optional[Path], typer.Option(help="2-D weights, .safetensors or .pth, in timm's or torchvision's keys, instead of the Hub's.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="2-D weights, .safetensors or .pth, in timm's or torchvision's keys, instead of the Hub's.")] = None,
     arch: Annotated[str, typer.Option(help="c2d (no temporal kernels), i3d (3x1x1) or i3d-333 (3x3x3).")] = "i3d",
     init: Annotated[str, typer.Option(help="centre (starts as the 2-D network on every frame) or mean (the paper's).")] = "centre",
     temporal_padding: Annotated[str, typer.Option(help="replicate or zeros.")] = "replicate",
@@ -32,7 +32,7 @@ def inflate(
     form: Annotated[str, typer.Option(help="Pairwise function: embedded, gaussian, dot or concat.")] = "embedded",
     span: Annotated[str, typer.Option(help="Which positions a position sees: spacetime, space or time.")] = "spacetime",
     subsample: Annotated[str, typer.Option(help="Keys pooled 1x2x2: before or after phi and g, or none.")] = "before",
-    name: Annotated[Optional[str], typer.Option(help="Folder in weights/.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder in weights/.")] = None,
     json: Json = False,
 ) -> None:
     """Make a 3-D network with non-local blocks from a 2-D one, prove that nothing was lost, and write weights/NAME."""
@@ -54,16 +54,16 @@ def inflate(
 @app.command()
 def finetune(
     videos: Annotated[Path, typer.Argument(help="One sub-folder of videos per class, or train/ and val/ with such.")],
-    start: Annotated[Optional[str], typer.Option("--from", help="The model to start from; the newest in weights/, or resnet50 with --nl 5.")] = None,
-    epochs: Annotated[Optional[int], typer.Option(min=1, help="Passes over the training clips; by their number.")] = None,
-    batch: Annotated[Optional[int], typer.Option(min=1, help="Clips a step; 4 on a CPU, 16 on a GPU.")] = None,
-    lr: Annotated[Optional[float], typer.Option(help="Learning rate of the backbone; by the batch.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="The model to start from; the newest in weights/, or resnet50 with --nl 5.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training clips; by their number.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips a step; 4 on a CPU, 16 on a GPU.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the backbone; by the batch.")] = None,
     frames: Annotated[int, typer.Option(min=1, max=1024, help="Frames a clip.")] = 8,
-    stride: Annotated[Optional[int], typer.Option(min=1, max=1024, help="Video frames from one to the next; spread over the whole video.")] = None,
-    size: Annotated[Optional[int], typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, max=1024, help="Video frames from one to the next; spread over the whole video.")] = None,
+    size: Annotated[int | None, typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")] = None,
     val: Annotated[str, typer.Option(help="Share of the groups to validate on, or names of groups: 8,9,10.")] = "0.25",
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, the crops, dropout.")] = 0,
-    name: Annotated[Optional[str], typer.Option(help="Folder in runs/.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder in runs/.")] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -229,8 +229,8 @@ def info(model: Model, json: Json = False) -> None:
 
 @app.command()
 def push(
-    model: Annotated[Optional[str], typer.Argument(help="A run or model folder; the newest finished run.")] = None,
-    repo: Annotated[Optional[str], typer.Option(help="user/name or name on the Hub; the run's name.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A run or model folder; the newest finished run.")] = None,
+    repo: Annotated[str | None, typer.Option(help="user/name or name on the Hub; the run's name.")] = None,
     private: Annotated[bool, typer.Option("--private/--public", help="Who may see it.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and bytes, send nothing.")] = False,
@@ -262,7 +262,7 @@ def push(
 @app.command()
 def pull(
     repo: Annotated[str, typer.Argument(help="user/name on the Hub.")],
-    name: Annotated[Optional[str], typer.Option(help="Folder in weights/; the repository's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder in weights/; the repository's name.")] = None,
     json: Json = False,
 ) -> None:
     """Fetch a model from the Hugging Face Hub into weights/NAME."""

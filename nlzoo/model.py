@@ -19,7 +19,7 @@ from . import zoo
 from .errors import HubError, UsageError, WeightsError
 from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_
 from .layers import Cost, NonLocalBlock, block_cost
-from .spec import ClipSpec, Inflation, ModelSpec, NonLocal, parse_nl
+from .spec import ClipSpec, Inflation, ModelSpec, parse_nl
 
 _kept_alive = []  # torch.library definitions vanish with their Library object
 
@@ -306,8 +306,8 @@ def describe(net: nn.Module) -> dict:
     params, macs, blocks = cost(net, spec.clip)
     return {"backbone": spec.backbone, "arch": spec.inflation.arch,
             "nonlocal": {n.stage: list(n.blocks) for n in spec.non_local}, "params": params, "macs": macs,
-            "blocks": {k: dataclasses.asdict(v) for k, v in blocks.items()}, "clip": dataclasses.asdict(spec.clip), "classes": list(spec.classes), "source": spec.source,
-            "licence": spec.licence}
+            "blocks": {k: dataclasses.asdict(v) for k, v in blocks.items()}, "clip": dataclasses.asdict(spec.clip),
+            "classes": list(spec.classes), "source": spec.source, "licence": spec.licence}
 
 
 def in_words(net: nn.Module, checks: Checks | None) -> str:
