@@ -8,7 +8,7 @@ import pytest
 import torch
 
 REPO = Path(__file__).resolve().parent.parent
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # small networks gain nothing from more, and on a busy machine threads wait for one another
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Inflation against the 2-D network itself: a still clip for every init, a moving clip frame by frame for centre."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -22,17 +23,16 @@ def lively(net):
     return net.eval()
 
 
-@pytest.fixture(params=["tiny", "resnet18", "resnet26d", "resnet14t", "resnext50_32x4d"], scope="module")
+@pytest.fixture(params=["tiny", "resnet26d", "resnet14t"], scope="module")
 def flat(request):
     return lively(plain_resnet(request.param))
 
 
-@pytest.mark.parametrize("arch", spec.ARCHS)
-@pytest.mark.parametrize("init", spec.INITS)
+@pytest.mark.parametrize("arch, init", [("c2d", "centre"), ("i3d", "centre"), ("i3d", "mean"), ("i3d-333", "centre"), ("i3d-333", "mean")])
 @torch.no_grad()
 def test_equals_the_2d_network(flat, arch, init, seed):
     net = inflate.inflate_(copy.deepcopy(flat), spec.Inflation(arch, init))
-    moving = torch.randn(2, 3, 3, 64, 48)
+    moving = torch.randn(2, 3, 3, 48, 40)
     still = moving[:, :, 2:3].expand(-1, -1, 3, -1, -1)
     assert relative_error(net(still), flat(still[:, :, 0])) < 2e-5
     by_frame = torch.stack([flat(frame) for frame in moving.unbind(2)]).mean(0)
@@ -75,15 +75,15 @@ def test_the_pattern_of_temporal_kernels_is_the_references():
     ("c2d", "paper", 32, 24.33, 20.44), ("c2d", "8x8", 8, 24.33, 19.49), ("i3d", "paper", 32, 28.04, 33.13),
     ("i3d", "8x8", 8, 28.04, 28.41), ("i3d-333", "paper", 32, 33.43, 39.09),
 ])
-@pytest.mark.parametrize("blocks", ["none", "5"])
-def test_sizes_are_the_references(arch, pools, frames, params, macs, blocks):
-    extra = {"none": (0, 0), "5": (7.36, 8.13)}[blocks]  # NL5 C2D minus C2D
-    net = plain_resnet("resnet50")
-    placement = spec.parse_nl(blocks, inflate.depths(net))
-    net = model.build(spec.ModelSpec("resnet50", spec.Inflation(arch, pools=pools), placement, num_outputs=400))
-    got_params, got_macs, _ = model.cost(net, spec.ClipSpec(frames=frames))
-    assert abs(got_params / 1e6 - params - extra[0]) < 0.016
-    assert abs(got_macs / 1e9 - macs - extra[1]) < 0.016
+def test_sizes_are_the_references(arch, pools, frames, params, macs):
+    with torch.device("meta"):  # no weights are needed to count them
+        net = model.build(spec.ModelSpec("resnet50", spec.Inflation(arch, pools=pools), num_outputs=400))
+        bare = model.cost(net, spec.ClipSpec(frames=frames))
+        net.spec = dataclasses.replace(net.spec, non_local=spec.parse_nl("5", inflate.depths(net)))
+        inflate.insert_nonlocal_(net, net.spec.non_local)
+        full = model.cost(net, spec.ClipSpec(frames=frames))
+    assert (round(bare[0] / 1e6, 2), round(bare[1] / 1e9, 2)) == (params, macs)
+    assert abs((full[0] - bare[0]) / 1e6 - 7.36) < 0.011 and abs((full[1] - bare[1]) / 1e9 - 8.13) < 0.011  # NL5 C2D minus C2D
 
 
 def test_an_unknown_module_is_refused_by_path_and_nothing_changes():
