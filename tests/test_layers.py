@@ -220,15 +220,21 @@ def test_scaled_attention_starts_selective_but_not_on_one_key():
     assert keys_seen(scaled) > 0.99
 
 
+@pytest.mark.parametrize("large_n", [False, True], ids=["as shipped", "large N"])
 @pytest.mark.parametrize("form", FORMS)
-def test_bf16_autocast_is_no_worse_than_the_plain_block(form):
-    block = trained(64, form, norm="none").float()
-    x = torch.randn(1, 64, 4, 14, 14).relu()
-    scale = (64 if form == "gaussian" else 32) ** -0.5
-    exact = naive_block(copy.deepcopy(block).double(), x.double(), scale) - x
-    with torch.autocast("cpu", torch.bfloat16):
-        errors = [(y - x - exact).norm() / exact.norm() for y in (block(x), naive_block(block, x, scale))]
-    assert errors[0] <= 1.1 * errors[1]
+def test_bf16_autocast_is_no_worse_than_the_plain_block(form, large_n, monkeypatch):
+    """On average over blocks: in one, the few roundings common to all positions may fall well or badly."""
+    if large_n:
+        for limit in ("CHUNK", "FEW_PAIRS", "FEW_KEYS"):
+            monkeypatch.setattr(pairwise, limit, 0)
+    scale, ratios = (32 if form == "gaussian" else 16) ** -0.5, []
+    for _ in range(16):
+        block, x = trained(32, form, norm="none").float(), torch.randn(1, 32, 4, 10, 10).relu()
+        exact = naive_block(copy.deepcopy(block).double(), x.double(), scale) - x
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, plain = ((y - x - exact).norm() for y in (block(x), naive_block(block, x, scale)))
+        ratios.append((ours / plain).log())
+    assert torch.stack(ratios).mean().exp() <= 1.15
 
 
 @pytest.mark.parametrize("form", FORMS)
