@@ -81,6 +81,12 @@ class NonLocalBlock(nn.Module):
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
+        if self.form == "concat":
+            # A draw may leave (nearly) every pair below 0, and then nothing is learnt. So both halves of w_f get the
+            # sign with which they answer a constant input by more than 0; features behind a ReLU are mostly that.
+            with torch.no_grad():
+                for half, conv in zip(self.w_f.weight.chunk(2, 1), (self.theta, self.phi), strict=True):
+                    half.mul_((half.flatten() @ conv.weight.flatten(1).sum(1)).sign())
         if self.norm == "bn":
             self.bn.reset_parameters()
             nn.init.zeros_(self.bn.weight)

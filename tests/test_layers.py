@@ -171,8 +171,8 @@ def test_a_fresh_block_changes_no_bit(form, span, norm):
 @pytest.mark.parametrize("form", FORMS)
 def test_learning_starts_at_the_first_step(form, span, norm):
     block = NonLocalBlock(16, form, span, norm=norm)
-    optimiser = torch.optim.SGD(block.parameters(), lr=0.1)
-    x, target = torch.randn(2, 16, 3, 4, 4), torch.randn(2, 16, 3, 4, 4)
+    optimiser = torch.optim.SGD(block.parameters(), lr=0.01)
+    x, target = torch.randn(2, 16, 3, 4, 4).relu(), torch.randn(2, 16, 3, 4, 4)
     losses = []
     for step in range(3):
         loss = F.mse_loss(block(x), target)
@@ -201,6 +201,15 @@ def test_initial_values():
     names = {form: sorted(dict(NonLocalBlock(8, form).named_children())) for form in FORMS}
     assert names["gaussian"] == ["bn", "g", "w_z"] and names["concat"] == ["bn", "g", "phi", "theta", "w_f", "w_z"]
     assert names["dot"] == names["embedded"] == ["bn", "g", "phi", "theta", "w_z"]
+
+
+def test_concat_starts_with_live_pairs():
+    """Without the signs that it gives to w_f, 3 % of these blocks start with no pair above 0, 9 % with few."""
+    for _ in range(100):
+        block, x = NonLocalBlock(64, "concat"), torch.randn(1, 64, 2, 6, 6).relu()
+        (q, k, _), w = block.project(x), block.w_f.weight.flatten()
+        a, b = (torch.tensordot(half, t[0].flatten(1), 1) for half, t in zip(w.chunk(2), (q, k), strict=True))
+        assert (a[:, None] + b > 0).float().mean() > 0.02
 
 
 def test_scaled_attention_starts_selective_but_not_on_one_key():
