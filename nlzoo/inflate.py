@@ -101,16 +101,85 @@ def _global_pool(old, *_):
     return GlobalAveragePool()
 
 
+class FrameSqueezeExcite(nn.Module):
+    """timm's `SEModule` on each frame: channels are weighed by a frame's own mean, `(B, C, T, H, W)` to the same.
+
+    Over the whole clip, as video networks from scratch have it, a moving clip would not equal the 2-D network.
+    """
+
+    def __init__(self, old):
+        super().__init__()
+        if old.add_maxpool:
+            raise WeightsError("squeeze-and-excitation with a max-pool cannot be inflated")
+        self.fc1, self.bn, self.act, self.fc2, self.gate = old.fc1, old.bn, old.act, old.fc2, old.gate
+
+    def forward(self, x):
+        weights = x.mean((3, 4)).transpose(1, 2).flatten(0, 1)[:, :, None, None]
+        weights = self.gate(self.fc2(self.act(self.bn(self.fc1(weights)))))
+        return x * weights.view(x.shape[0], x.shape[2], -1, 1, 1).transpose(1, 2)
+
+
+class FrameEca(nn.Module):
+    """timm's `EcaModule` (efficient channel attention) on each frame, `(B, C, T, H, W)` to the same."""
+
+    def __init__(self, old):
+        super().__init__()
+        if old.conv2 is not None:
+            raise WeightsError("channel attention with an MLP cannot be inflated")
+        self.conv, self.gate = old.conv, old.gate
+
+    def forward(self, x):
+        weights = x.mean((3, 4)).transpose(1, 2).flatten(0, 1)[:, None]
+        weights = self.gate(self.conv(weights))
+        return x * weights.view(x.shape[0], x.shape[2], -1, 1, 1).transpose(1, 2)
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """Group normalisation with each frame's own statistics, `(B, C, T, H, W)` to the same."""
+
+    def forward(self, x):
+        batch, channels, frames, *size = x.shape
+        y = super().forward(x.transpose(1, 2).reshape(batch * frames, channels, *size))
+        return y.view(batch, frames, channels, *size).transpose(1, 2)
+
+
+def _group_norm(old, *_):
+    new = FrameGroupNorm(old.num_groups, old.num_channels, old.eps, old.affine, device=old.weight.device, dtype=old.weight.dtype)
+    new.load_state_dict(old.state_dict())
+    return new
+
+
+class FrameBlurPool(nn.Module):
+    """timm's `BlurPool2d` (anti-aliased stride) on each frame, `(B, C, T, H, W)` to `(B, C, T, H / s, W / s)`."""
+
+    def __init__(self, old):
+        super().__init__()
+        self.padding, self.pad_mode, self.stride = old.padding, old.pad_mode, old.stride
+        self.register_buffer("filt", old.filt, persistent=False)
+
+    def forward(self, x):
+        batch, channels, frames, *size = x.shape
+        y = F.pad(x.transpose(1, 2).reshape(batch * frames, channels, *size), self.padding, self.pad_mode)
+        y = F.conv2d(y, self.filt.expand(channels, -1, -1, -1), stride=self.stride, groups=channels)
+        return y.view(batch, frames, channels, *y.shape[2:]).transpose(1, 2)
+
+
+def _on_frames(new):
+    return lambda old, *_: new(old)
+
+
 def _same(old, *_):
     return old
 
 
 def _converters():
-    from timm.layers import SelectAdaptivePool2d
+    """What we know: exact types of timm and torch, and what makes each of them 3-D."""
+    from timm import layers
 
-    same = (nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Linear)
-    return {nn.Conv2d: _conv, nn.BatchNorm2d: _batch_norm, nn.MaxPool2d: _max_pool, nn.AvgPool2d: _avg_pool,
-            SelectAdaptivePool2d: _global_pool, **dict.fromkeys(same, _same)}
+    same = (nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Linear, layers.Linear)
+    return {nn.Conv2d: _conv, nn.BatchNorm2d: _batch_norm, layers.GroupNorm: _group_norm, nn.MaxPool2d: _max_pool,
+            nn.AvgPool2d: _avg_pool, layers.BlurPool2d: _on_frames(FrameBlurPool), layers.SEModule: _on_frames(FrameSqueezeExcite),
+            layers.EcaModule: _on_frames(FrameEca), layers.SelectAdaptivePool2d: _global_pool, **dict.fromkeys(same, _same)}
 
 
 def depths(net: nn.Module) -> dict[str, int]:
@@ -152,7 +221,7 @@ def inflate_(net: nn.Module, how: Inflation) -> nn.Module:
     """Makes a timm ResNet on `(B, 3, H, W)` one on `(B, 3, T, H, W)`, in place; returns it.
 
     Keys of the state dict stay; convolution weights grow an axis. Training mode, device and dtype are kept.
-    Raises `WeightsError` naming path and type for a module that we do not know, before anything is changed.
+    Raises `WeightsError` for a module that we do not know, before anything is changed.
     """
     converters = _converters()
     leaves = [(path, m) for path, m in net.named_modules() if not m._modules or type(m) in converters]
@@ -162,9 +231,9 @@ def inflate_(net: nn.Module, how: Inflation) -> nn.Module:
         known = ", ".join(sorted(t.__name__ for t in converters))
         raise WeightsError(f"cannot inflate {type(net).__name__}: {'; '.join(unknown[:3])}", f"supported: {known}")
     plan = temporal_plan(net, how)
-    for path, old in leaves:
-        new = converters[type(old)](old, *plan.get(path, (1, 1)), how)
-        _replace(net, path, new.train(old.training))
+    made = [(path, converters[type(old)](old, *plan.get(path, (1, 1)), how).train(old.training)) for path, old in leaves]
+    for path, new in made:
+        _replace(net, path, new)
     if how.pools != "none":
         net.layer1.add_module("pool2", TemporalMaxPool(3 if how.pools == "paper" else 2))
     return net
