@@ -131,6 +131,15 @@ def load_model(folder: Path) -> nn.Module:
     return net
 
 
+def read_blueprint(folder: Path) -> nn.Module:
+    """The network of a model folder on the meta device; of the weights file only the header is read. Raises `WeightsError`."""
+    folder = Path(folder)
+    with torch.device("meta"):
+        net = build(read_spec(folder))
+    _check_header(folder / "model.safetensors", net.state_dict())
+    return net
+
+
 def _check_header(file, own):
     """Names and shapes equal those of the network, before any tensor is read."""
     try:

@@ -22,13 +22,13 @@ Model = Annotated[str, typer.Argument(help="A model folder, a run, a name in wei
 
 @app.command()
 def inflate(
-    backbone: Annotated[str, typer.Argument(help="A timm ResNet, tag included or not (resnet50, resnet50.tv_in1k), or tiny.")],
-    nl: Annotated[str, typer.Option(help="Where non-local blocks go: res4:5, res3:2,res4:3, res4@1,3,5, 1, 5, 10 (the paper's nets), none.")] = "5",
+    backbone: Annotated[str, typer.Argument(help="A timm ResNet, tag included or not (resnet50, resnet50.tv_in1k); tiny; or a named net (nl5-i3d-r50-8x8).")],
+    nl: Annotated[str | None, typer.Option(help="Where non-local blocks go: res4:5, res3:2,res4:3, res4@1,3,5, 1, 5 (the default), 10 (the paper's nets), none.")] = None,
     weights: Annotated[Path | None, typer.Option(help="2-D weights, .safetensors or .pth, in timm's or torchvision's keys, instead of the Hub's.")] = None,
-    arch: Annotated[str, typer.Option(help="c2d (no temporal kernels), i3d (3x1x1) or i3d-333 (3x3x3).")] = "i3d",
+    arch: Annotated[str | None, typer.Option(help="c2d (no temporal kernels), i3d (3x1x1, the default) or i3d-333 (3x3x3).")] = None,
     init: Annotated[str, typer.Option(help="centre (starts as the 2-D network on every frame) or mean (the paper's).")] = "centre",
     temporal_padding: Annotated[str, typer.Option(help="replicate or zeros.")] = "replicate",
-    pools: Annotated[str, typer.Option(help="Temporal strides: none, 8x8 (T/2 after res2) or paper (T/8).")] = "none",
+    pools: Annotated[str | None, typer.Option(help="Temporal strides: none (the default), 8x8 (T/2 after res2) or paper (T/8).")] = None,
     form: Annotated[str, typer.Option(help="Pairwise function: embedded, gaussian, dot or concat.")] = "embedded",
     span: Annotated[str, typer.Option(help="Which positions a position sees: spacetime, space or time.")] = "spacetime",
     subsample: Annotated[str, typer.Option(help="Keys pooled 1x2x2: before or after phi and g, or none.")] = "before",
@@ -37,11 +37,16 @@ def inflate(
 ) -> None:
     """Make a 3-D network with non-local blocks from a 2-D one, prove that nothing was lost, and write weights/NAME."""
     from . import checkpoint, hub, model, zoo
-    from .spec import Inflation
+    from .spec import ClipSpec, Inflation, Named, parse_name
 
-    how = Inflation(arch, init, temporal_padding, pools)
-    net, checks = model.inflate(backbone, weights, how, nl, hub.backbone_weights, form=form, span=span, subsample=subsample)
-    folder = zoo.WEIGHTS / zoo.folder_name(name or zoo.default_name(net.spec))
+    named = parse_name(backbone)
+    if named and (nl or arch or pools):
+        raise UsageError(f"{backbone} says itself what --nl, --arch and --pools would", f"leave them out, or inflate {named.backbone}")
+    asked = named or Named(backbone, arch or "i3d", pools or "none", nl or "5", ClipSpec())
+    how = Inflation(asked.arch, init, temporal_padding, asked.pools)
+    net, checks = model.inflate(asked.backbone, weights, how, asked.nl, hub.backbone_weights, asked.clip.frames, asked.clip.stride,
+                                form=form, span=span, subsample=subsample)
+    folder = zoo.WEIGHTS / zoo.folder_name(name or (backbone if named else zoo.default_name(net.spec)))
     zoo.refuse_other(folder, net.spec)
     told = model.describe(net)
     if any(n.stage == "res2" for n in net.spec.non_local):
@@ -218,12 +223,18 @@ def list_(json: Json = False) -> None:
 
 
 @app.command()
-def info(model: Model, json: Json = False) -> None:
-    """What a model is: placement of its blocks, size, cost, clip, classes, where its weights came from."""
-    from . import checkpoint, hub
+def info(
+    model: Annotated[str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, user/name on the Hub, or a named net (nl5-i3d-r50-8x8).")],
+    classes: Annotated[int, typer.Option(min=1, max=100_000, help="Outputs of a named net that is described without weights.")] = 400,
+    json: Json = False,
+) -> None:
+    """What a model is: its stages, placement of its blocks, size, cost, clip, classes, source, licence. Reads no weights."""
+    from . import checkpoint, hub, zoo
     from . import model as models
+    from .spec import parse_name
 
-    net = checkpoint.load_model(hub.locate(model))
+    named = None if zoo.find(model) else parse_name(model)
+    net = models.blueprint(named, classes) if named else checkpoint.read_blueprint(hub.locate(model))
     console.data(models.describe(net), models.in_words(net, None))
 
 

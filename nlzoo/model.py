@@ -19,7 +19,7 @@ from . import zoo
 from .errors import HubError, UsageError, WeightsError
 from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_
 from .layers import Cost, NonLocalBlock, block_cost
-from .spec import ClipSpec, Inflation, ModelSpec, parse_nl
+from .spec import ClipSpec, Inflation, ModelSpec, Named, parse_nl
 
 _kept_alive = []  # torch.library definitions vanish with their Library object
 
@@ -215,8 +215,10 @@ class Checks:
 
 
 def inflate(name: str, weights: Path | None, how: Inflation, nl: str, fetch: Callable[[str], Path],
-            **kind) -> tuple[nn.Module, Checks]:
+            frames: int = 8, stride: int | None = None, **kind) -> tuple[nn.Module, Checks]:
     """2-D backbone to 3-D network with non-local blocks of `kind` (form, span, …), with the checks computed on the way.
+
+    `frames` and `stride` are those of the clips that it is meant for.
 
     Raises `UsageError` for a name or placement that cannot be, `WeightsError` for weights that cannot be had.
     """
@@ -228,7 +230,8 @@ def inflate(name: str, weights: Path | None, how: Inflation, nl: str, fetch: Cal
     with torch.random.fork_rng():
         torch.manual_seed(0)  # the same blocks from the same command
         insert_nonlocal_(net, placement)
-    net.spec = ModelSpec(backbone.name, how, placement, backbone.clip, (), net.fc.out_features, backbone.source,
+    clip = dataclasses.replace(backbone.clip, frames=frames, stride=stride)
+    net.spec = ModelSpec(backbone.name, how, placement, clip, (), net.fc.out_features, backbone.source,
                          backbone.licence)
     return net, check(flat, before, net)
 
@@ -277,6 +280,50 @@ def _without_time_strides(net):
     return net
 
 
+def blueprint(named: Named, classes: int, **kind) -> nn.Module:
+    """The network that a name means, on the meta device: everything but weights."""
+    with torch.device("meta"):
+        flat = plain_resnet(named.backbone)
+        spec = ModelSpec(named.backbone, Inflation(named.arch, pools=named.pools), parse_nl(named.nl, depths(flat), **kind),
+                         named.clip, (), classes)
+        return build(spec)
+
+
+def stages(net: nn.Module, clip: ClipSpec) -> list[dict]:
+    """From the stem to res5: residual blocks, where time is mixed (`3x1x1 in 0 2`) or strided, output `(C, T, H, W)`."""
+    ghost, shapes = copy.deepcopy(net).to("meta").eval(), {}
+    paths = {"stem": "conv1", "pool1": "maxpool", **LAYER}
+    for stage, path in paths.items():
+        ghost.get_submodule(path).register_forward_hook(lambda _, __, out, stage=stage: shapes.update({stage: list(out.shape[1:])}))
+    with torch.no_grad():
+        ghost(torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta"))
+    rows, counts = [], depths(net)
+    for stage, path in paths.items():
+        placed = [i for n in net.spec.non_local if n.stage == stage for i in n.blocks]
+        rows.append({"stage": stage, "residual_blocks": counts.get(stage, 0), "time": _time(net.get_submodule(path)),
+                     "non_local_after": placed, "output": shapes[stage]})
+    return rows
+
+
+def _time(part):
+    """Kernels and strides in time, `5x7x7` or `3x1x1 in 0 2; stride 2`."""
+    where, strides = {}, []
+    for path, m in part.named_modules():
+        if isinstance(m, NonLocalBlock) or any(p.startswith("nl") for p in path.split(".")):
+            continue
+        kernel, stride = getattr(m, "kernel_size", 1), getattr(m, "stride", 1)
+        if isinstance(m, TemporalMaxPool):
+            kernel, stride = (m.kernel, 1, 1), (2, 1, 1)
+        if isinstance(kernel, tuple) and len(kernel) == 3 and kernel[0] > 1:
+            index = path.partition(".")[0]
+            shape = "x".join(map(str, kernel)) + ("" if isinstance(m, nn.Conv3d) else " max-pool")
+            where.setdefault(shape, []).append(index if index.isdigit() and "." in path else "")
+        if isinstance(stride, tuple) and len(stride) == 3 and stride[0] > 1:
+            strides.append(str(stride[0]))
+    told = [kernel + (f" in {' '.join(blocks)}" if any(blocks) else "") for kernel, blocks in where.items()]
+    return "; ".join(told + [f"stride {s}" for s in strides])
+
+
 def cost(net: nn.Module, clip: ClipSpec) -> tuple[int, int, dict[str, Cost]]:
     """`(parameters, multiply-adds, {path: Cost of that non-local block})` for one clip of `clip`, on the meta device.
 
@@ -306,7 +353,7 @@ def describe(net: nn.Module) -> dict:
     params, macs, blocks = cost(net, spec.clip)
     return {"backbone": spec.backbone, "arch": spec.inflation.arch,
             "nonlocal": {n.stage: list(n.blocks) for n in spec.non_local}, "params": params, "macs": macs,
-            "blocks": {k: dataclasses.asdict(v) for k, v in blocks.items()}, "clip": dataclasses.asdict(spec.clip),
+            "blocks": {k: dataclasses.asdict(v) for k, v in blocks.items()}, "stages": stages(net, spec.clip), "clip": dataclasses.asdict(spec.clip),
             "classes": list(spec.classes), "source": spec.source, "licence": spec.licence}
 
 
@@ -321,6 +368,11 @@ def in_words(net: nn.Module, checks: Checks | None) -> str:
     lines.append(f"  {told['params'] / 1e6:.2f} M parameters, {told['macs'] / 1e9:.2f} G multiply-adds for {spec.clip}")
     lines.append(f"  {spec.num_outputs} outputs; weights from {spec.source or 'nowhere: fresh'}"
                  + (f", licence {spec.licence}" if spec.licence else ""))
+    lines.append("  stage  output (C, T, H, W)  residual blocks, kernels in time")
+    for row in told["stages"]:
+        parts = [row["time"], "non-local after " + ", ".join(map(str, row["non_local_after"])) if row["non_local_after"] else ""]
+        size = ", ".join(map(str, row["output"]))
+        lines.append(f"  {row['stage']:6} {size:20} {row['residual_blocks'] or '':<3} {'; '.join(p for p in parts if p)}".rstrip())
     return "\n".join(lines + _blocks_in_words(told["blocks"]) + (_checks_in_words(checks) if checks else []))
 
 

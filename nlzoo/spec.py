@@ -261,6 +261,37 @@ def _blocks(text, stage, sep, numbers, depth):
     return sorted(numbers)
 
 
+# `nl5-i3d-r50-8x8`: blocks, arch, depth, frames x stride, as papers and zoos name their nets
+_NAMED = re.compile(r"(?:nl(\d+)-)?(c2d|i3d|i3d-333)-r(18|34|50|101|152)-(\d+)x(\d+)")
+SPARSE = 4  # frames this far apart: the authors' 8x8 and 32x4 nets keep more of them (pools `8x8`); nearer, the paper's pools
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a net's name says."""
+
+    backbone: str
+    arch: str
+    pools: str
+    nl: str
+    clip: ClipSpec
+
+
+def parse_name(name: str) -> Named | None:
+    """`[nlN-]{c2d|i3d|i3d-333}-r{18|34|50|101|152}-{frames}x{stride}`; None for any other word.
+
+    N is one of the paper's 1, 5, 10. Raises `UsageError` for another N, or frames and strides out of bounds.
+    """
+    if not (found := _NAMED.fullmatch(name)):
+        return None
+    blocks, arch, depth, frames, stride = found.groups()
+    if blocks and blocks not in PRESETS:
+        raise UsageError(f"{name}: the paper's nets have {', '.join(PRESETS)} non-local blocks, not {blocks}",
+                         f"place others with: nlzoo inflate resnet{depth} --nl res3:2,res4:4")
+    return Named(f"resnet{depth}", arch, "8x8" if int(stride) >= SPARSE else "paper", blocks or "none",
+                 ClipSpec(int(frames), int(stride)))
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One fine-tuning run, as the user asked for it and as nlzoo filled it in."""

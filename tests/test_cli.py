@@ -9,7 +9,7 @@ import pytest
 import torch
 from hub_server import HubServer
 
-from nlzoo import cli, console, draw, video
+from nlzoo import cli, console, draw, model, video
 from nlzoo.hub import load
 
 
@@ -94,12 +94,30 @@ def test_text_for_people(nlzoo, tmp_path):
     assert code == 0 and "relative error" in out and "wrote weights/i3d-tiny" in out
     code, out, err = nlzoo("list")
     assert code == 0 and "weights/i3d-tiny" in out
-    assert "multiply-adds" in nlzoo("info", "i3d-tiny")[1]
+    told = nlzoo("info", "i3d-tiny")[1]
+    assert "multiply-adds" in told and "  stem   " in told
+    assert "3x3x3 in 0 1" in told  # tiny is of basic blocks
+
+
+def test_a_named_net_is_described_without_weights_and_made_with_them(nlzoo, tmp_path):
+    code, out, _ = nlzoo("info", "nl5-i3d-r50-8x8", "--json")
+    told = json.loads(out)
+    assert code == 0 and (round(told["params"] / 1e6, 2), round(told["macs"] / 1e9, 2)) == (35.40, 36.54)
+    assert told["clip"]["frames"] == told["clip"]["stride"] == 8 and not list(tmp_path.iterdir())
+    assert [s["output"][:2] for s in told["stages"]] == [[64, 8], [64, 8], [256, 4], [512, 4], [1024, 4], [2048, 4]]
+    assert "; non-local after 1, 3, 5" in nlzoo("info", "nl5-i3d-r50-8x8")[1]
+    torch.save(model.plain_resnet("resnet18").state_dict(), "r18.pth")
+    code, out, err = nlzoo("inflate", "nl1-c2d-r18-16x4", "--weights", "r18.pth", "--json")
+    made = json.loads(out)
+    assert code == 0 and made["model"] == "weights/nl1-c2d-r18-16x4" and made["clip"]["frames"] == 16, err
+    assert load("nl1-c2d-r18-16x4").spec.inflation.pools == "8x8"
 
 
 @pytest.mark.parametrize("words, code, said", [
     (["inflate", "tiny", "--nl", "res4:9"], 2, "res4 has 2 residual blocks"),
     (["inflate", "nonsense"], 2, "not a ResNet"),
+    (["inflate", "nl5-i3d-r50-8x8", "--nl", "none"], 2, "says itself"),
+    (["info", "nl2-i3d-r50-8x8"], 2, "1, 5, 10 non-local blocks"),
     (["inflate", "tiny", "--arch", "c4d"], 2, "c2d, i3d, i3d-333"),
     (["inflate", "tiny", "--weights", "nowhere.pth"], 4, "there is no weights file nowhere.pth"),
     (["inflate", "tiny", "--name", "../up"], 2, "cannot name a folder"),

@@ -42,6 +42,22 @@ def test_placement_that_cannot_be_says_what_the_stage_has(text, words):
         spec.parse_nl(text, R50)
 
 
+@pytest.mark.parametrize("name, backbone, arch, pools, nl, frames, stride", [
+    ("nl5-i3d-r50-8x8", "resnet50", "i3d", "8x8", "5", 8, 8), ("nl10-c2d-r50-32x2", "resnet50", "c2d", "paper", "10", 32, 2),
+    ("i3d-333-r101-128x1", "resnet101", "i3d-333", "paper", "none", 128, 1), ("c2d-r18-32x4", "resnet18", "c2d", "8x8", "none", 32, 4),
+])
+def test_names_of_nets(name, backbone, arch, pools, nl, frames, stride):
+    assert spec.parse_name(name) == spec.Named(backbone, arch, pools, nl, spec.ClipSpec(frames, stride))
+
+
+def test_names_that_are_none():
+    assert not any(map(spec.parse_name, ["resnet50", "nl5-i3d-r51-8x8", "nl5-i3d-r50", "i3d-r50-8x8-x", "nl-i3d-r50-8x8", "NL5-i3d-r50-8x8"]))
+    for name, words in [("nl3-i3d-r50-8x8", "1, 5, 10 non-local blocks, not 3"), ("i3d-r50-0x8", "frames"), ("i3d-r50-8x0", "stride"),
+                        ("i3d-r50-99999x1", "frames")]:
+        with pytest.raises(UsageError, match=words):
+            spec.parse_name(name)
+
+
 def example():
     return spec.ModelSpec("resnet50.tv_in1k", spec.Inflation("i3d-333", "mean", "zeros", "8x8"),
                           spec.parse_nl("5", R50, form="dot"), spec.ClipSpec(32, 2, 224), ("a", "b\n<b>", "ü"), 3, "timm/x", "mit")
