@@ -23,7 +23,7 @@ Model = Annotated[str, typer.Argument(help="A model folder, a run, a name in wei
 @app.command()
 def inflate(
     backbone: Annotated[str, typer.Argument(help="A timm ResNet (resnet50, resnet50.tv_in1k), tiny, or a named net (nl5-i3d-r50-8x8).")],
-    nl: Annotated[str | None, typer.Option(help="Where non-local blocks go: res4:5, res3:2,res4:3, res4@1,3,5; 1, 5, 10 (the paper's nets); none. 5.")] = None,
+    nl: Annotated[str | None, typer.Option(help="Blocks: res4:5, res3:2,res4:3, res4@1,3,5; 5 (the default), 1, 10: the paper's; none.")] = None,
     weights: Annotated[Path | None, typer.Option(help="2-D weights, .safetensors or .pth, in timm's or torchvision's keys, instead of the Hub's.")] = None,
     arch: Annotated[str | None, typer.Option(help="c2d (no temporal kernels), i3d (3x1x1, the default) or i3d-333 (3x3x3).")] = None,
     init: Annotated[str, typer.Option(help="centre (starts as the 2-D network on every frame) or mean (the paper's).")] = "centre",
