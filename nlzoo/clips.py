@@ -15,6 +15,7 @@ from .spec import ClipSpec
 
 # Frames are decoded with this shorter side, per pixel of the crop: paper, 256 for 224.
 DECODE_RATIO = 8 / 7
+MIN_WINDOW = 0.8  # of the video, that the spread frames of a training clip lie in
 MIN_AREA = 0.5  # of the frame, that a training crop keeps at least
 FLIP = 0.5
 
@@ -32,19 +33,24 @@ class View:
 
 
 def frame_indices(total: int, clip: ClipSpec, rng: np.random.Generator | None = None) -> tuple[int, ...]:
-    """T frame numbers of a video of `total` frames; the middle ones, or drawn by `rng`.
+    """T frame numbers of a video of `total` frames; the same each time, or drawn by `rng`.
 
-    Spread (`stride` None): the video is cut into T parts, equal but for rounding, and one frame taken from each. Dense:
-    T frames `stride` apart. A video too short for that is spread; one of fewer than T frames repeats some.
+    Spread (`stride` None): the middles of T equal parts (but for rounding) of the video, or of a random window of at
+    least `MIN_WINDOW` of it. Drawn one by one, frames would lie at another distance in every pair, and what moves at one
+    speed would move at all: no temporal kernel learns from that. Dense: T frames `stride` apart. A video too short for
+    that is spread; one of fewer than T frames repeats some.
     """
     span = (clip.frames - 1) * (clip.stride or 0) + 1
-    if clip.stride is None or span > total:
-        edges = [i * total // clip.frames for i in range(clip.frames + 1)]
-        parts = [(low, max(low + 1, high)) for low, high in zip(edges, edges[1:])]
-        return tuple(int(rng.integers(low, high)) if rng is not None else (low + high - 1) // 2 for low, high in parts)
+    spread = clip.stride is None or span > total
+    if spread:
+        least = max(min(clip.frames, total), math.ceil(MIN_WINDOW * total))
+        span = int(rng.integers(least, total + 1)) if rng is not None else total
     room = total - span
     start = int(rng.integers(room + 1)) if rng is not None else room // 2
-    return tuple(range(start, start + span, clip.stride))
+    if not spread:
+        return tuple(range(start, start + span, clip.stride))
+    edges = [start + i * span // clip.frames for i in range(clip.frames + 1)]
+    return tuple((low + max(low + 1, high) - 1) // 2 for low, high in zip(edges, edges[1:]))
 
 
 def views(total: int, clip: ClipSpec) -> list[View]:

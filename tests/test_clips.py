@@ -27,6 +27,16 @@ def test_spread_frames_are_the_middles_of_equal_parts():
     assert clips.frame_indices(80, ClipSpec(8)) == (4, 14, 24, 34, 44, 54, 64, 74)
 
 
+def test_frames_drawn_for_training_keep_one_distance(seed):
+    """Within rounding; a window of 80 % or more, anywhere in the video."""
+    rng = np.random.default_rng(seed)
+    drawn = np.array([clips.frame_indices(800, ClipSpec(8), rng) for _ in range(300)])
+    steps = np.diff(drawn)
+    assert (steps.max(1) - steps.min(1)).max() <= 1
+    assert 80 <= steps.min() < 85 and 95 < steps.max() <= 100
+    assert drawn[:, 0].min() < 60 and drawn[:, 0].max() > 130
+
+
 def test_dense_frames_reach_both_ends(seed):
     rng = np.random.default_rng(seed)
     drawn = [clips.frame_indices(20, ClipSpec(4, 4), rng) for _ in range(300)]
