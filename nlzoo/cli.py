@@ -206,15 +206,15 @@ def _tell_answer(row, top, shown):
 
 @app.command("list")
 def list_(json: Json = False) -> None:
-    """The models in weights/ and the finished runs in runs/, newest first, and the Kinetics checkpoints that can be fetched."""
+    """The models in weights/ and the finished runs in runs/, newest first, and the starts that can be fetched."""
     import dataclasses
 
     from . import checkpoint, starts, zoo
 
     models = [{"model": str(p), **zoo.summary(checkpoint.read_spec(p))} for p in zoo.models()]
     runs = [{k: zoo.result(p)[k] for k in ("run", "model", "top1", "majority", "val")} for p in zoo.runs()]
-    known = starts.known()
-    console.data({"models": models, "runs": runs, "starts": [dataclasses.asdict(s) for s in known]})
+    known = {"starts": starts.known(), "backbones": starts.backbones()}
+    console.data({"models": models, "runs": runs, **{k: [dataclasses.asdict(s) for s in v] for k, v in known.items()}})
     if models:
         console.table(["model", "backbone", "arch", "non-local", "classes"],
                       [[m["model"], m["backbone"], m["arch"], str(m["nonlocal"]), str(m["classes"])] for m in models])
@@ -223,8 +223,9 @@ def list_(json: Json = False) -> None:
                       [[r["run"], f"{r['top1']:.3f}", f"{r['majority']:.3f}", str(r["val"])] for r in runs])
     if not models and not runs:
         console.say("nothing in weights/ or runs/ yet; nlzoo inflate resnet50 --nl 5 makes a first model")
-    console.table(["start (nlzoo import NAME)", "Kinetics-400 top-1 / top-5", "published by", "licence"],
-                  [[s.name, f"{s.top1} / {s.top5 or '-'}" if s.top1 else "", s.by.partition("/")[2], s.licence] for s in known])
+    for title, of, listed in (("nlzoo import", "Kinetics-400", known["starts"]), ("nlzoo inflate", "ImageNet", known["backbones"])):
+        console.table([title, f"{of} top-1 / 5", "published by", "licence"],
+                      [[s.name, f"{s.top1} / {s.top5 or '-'}" if s.top1 else "", s.by, s.licence] for s in listed])
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The Kinetics checkpoints that nlzoo knows (`weights/starts.toml`), and how one is fetched: resumed, size and hash checked."""
+"""The starts that nlzoo knows (`weights/starts.toml`), and how a Kinetics checkpoint is fetched: resumed, size and hash checked."""
 
 import hashlib
 import os
@@ -41,11 +41,32 @@ class Start:
         return self.name.partition(".")[2].partition("-")[0]
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """A 2-D network for `inflate`, of which timm has more. Accuracies are of ImageNet-1k's validation set, in %."""
+
+    name: str  # timm's, with its tag
+    url: str
+    by: str
+    licence: str
+    top1: float
+    top5: float | None = None
+
+
 def known() -> list[Start]:
-    """The list, as it ships. No network is needed."""
+    """Kinetics checkpoints, as the list ships. No network is needed."""
+    return [Start(**entry) for entry in _list()["start"]]
+
+
+def backbones() -> list[Backbone]:
+    """ImageNet networks of the list."""
+    return [Backbone(**entry) for entry in _list()["backbone"]]
+
+
+def _list():
     package = Path(__file__).resolve().parent
     file = next(f for f in (package / "_weights/starts.toml", package.parent / "weights/starts.toml") if f.is_file())
-    return [Start(**entry) for entry in tomllib.loads(file.read_text(encoding="utf-8"))["start"]]
+    return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
 def find(name: str) -> Start:

@@ -8,6 +8,7 @@ import pytest
 
 from nlzoo import starts
 from nlzoo.errors import UsageError, WeightsError
+from nlzoo.model import import_timm
 
 
 def test_the_list_is_sound():
@@ -19,6 +20,14 @@ def test_the_list_is_sound():
         assert s.top5 is None or s.top1 < s.top5 < 95
         assert not s.hash or s.hash.partition(":")[0] in ("sha256", "sha1")
     assert {s.licence for s in listed if s.zoo == "authors"} == {"cc-by-nc-4.0"}
+
+
+def test_backbones_are_timms():
+    timm = import_timm()
+    for b in starts.backbones():
+        own = timm.get_pretrained_cfg(b.name)
+        assert b.url.endswith(own.hf_hub_id) and b.licence == own.license and timm.is_model(b.name.partition(".")[0])
+    assert "resnet50.a1_in1k" in {b.name for b in starts.backbones()}  # what a plain resnet50 is
 
 
 def test_published_figures_are_the_references():
