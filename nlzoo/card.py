@@ -20,6 +20,7 @@ _ARCHS = {
 _INITS = {
     "centre": "each 2-D kernel in the middle of its 3-D kernel: training starts from the 2-D network, frame by frame",
     "mean": "each 2-D kernel copied along time and divided by their number, as in the paper",
+    "imported": "nothing here: its 3-D kernels were trained elsewhere and imported",
 }
 _CHECKS = {
     "nonlocal_identical": "inserting the non-local blocks left the output bit-identical",
@@ -81,7 +82,8 @@ def _visible(character):
 def _what(spec):
     arch, kernels = _ARCHS[spec.inflation.arch]
     blocks = ", with non-local blocks" if spec.non_local else ""
-    lines = [f"A video classifier made with nlzoo: a 2-D ResNet inflated to 3-D{blocks} (Wang et al., 2018).", "",
+    made = "a 3-D ResNet imported into nlzoo" if spec.inflation.init == "imported" else "made with nlzoo: a 2-D ResNet inflated to 3-D"
+    lines = [f"A video classifier {made}{blocks} (Wang et al., 2018).", "",
              f"- backbone: {escape(spec.backbone)}",
              f"- architecture: {arch}, {kernels}",
              f"- inflated with: {_INITS[spec.inflation.init]}",
@@ -89,8 +91,15 @@ def _what(spec):
              f"- non-local blocks: {_placement(spec)}",
              f"- input: {spec.clip}; mean {_numbers(spec.clip.mean)}, std {_numbers(spec.clip.std)} of RGB in [0, 1]",
              f"- starting weights: {escape(spec.source) or 'not recorded'}",
-             f"- their licence: {escape(spec.licence) or 'not recorded; find out before you pass this model on'}"]
+             f"- their licence: {_licence(spec)}"]
     return "\n".join(lines)
+
+
+def _licence(spec):
+    """A licence against commercial use holds for what was trained from the weights too, so it is said in words."""
+    if not spec.licence:
+        return "not recorded; find out before you pass this model on"
+    return escape(spec.licence) + (": no commercial use, of this model either" if "-nc" in spec.licence.lower() else "")
 
 
 def _placement(spec):
@@ -117,6 +126,9 @@ def _result(value):
 
 
 def _outputs(spec):
+    if not spec.classes and spec.inflation.init == "imported":
+        return (f"The last layer has the {spec.num_outputs} outputs that the network was trained with; their names did not come with "
+                "the weights. Fine-tune the network on videos of your own before asking it about any.")
     if not spec.classes:
         return (f"The last layer still has the {spec.num_outputs} outputs of the backbone: "
                 "fine-tune the network on videos before asking it about any.")

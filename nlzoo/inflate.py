@@ -15,7 +15,7 @@ from torch import nn
 
 from .errors import UsageError, WeightsError
 from .layers import NonLocalBlock
-from .spec import STAGES, Inflation, NonLocal
+from .spec import POOLS, STAGES, Inflation, NonLocal
 
 LAYER = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
 
@@ -79,7 +79,8 @@ def _batch_norm(old: nn.BatchNorm2d, *_) -> nn.BatchNorm3d:
 
 
 def _max_pool(old: nn.MaxPool2d, taps: int, stride: int, how: Inflation) -> nn.MaxPool3d:
-    return nn.MaxPool3d(_triple(old.kernel_size, taps), _triple(old.stride, stride), _triple(old.padding, taps // 2),
+    space = old.padding if how.pool1_padding else 0
+    return nn.MaxPool3d(_triple(old.kernel_size, taps), _triple(old.stride, stride), _triple(space, (taps - 1) // 2),
                         _triple(old.dilation, 1), ceil_mode=old.ceil_mode)
 
 
@@ -196,17 +197,17 @@ def temporal_plan(net: nn.Module, how: Inflation) -> dict[str, tuple[int, int]]:
     """`{path: (kernel, stride)}` in time of every layer of the 2-D `net` where either exceeds 1.
 
     The stem's first convolution becomes 5 x k x k. 3x1x1 inflates the first 1x1 of a bottleneck, or the first 3x3 of
-    a basic block, which has no 1x1; 3x3x3 the 3x3 (reference: the pattern of every peer). The `paper` pools stride
-    the stem and pool1 by 2 in time (paper, table 1), C2D's too.
+    a basic block, which has no 1x1; 3x3x3 the 3x3 (reference: the pattern of every peer). Pools stride the stem and
+    pool1 in time (`spec.POOLS`), C2D's too.
     """
     stem = next(name for name, m in net.named_modules() if name.startswith("conv1") and isinstance(m, nn.Conv2d))
-    paper = how.pools == "paper"
-    plan = {stem: (1 if how.arch == "c2d" else 5, 2 if paper else 1)}
-    if paper:
+    pools = POOLS[how.pools]
+    plan = {stem: (1 if how.arch == "c2d" else 5, pools.stem_stride)}
+    if pools.pool1_stride > 1 or not how.pool1_padding:
         if not isinstance(net.maxpool, nn.MaxPool2d):
-            raise WeightsError(f"pools 'paper' need a max-pool after the stem; this backbone has {type(net.maxpool).__name__}",
+            raise WeightsError(f"pools {how.pools!r} need a max-pool after the stem; this backbone has {type(net.maxpool).__name__}",
                                "use --pools 8x8 or none")
-        plan["maxpool"] = (3, 2)
+        plan["maxpool"] = (pools.pool1_kernel, pools.pool1_stride)
     if how.arch == "c2d":
         return plan
     for stage in STAGES:
@@ -234,8 +235,8 @@ def inflate_(net: nn.Module, how: Inflation) -> nn.Module:
     made = [(path, converters[type(old)](old, *plan.get(path, (1, 1)), how).train(old.training)) for path, old in leaves]
     for path, new in made:
         _replace(net, path, new)
-    if how.pools != "none":
-        net.layer1.add_module("pool2", TemporalMaxPool(3 if how.pools == "paper" else 2))
+    if POOLS[how.pools].pool2_kernel:
+        net.layer1.add_module("pool2", TemporalMaxPool(POOLS[how.pools].pool2_kernel))
     return net
 
 

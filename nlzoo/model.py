@@ -5,18 +5,16 @@ A network is timm's own `ResNet` object with 3-D leaves (see `inflate.py`) and i
 
 import copy
 import dataclasses
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from . import zoo
 from .errors import HubError, UsageError, WeightsError
+from .foreign import read_weights
 from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_
 from .layers import Cost, NonLocalBlock, block_cost
 from .spec import ClipSpec, Inflation, ModelSpec, Named, parse_nl
@@ -127,36 +125,6 @@ def _pretrained_config(name):
                          f"its tags: {', '.join(tags)}") from None
 
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
-def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` file, or of a `.pth`/`.pt`/`.bin` read with `weights_only=True`, on the CPU.
-
-    A nesting under `state_dict`, `model` or `state_dict_ema`, and a `module.` prefix (DataParallel), are taken off.
-    Raises `WeightsError`.
-    """
-    if not file.is_file():
-        raise WeightsError(f"there is no weights file {file}", "give a .safetensors or .pth file with --weights")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        data = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{file} holds more than weights and was not opened ({_first_line(error)})",
-                           "convert it to .safetensors where you trust it") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise WeightsError(f"{file} could not be read as weights ({_first_line(error)})",
-                           "it may be cut short: fetch it again") from None
-    for key in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-    if not isinstance(data, dict) or not data or not all(isinstance(v, torch.Tensor) for v in data.values()):
-        raise WeightsError(f"{file} holds no state dict of tensors")
-    return {key.removeprefix("module."): value for key, value in data.items()}
-
-
 def _load_plain_(net, tensors, file):
     """Strict but for two things every exporter differs in: BN's step counter, and a head of another size."""
     if "fc.weight" in tensors and tensors["fc.weight"].ndim == 2 and tensors["fc.weight"].shape[1] == net.fc.in_features:
@@ -222,6 +190,8 @@ def inflate(name: str, weights: Path | None, how: Inflation, nl: str, fetch: Cal
 
     Raises `UsageError` for a name or placement that cannot be, `WeightsError` for weights that cannot be had.
     """
+    if how.init == "imported":
+        raise UsageError("--init imported is for networks that were trained in 3-D", "nlzoo import FILE makes those")
     backbone = load_backbone(name, weights, fetch)
     flat = backbone.net
     net = inflate_(copy.deepcopy(flat), how)

@@ -18,9 +18,27 @@ FORMS = ("gaussian", "embedded", "dot", "concat")
 SPANS = ("spacetime", "space", "time")
 SUBSAMPLES = ("before", "after", "none")
 NORMS = ("bn", "none")
-INITS = ("centre", "mean")
+INITS = ("centre", "mean", "imported")
 PADDINGS = ("replicate", "zeros")
-POOLS = ("none", "8x8", "paper")
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Where time is strided: by 2 in the stem's convolution and in max-pools over `kernel` frames, or nowhere."""
+
+    stem_stride: int = 1
+    pool1_kernel: int = 1  # frames; in space it is 3x3, stride 2
+    pool1_stride: int = 1
+    pool2_kernel: int = 0  # after res2, stride 2; 0: there is none
+
+
+POOLS = {
+    "none": Pools(),
+    "8x8": Pools(pool2_kernel=2),  # authors' nets for 8x8 and 32x4 clips, SlowFast, pytorchvideo
+    "paper": Pools(2, 3, 2, 3),  # table 1
+    "authors": Pools(2, 2, 2, 2),  # authors' nets for 32x2 and 128x1 clips
+    "mmaction2": Pools(2, 1, 2, 2),  # mmaction2, gluoncv: pool1 takes every second frame
+}
 
 
 def _one_of(value, allowed, what):
@@ -73,15 +91,17 @@ class Inflation:
     """How the 2-D network becomes 3-D (paper, section 4.1 and table 1)."""
 
     arch: str = "i3d"  # c2d: no temporal kernels; i3d: 3x1x1; i3d-333: 3x3x3
-    init: str = "centre"  # centre: the 2-D kernel in the middle tap; mean: copied and divided by t (paper)
+    init: str = "centre"  # centre: the 2-D kernel in the middle tap; mean: copied and divided by t (paper); imported: neither, trained in 3-D
     temporal_padding: str = "replicate"  # replicate keeps a still clip still; zeros for imported checkpoints
-    pools: str = "none"  # temporal strides: none; 8x8: pool2 halves T; paper: conv1, pool1 and pool2 each halve it
+    pools: str = "none"  # temporal strides, by their name in POOLS
+    pool1_padding: int = 1  # of the stem's max-pool in space: 1 as in timm; 0 in the authors' nets
 
     def __post_init__(self):
         _one_of(self.arch, ARCHS, "arch")
         _one_of(self.init, INITS, "init")
         _one_of(self.temporal_padding, PADDINGS, "temporal padding")
         _one_of(self.pools, POOLS, "pools")
+        _between(self.pool1_padding, 0, 1, "pool1 padding")
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,11 @@ class NonLocal(nn.Module):
 class I3D(nn.Module):
     """`(B, 3, T, H, W)` to `(B, classes)`. `blocks`: {(stage 0-3, residual block): form of the non-local block after it}."""
 
-    def __init__(self, depth, classes, arch="i3d", pools="none", padding="replicate", blocks=None):
+    def __init__(self, depth, classes, arch="i3d", pools="none", padding="replicate", blocks=None, pool1_padding=1):
         super().__init__()
         bottleneck, blocks = depth >= 50, blocks or {}
-        self.pools = pools
-        self.conv1 = Conv(3, 64, 1 if arch == "c2d" else 5, 7, 2 if pools == "paper" else 1, 2, padding)
+        self.pools, self.pool1_padding = pools, pool1_padding
+        self.conv1 = Conv(3, 64, 1 if arch == "c2d" else 5, 7, 1 if pools in ("none", "8x8") else 2, 2, padding)
         self.bn1 = nn.BatchNorm3d(64)
         channels = 64
         for stage, (count, width) in enumerate(zip(DEPTHS[depth], WIDTHS, strict=True)):
@@ -109,13 +109,18 @@ class I3D(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x):
-        pool = nn.functional.max_pool3d
+        pool, p = nn.functional.max_pool3d, self.pool1_padding
         x = self.bn1(self.conv1(x)).clamp_min(0)
-        x = pool(x, (3, 3, 3), 2, 1) if self.pools == "paper" else pool(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+        if self.pools == "paper":
+            x = pool(x, (3, 3, 3), 2, (1, p, p))
+        elif self.pools == "authors":
+            x = pool(x, (2, 3, 3), 2, (0, p, p))
+        else:
+            x = pool(x, (1, 3, 3), (2 if self.pools == "mmaction2" else 1, 2, 2), (0, p, p))
         x = self.layer1(x)
         if self.pools == "paper":
             x = pool(x, (3, 1, 1), (2, 1, 1), (1, 0, 0))
-        elif self.pools == "8x8":
+        elif self.pools != "none":
             x = pool(x, (2, 1, 1), (2, 1, 1))
         x = self.layer4(self.layer3(self.layer2(x)))
         return self.fc(x.mean((2, 3, 4)))

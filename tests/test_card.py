@@ -107,3 +107,11 @@ def test_the_address_is_filled_in_where_it_is_ours():
     assert card.addressed(once, "me/two") == card.addressed(text, "me/two")
     own = 'I wrote nlzoo.load("me/other") myself.'
     assert card.addressed(own, "me/one") == own
+
+
+def test_an_imported_network_says_what_it_is_and_what_its_licence_forbids():
+    how = Inflation("i3d", "imported", "zeros", "authors", 0)
+    text = card.body(ModelSpec("resnet50", how, (), ClipSpec(32, 2), (), 400, "video-nonlocal-net, x.pkl", "cc-by-nc-4.0"), None)
+    assert "imported into nlzoo" in text and "inflated to 3-D" not in text
+    assert "cc-by-nc-4.0: no commercial use" in text and "400 outputs that the network was trained with" in text
+    assert "no commercial use" not in card.body(ModelSpec("resnet50", licence="apache-2.0"), None)

@@ -13,11 +13,11 @@ from nlzoo.model import relative_error
 DEPTH_OF = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
-def pair(depth, arch, pools, nl, form="embedded", padding="replicate"):
+def pair(depth, arch, pools, nl, form="embedded", padding="replicate", pool1_padding=1):
     """The product's network with random weights and statistics, and the reference's with copies of them; float64."""
     name = f"resnet{depth}"
     placement = spec.parse_nl(nl, dict(zip(spec.STAGES, DEPTH_OF[name], strict=True)), form=form)
-    ours = model.build(spec.ModelSpec(name, spec.Inflation(arch, pools=pools, temporal_padding=padding), placement,
+    ours = model.build(spec.ModelSpec(name, spec.Inflation(arch, "centre", padding, pools, pool1_padding), placement,
                                       num_outputs=11)).double()
     with torch.no_grad():
         for m in ours.modules():
@@ -30,7 +30,7 @@ def pair(depth, arch, pools, nl, form="embedded", padding="replicate"):
             elif isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1:  # centre-initialised: give every tap a weight
                 m.weight.add_(torch.randn_like(m.weight) * m.weight.std())
     blocks = {(spec.STAGES.index(n.stage), i): form for n in placement for i in n.blocks}
-    theirs = I3D(depth, 11, arch, pools, padding, blocks).double()
+    theirs = I3D(depth, 11, arch, pools, padding, blocks, pool1_padding).double()
     weights = {k: v.reshape(theirs.state_dict()[k].shape) for k, v in ours.state_dict().items()}
     theirs.load_state_dict(weights)
     return ours, theirs.eval()
@@ -73,3 +73,14 @@ def test_zero_padding_of_imported_checkpoints(seed):
     replicated = I3D(18, 11).double().eval()
     replicated.load_state_dict(theirs.state_dict())
     assert relative_error(replicated(clip), theirs(clip)) > 1e-3  # the negative control
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pools, pool1_padding, other", [("authors", 0, ("authors", 1)), ("8x8", 0, ("8x8", 1)), ("mmaction2", 1, ("8x8", 1)),
+                                                         ("authors", 1, ("paper", 1))])
+def test_pools_of_imported_checkpoints(pools, pool1_padding, other, seed):
+    ours, theirs = pair(18, "i3d", pools, "res3:1", "embedded", "zeros", pool1_padding)
+    clip = torch.randn(1, 3, 17, 64, 48, dtype=torch.double)  # an odd number of frames, too
+    assert relative_error(ours(clip), theirs(clip)) < 1e-9
+    theirs.pools, theirs.pool1_padding = other
+    assert relative_error(ours(clip), theirs(clip)) > 1e-3  # the negative control

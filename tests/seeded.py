@@ -1,0 +1,30 @@
+"""Weights and clips that the peers' run and the suite draw alike, from names: no file of weights has to be kept."""
+
+import math
+import zlib
+
+import numpy as np
+import torch
+
+
+def seeded_tensor(name: str, shape: tuple[int, ...], theta: float = 1.0) -> torch.Tensor:
+    """A float32 tensor for the parameter or statistic `name`, the same everywhere; large enough in effect that none is silent.
+
+    `theta` shrinks theta's: the dot form is a cube of its input, and five of them in a row would overflow.
+    """
+    draw = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
+    if name.endswith(("running_var", "_riv")):
+        values = draw.uniform(0.5, 1.5, shape)
+    elif len(shape) == 1 and name.endswith(("weight", "_s")):
+        values = draw.uniform(0.3, 0.9, shape)
+    elif len(shape) == 1:
+        values = draw.uniform(-0.2, 0.2, shape)
+    else:
+        values = draw.standard_normal(shape, np.float32) * math.sqrt(2 / math.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(values, np.float32)) * (theta if "theta" in name else 1)
+
+
+def clip_of(frames: int, size: int) -> torch.Tensor:
+    """Two moving clips `(2, 3, frames, size, size)` of noise."""
+    draw = np.random.Generator(np.random.Philox(7))
+    return torch.from_numpy(draw.standard_normal((2, 3, frames, size, size), np.float32))
