@@ -177,10 +177,17 @@ def _converters():
     """What we know: exact types of timm and torch, and what makes each of them 3-D."""
     from timm import layers
 
-    same = (nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Linear, layers.Linear)
+    same = (nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Linear, layers.Linear, layers.DropPath)
     return {nn.Conv2d: _conv, nn.BatchNorm2d: _batch_norm, layers.GroupNorm: _group_norm, nn.MaxPool2d: _max_pool,
             nn.AvgPool2d: _avg_pool, layers.BlurPool2d: _on_frames(FrameBlurPool), layers.SEModule: _on_frames(FrameSqueezeExcite),
             layers.EcaModule: _on_frames(FrameEca), layers.SelectAdaptivePool2d: _global_pool, **dict.fromkeys(same, _same)}
+
+
+def _containers():
+    """Modules with children whose own `forward` does not care about rank; one like `SelectiveKernel` reaches into H x W."""
+    from timm.models import resnet
+
+    return {resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck, nn.Sequential}
 
 
 def depths(net: nn.Module) -> dict[str, int]:
@@ -218,19 +225,20 @@ def temporal_plan(net: nn.Module, how: Inflation) -> dict[str, tuple[int, int]]:
     return plan
 
 
-def inflate_(net: nn.Module, how: Inflation) -> nn.Module:
+def inflate_(net: nn.Module, how: Inflation = Inflation()) -> nn.Module:  # noqa: B008 frozen
     """Makes a timm ResNet on `(B, 3, H, W)` one on `(B, 3, T, H, W)`, in place; returns it.
 
     Keys of the state dict stay; convolution weights grow an axis. Training mode, device and dtype are kept.
     Raises `WeightsError` for a module that we do not know, before anything is changed.
     """
     converters = _converters()
-    leaves = [(path, m) for path, m in net.named_modules() if not m._modules or type(m) in converters]
-    inside = tuple(path + "." for path, m in leaves if type(m) in converters)
-    leaves = [(path, m) for path, m in leaves if not path.startswith(inside)]
-    if unknown := [f"{path}: {type(m).__name__}" for path, m in leaves if type(m) not in converters]:
-        known = ", ".join(sorted(t.__name__ for t in converters))
-        raise WeightsError(f"cannot inflate {type(net).__name__}: {'; '.join(unknown[:3])}", f"supported: {known}")
+    inside = tuple(path + "." for path, m in net.named_modules() if type(m) in converters)
+    outer = [(path, m) for path, m in net.named_modules() if not path.startswith(inside)]
+    known = converters.keys() | _containers()
+    if unknown := [f"{path or 'the network'}: {type(m).__name__}" for path, m in outer if type(m) not in known]:
+        raise WeightsError(f"cannot inflate {type(net).__name__}: {'; '.join(unknown[:3])}",
+                           f"supported: {', '.join(sorted(t.__name__ for t in known))}")
+    leaves = [(path, m) for path, m in outer if type(m) in converters]
     plan = temporal_plan(net, how)
     made = [(path, converters[type(old)](old, *plan.get(path, (1, 1)), how).train(old.training)) for path, old in leaves]
     for path, new in made:

@@ -155,7 +155,7 @@ class ModelSpec:
         if len(set(self.classes)) != len(self.classes):
             raise UsageError("class names repeat")
         for name, value in (("source", self.source), ("licence", self.licence)):
-            if value:
+            if value != "":
                 _text(value, name, 1000)
         stages = [n.stage for n in self.non_local]
         if stages != sorted(set(stages)):
@@ -179,7 +179,8 @@ def from_json(data: object, where: str) -> ModelSpec:
     if not isinstance(data, dict):
         raise WeightsError(f"{where} is not a JSON object")
     data = dict(data)
-    if data.pop("format", None) != FORMAT:
+    written = data.pop("format", None)
+    if isinstance(written, bool) or written != FORMAT:  # older formats, once there are any, are brought up to date here
         raise WeightsError(f"{where} is not an nlzoo config of format {FORMAT}", "pip install -U nlzoo")
     try:
         return _decode(ModelSpec, data)

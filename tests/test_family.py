@@ -83,6 +83,8 @@ def test_attention_over_the_whole_clip_would_not_be_the_2d_network(seed):
     ("resnet18", {"block_args": {"attn_layer": "gc"}}, r"layer1\.0\.se"),
     ("resnet18", {"block_args": {"attn_layer": "ecam"}}, "channel attention with an MLP"),
     ("resnet18", {"global_pool": "max"}, "average pooling can"),
+    ("skresnet18", {}, r"layer1\.0: SelectiveKernelBasic"),  # every leaf of it is known
+    ("regnetx_002", {}, "the network: RegNet"),
 ])
 def test_what_is_not_known_is_refused_and_nothing_changes(name, arguments, path):
     net = import_timm().create_model(name, **arguments)
