@@ -20,7 +20,7 @@ from .errors import UsageError
 
 FEW_KEYS = 128  # concat: up to here the plain formula is the faster one (docs/nonlocal.md)
 FEW_PAIRS = 2**22  # softmax: up to here the plain formula too; 16 MiB in float32
-CHUNK = 2**20  # softmax: pairs held at a time where no fused kernel serves
+CHUNK = 2**21  # softmax: pairs held at a time where no fused kernel serves; 8 MiB, twice in backward
 BLOCK = 64  # concat: channels summed at a time, which bounds the memory and stays in cache
 
 
