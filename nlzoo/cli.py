@@ -56,6 +56,34 @@ def inflate(
     console.data(data, model.in_words(net, checks) + f"\nwrote {folder}")
 
 
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(help="A checkpoint (.pth, .pyth, .pkl, .safetensors), or a start that nlzoo list shows.")],
+    name: Annotated[str | None, typer.Option(help="Folder in weights/; the file's name.")] = None,
+    source: Annotated[str | None, typer.Option("--zoo", help="Where two have the same tensors: authors or slowfast-caffe2.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=1024, help="Frames a clip; by the file's name, or as published.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, max=1024, help="Video frames from one to the next; likewise.")] = None,
+    form: Annotated[str | None, typer.Option(help="Pairwise function, where its tensors fit two: embedded or dot.")] = None,
+    pools: Annotated[str | None, typer.Option(help="Temporal strides: none, 8x8, authors, mmaction2; as its zoo trains.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a Kinetics network of another zoo (C2D, I3D, non-local) one of ours, strictly, and write weights/NAME."""
+    from . import checkpoint, convert, model, starts, zoo
+
+    path = Path(file)
+    if not path.exists():
+        with console.progress(f"fetching {file}") as bar:
+            path, _ = starts.fetch(starts.find(file), bar)
+    found = convert.read(path, convert.Wishes(source, frames, stride, form, pools))
+    folder = zoo.WEIGHTS / zoo.folder_name(name or (Path(file).stem if path == Path(file) else file))
+    zoo.refuse_other(folder, found.net.spec)
+    if "-nc" in found.net.spec.licence:
+        console.warn(f"these weights are {found.net.spec.licence}: no commercial use, of what you train from them either")
+    checkpoint.save_model(folder, found.net)
+    console.data({"model": str(folder), **model.describe(found.net), "zoo": found.zoo, "notes": list(found.notes), "dropped": found.dropped,
+                  "filled": found.filled}, f"{convert.in_words(found)}\n{model.in_words(found.net, None)}\nwrote {folder}")
+
+
 @app.command()
 def finetune(
     videos: Annotated[Path, typer.Argument(help="One sub-folder of videos per class, or train/ and val/ with such.")],

@@ -191,6 +191,17 @@ class Imported:
     filled: dict[str, str]  # our name that they lack -> with what
 
 
+def in_words(found: Imported) -> str:
+    """What was recognised, decided, dropped and filled, as lines for a person."""
+    lines = [f"recognised: {found.zoo}. Its tensors do not say all; taken were:", *(f"  {note}" for note in found.notes)]
+    for what, names in (("dropped", found.dropped), ("filled", found.filled)):
+        for why in dict.fromkeys(names.values()):
+            group = [name for name in names if names[name] == why]
+            some = ", ".join(group[:4]) + (", … (--json has them all)" if len(group) > 4 else "")
+            lines.append(f"{what} {len(group)} tensor{'s' if len(group) > 1 else ''}, {why}: {some}")
+    return "\n".join(lines)
+
+
 def read(file: Path, wishes: Wishes = Wishes()) -> Imported:
     """The network in somebody else's checkpoint. Nothing is written.
 
@@ -213,7 +224,7 @@ def read(file: Path, wishes: Wishes = Wishes()) -> Imported:
     for name, ours in twins.items():
         if ours not in names or not torch.equal(theirs[name], theirs[names[ours]]):
             raise WeightsError(f"{file} has {_short(name)}, which should equal {_short(names.get(ours, ours))} and does not")
-        dropped[name] = f"the same tensor as {names[ours]}"
+        dropped[name] = "second names of tensors that are there already"
     return Imported(net, zoo.title, (*notes, *more), dropped, filled)
 
 
@@ -299,8 +310,8 @@ def _translate(name, patterns, zoo):
 
 def _spec(tensors, names, zoo, wishes, flat, file):
     """`(ModelSpec, notes)` by the names and shapes, the user's wishes, the file's name and the zoo, in this order."""
-    backbone = _backbone(tensors, file)
     clip, notes = _clip(zoo, wishes, file)
+    backbone = _backbone(tensors, file)
     pools, padding, pooled = _pools(zoo, wishes, clip, flat, file)
     step = POOLS[pools].stem_stride * POOLS[pools].pool1_kernel * max(POOLS[pools].pool2_kernel, 1)
     if clip.frames < step:
@@ -354,15 +365,12 @@ def _pools(zoo, wishes, clip, flat, file):
     pools, padding, who = zoo.pools, zoo.pool1_padding, f"as {zoo.title} trains"
     if pools == "clip":
         pools, who = ("8x8" if clip.stride >= SPARSE else "authors"), f"as {zoo.title} trains with this stride"
-    named = re.search(r"nopool|tsn|c2d", file.name, re.IGNORECASE)
-    if flat and named:  # mmaction2's C2D follows the authors', the rest of its zoo does not
-        pools, padding, who = "8x8", 0, "by the file's name"
-    if re.search(r"nopool|tsn", file.name, re.IGNORECASE):
-        pools, padding, who = "none", 1, "by the file's name"
-    if wishes.pools:
-        pools, who = wishes.pools, "as you said"
-        padding = 0 if flat and pools == "8x8" else 1 if pools == "none" else padding
-    elif flat and not named:
+    named = re.search(r"nopool|tsn|c2d" if flat else "nopool", file.name, re.IGNORECASE)
+    if wishes.pools or named:
+        none = "nopool" in file.name.lower() or (flat and "tsn" in file.name.lower())
+        pools, who = (wishes.pools, "as you said") if wishes.pools else ("none" if none else "8x8", "by the file's name")
+        padding = 1 if pools == "none" else 0 if flat else padding  # mmaction2's C2D follows the authors', the rest of its zoo does not
+    elif flat:
         raise WeightsError(f"{file} may be a C2D with temporal pools or without (TSN): its tensors are the same, and its name says neither",
                            "say which it is: --pools 8x8 or --pools none")
     return pools, padding, f"temporal strides {pools}, max-pool of the stem padded with {padding}: {who}"
@@ -404,9 +412,10 @@ def _form(embedded, zoo, wishes, file):
 
 
 def _fill(spec, tensors, file):
-    """`(network, {ours: with what}})`: `tensors` and what they may lack. Shapes come first: nothing of the file is copied before."""
+    """`(network, {ours: with what})`: `tensors` and what they may lack. Shapes come first: nothing of the file is copied before."""
     with torch.device("meta"):
-        own = build(spec).state_dict()
+        net = build(spec)
+    own = net.state_dict()
     wrong = [f"{_short(k)} is {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in tensors.items() if k in own and v.shape != own[k].shape]
     unknown = [k for k in tensors if k not in own]
     filled = {k: why for k in own if k not in tensors and (why := _may_lack(k, tensors))}
@@ -423,9 +432,8 @@ def _fill(spec, tensors, file):
             raise WeightsError(f"{file} holds NaN or infinity in {name} (nlzoo's name)", "fetch it again")
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise WeightsError(f"{file} holds a variance below 0 in {name} (nlzoo's name)", "fetch it again")
-    net = build(spec)
-    state = {k: tensors[k].to(own[k].dtype) if k in tensors else _filler(k, own[k]) for k in own}
-    net.load_state_dict(state)
+    net.load_state_dict({k: tensors[k].to(own[k].dtype, copy=True).contiguous() if k in tensors else _filler(k, own[k]) for k in own},
+                        assign=True)  # `net` has no memory of its own yet
     return net, filled
 
 
@@ -433,14 +441,14 @@ def _may_lack(name, tensors):
     """With what one of our tensors is filled that they rightly lack; None where it is missing."""
     layer, _, leaf = name.rpartition(".")
     if leaf == "num_batches_tracked":
-        return "0: training steps, which nothing here uses"
+        return "0 training steps, which nothing uses"
     if leaf in ("running_mean", "running_var") and f"{layer}.weight" in tensors and not any("running_" in k for k in tensors):
-        return "mean 0 and variance 1: BN was folded into scale and shift, and stays an identity before them"
+        return "mean 0 and variance 1, since BN was folded into its scale and shift"
     if name.endswith("w_z.bias") and f"{layer.rpartition('.')[0]}.bn.weight" in tensors:
-        return "0: the BN that follows has a shift of its own"
+        return "0, since the BN that follows has a shift"
     return None
 
 
 def _filler(name, like):
-    value = torch.zeros(like.shape, dtype=like.dtype)
-    return value + (1 - 1e-5) if name.endswith("running_var") else value  # so that variance + eps is 1
+    """Zeros; for a variance what makes it 1 with BN's eps."""
+    return torch.full(like.shape, 1 - 1e-5 if name.endswith("running_var") else 0, dtype=like.dtype)

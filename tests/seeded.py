@@ -1,6 +1,8 @@
-"""Weights and clips that the peers' run and the suite draw alike, from names: no file of weights has to be kept."""
+"""Weights, clips and files that the peers' run and the suite make alike, from names: no file of weights has to be kept."""
 
+import io
 import math
+import pickle
 import zlib
 
 import numpy as np
@@ -28,3 +30,18 @@ def clip_of(frames: int, size: int) -> torch.Tensor:
     """Two moving clips `(2, 3, frames, size, size)` of noise."""
     draw = np.random.Generator(np.random.Philox(7))
     return torch.from_numpy(draw.standard_normal((2, 3, frames, size, size), np.float32))
+
+
+def python2_pickle(data: object) -> bytes:
+    """Protocol 2 as python 2 writes it: the bytes of arrays are strings (BINSTRING), which python 3 cannot write by itself."""
+
+    class Python2(pickle._Pickler):
+        def save_bytes(self, raw):
+            self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)
+            self.memoize(raw)
+
+        dispatch = {**pickle._Pickler.dispatch, bytes: save_bytes}
+
+    out = io.BytesIO()
+    Python2(out, 2).dump(data)
+    return out.getvalue().replace(b"numpy._core", b"numpy.core")

@@ -9,7 +9,7 @@ The peers stay out of nlzoo's own environment; in a scratch one, beside this pro
         mmengine mmcv-lite addict yapf platformdirs opencv-python-headless simplejson
     cd /tmp/peers && for r in facebookresearch/SlowFast open-mmlab/mmaction2 Tushar-N/pytorch-resnet3d dmlc/gluon-cv; do
         git clone --depth 1 https://github.com/$r; done
-    /tmp/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers /tmp/peers [--record tests/peer_logits.json] [name …]
+    /tmp/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers /tmp/peers [--record tests/peer_logits.json.gz] [name …]
 
 Prints one line per network and fails if one differs by more than 1e-4 relative (max |a - b| / max |b| of the logits), or if
 nothing was compared. `--record` writes what `tests/test_convert.py` holds on to: names, shapes and a few logits of each peer
@@ -18,10 +18,10 @@ for weights that both sides draw from the same seed; no code and no weights of t
 
 import argparse
 import contextlib
+import gzip
 import importlib.util
 import json
 import os
-import pickle
 import sys
 import tempfile
 import types
@@ -32,7 +32,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from seeded import clip_of, seeded_tensor  # noqa: E402
+from seeded import clip_of, python2_pickle, seeded_tensor  # noqa: E402
 
 from nlzoo import convert  # noqa: E402
 from nlzoo.model import import_timm, relative_error  # noqa: E402
@@ -237,23 +237,6 @@ def slowfast_caffe2_name(key):
     return f"res{stage}_{block}_branch2{words[3][0]}_" + ("w" if len(words[3]) == 1 else f"bn_{norm}")
 
 
-def python2_pickle(data):
-    """Protocol 2 with arrays' bytes as python-2 strings (BINSTRING), which python 3 cannot write by itself."""
-
-    class Python2(pickle._Pickler):
-        def save_bytes(self, raw):
-            self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)
-            self.memoize(raw)
-
-        dispatch = {**pickle._Pickler.dispatch, bytes: save_bytes}
-
-    import io
-
-    out = io.BytesIO()
-    Python2(out, 2).dump(data)
-    return out.getvalue().replace(b"numpy._core", b"numpy.core")
-
-
 # ---- gluoncv
 
 
@@ -336,7 +319,14 @@ def compare(label, peers, folder):
     print(f"{label:26} relative error {error:.1e} (clips differ by {spread:.1e}); {imported.zoo}: "
           f"{imported.net.spec.inflation.arch} {imported.net.spec.backbone}, {len(imported.dropped)} dropped, {len(imported.filled)} filled", flush=True)
     assert spread > 1e-2 and error <= 1e-4, label
-    names = {k: list(v.shape) for k, v in net.state_dict().items()}
+    rename = {save_caffe2: caffe2_name, save_slowfast_caffe2: slowfast_caffe2_name}.get(save)
+    last = {v.data_ptr(): k for k, v in net.state_dict().items()}  # two names of one tensor: the second was drawn last
+    names = {k: [list(v.shape), last[v.data_ptr()]] for k, v in net.state_dict().items()}
+    if rename:
+        names = {rename(k): v for k, v in names.items() if not k.endswith("num_batches_tracked")}
+    if save in (save_caffe2, save_resnet3d):
+        kept = set(convert.read_weights(folder / name))
+        names = {k: v for k, v in names.items() if k in kept}
     logits = [[round(float(x), 6) for x in row[:6]] for row in theirs]
     return {"file": name, "wishes": wishes, "frames": frames, "theta": theta, "names": names, "logits": logits}
 
@@ -357,7 +347,7 @@ def main():
                 file.unlink()
     print(f"{len(records)} networks compared, largest error within 1e-4")
     if asked.record:
-        asked.record.write_text(json.dumps(records))
+        asked.record.write_bytes(gzip.compress(json.dumps(records, sort_keys=True).encode(), mtime=0))
 
 
 if __name__ == "__main__":
