@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from seeded import clip_of, python2_pickle, seeded_tensor
 
-from nlzoo import checkpoint, cli, console, convert, foreign, model
+from nlzoo import checkpoint, cli, console, convert, foreign, model, starts
 from nlzoo.convert import Wishes
 from nlzoo.errors import NlzooError, UsageError, WeightsError
 from nlzoo.model import relative_error
@@ -435,6 +435,19 @@ def test_import_writes_a_model_folder(nlzoo, tmp_path):
     assert any("as you said" in n for n in told["notes"])
     assert nlzoo("import", file, "--frames", "24", "--name", "other")[0] == 5  # holds something else
     assert nlzoo("inflate", "tiny", "--init", "imported")[0] == 2
+
+
+def test_a_known_start_is_imported_by_its_name(nlzoo, tmp_path, monkeypatch):
+    """From the cache; tests/test_starts.py has the fetching."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    start, record = starts.find("i3d-r50-8x8.pytorchvideo"), RECORDS["pytorchvideo I3D R50"]
+    folder = starts.cache_folder() / start.zoo
+    folder.mkdir(parents=True)
+    write({**record, "file": start.url.rpartition("/")[2]}, folder, hollow(record))
+    code, out, err = nlzoo("import", start.name)
+    assert code == 0 and "clips of 8 frames, every 8" in out and "wrote weights/i3d-r50-8x8.pytorchvideo" in out, err
+    code, out, err = nlzoo("import", "i3d-r50-8x8.nobody")
+    assert code == 2 and "i3d-r50-8x8.slowfast" in err
 
 
 def test_a_refused_import_leaves_nothing(nlzoo, tmp_path):
