@@ -49,7 +49,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("content, words", [
-    (None, "there is no weights file"), (b"", "could not be read"), (b"hello", "could not be read|more than weights"),
+    (None, "there is no weights file"), (b"", "is empty"), (b"hello", "could not be read|more than weights"),
     (pickle.dumps(Evil()), "not opened|could not be read"), ({"a": 1}, "no state dict"), ([1], "no state dict"),
     ({"conv1.weight": torch.zeros(1)}, "missing .*another shape"),
 ])
