@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -54,7 +55,10 @@ def test_the_whole_job(nlzoo, tmp_path):
     assert code == 0, err
     assert {"run", "model", "classes", "train", "val", "epochs", "top1", "top5", "majority", "resumed_from"} <= set(done)
     assert done["classes"] == sorted(draw.CLASSES[:2]) and done["majority"] == 0.5 and "0 in both" in err
-    assert "weights/start" in err and (tmp_path / "runs/first/result.json").is_file()
+    assert "weights/start" in err and "nlzoo list" in err and (tmp_path / "runs/first/result.json").is_file()
+    code, out, err = nlzoo("finetune", "my videos", "--from", "first", "--epochs", "1", "--batch", "2", "--size", "32", "--name", "again")
+    assert code == 0 and load("again").spec.clip.frames == 4 and "images only" not in err  # the model's clip, unless told otherwise
+    shutil.rmtree(tmp_path / "runs/again")
 
     files = sorted((tmp_path / "my videos").rglob("*.mp4"))
     code, out, _ = nlzoo("predict", "first", *files[:2], "my videos", "--json")
