@@ -2,10 +2,13 @@
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from nlzoo import cli, console
 
 REPO = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # small networks gain nothing from more, and on a busy machine threads wait for one another
@@ -29,3 +32,23 @@ def seed() -> int:
     print(f"NLZOO_SEED={value}")
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture
+def nlzoo(tmp_path, monkeypatch, capfd):
+    """Runs one command in this process, in an empty folder: `(exit code, stdout, stderr)`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["nlzoo", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            console.use_json(False)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

@@ -10,28 +10,8 @@ import pytest
 import torch
 from hub_server import HubServer
 
-from nlzoo import cli, console, draw, model, video
+from nlzoo import draw, model, video
 from nlzoo.hub import load
-
-
-@pytest.fixture
-def nlzoo(tmp_path, monkeypatch, capfd):
-    """Runs one command in this process, in an empty folder: `(exit code, stdout, stderr)`."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["nlzoo", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            console.use_json(False)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def shell(words, folder, env=None):

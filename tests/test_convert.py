@@ -9,7 +9,6 @@ import json
 import pickle
 import random
 import struct
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from seeded import clip_of, python2_pickle, seeded_tensor
 
-from nlzoo import checkpoint, cli, console, convert, foreign, model, starts
+from nlzoo import checkpoint, convert, foreign, model, starts
 from nlzoo.convert import Wishes
 from nlzoo.errors import NlzooError, UsageError, WeightsError
 from nlzoo.model import relative_error
@@ -394,26 +393,6 @@ def test_ten_thousand_mutants(small, tmp_path, seed):
 
 
 # ---- the command
-
-
-@pytest.fixture
-def nlzoo(tmp_path, monkeypatch, capfd):
-    """Runs one command in this process, in an empty folder: `(exit code, stdout, stderr)`."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["nlzoo", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            console.use_json(False)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_import_writes_a_model_folder(nlzoo, tmp_path):

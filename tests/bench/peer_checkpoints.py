@@ -2,14 +2,14 @@
 
 The peers stay out of nlzoo's own environment; in a scratch one, beside this project's torch and timm:
 
-    python -m venv /tmp/peers/venv
+    python -m venv ~/peers/venv
     echo "$(python -c 'import site; print(site.getsitepackages()[0])')" > \
-        "$(/tmp/peers/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
-    /tmp/peers/venv/bin/pip install --no-deps pytorchvideo fvcore iopath portalocker yacs termcolor tabulate parameterized \
+        "$(~/peers/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
+    ~/peers/venv/bin/pip install --no-deps pytorchvideo fvcore iopath portalocker yacs termcolor tabulate parameterized \
         mmengine mmcv-lite addict yapf platformdirs opencv-python-headless simplejson
-    cd /tmp/peers && for r in facebookresearch/SlowFast open-mmlab/mmaction2 Tushar-N/pytorch-resnet3d dmlc/gluon-cv; do
+    cd ~/peers && for r in facebookresearch/SlowFast open-mmlab/mmaction2 Tushar-N/pytorch-resnet3d dmlc/gluon-cv; do
         git clone --depth 1 https://github.com/$r; done
-    /tmp/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers /tmp/peers [--record tests/peer_logits.json.gz] [name …]
+    ~/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers ~/peers [--record tests/peer_logits.json.gz] [name …]
 
 Prints one line per network and fails if one differs by more than 1e-4 relative (max |a - b| / max |b| of the logits), or if
 nothing was compared. `--record` writes what `tests/test_convert.py` holds on to: names, shapes and a few logits of each peer
@@ -333,7 +333,7 @@ def compare(label, peers, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", type=Path, default=Path("/tmp/peers"))
+    parser.add_argument("--peers", type=Path, default=Path.home() / "peers")
     parser.add_argument("--record", type=Path)
     parser.add_argument("names", nargs="*")
     asked = parser.parse_args()
