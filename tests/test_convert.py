@@ -339,8 +339,8 @@ def mutate(content, rng):
     """A few bytes changed, moved, left out or doubled; or the end cut off."""
     content = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 8))):
-        at = rng.randrange(len(content))
-        kind = rng.randrange(5)
+        at = rng.randrange(len(content) or 1)
+        kind = rng.randrange(5) if content else 3  # all of it cut off: nothing left to change
         if kind == 0:
             content[at] ^= 1 << rng.randrange(8)
         elif kind == 1:
