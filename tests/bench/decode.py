@@ -1,15 +1,23 @@
 """Wrong frames and CPU time per clip: nlzoo's door, decord through it, and decord alone.
 
-    python tests/bench/bench_decode.py [--clips 20] [--seed 0]
-    python tests/bench/bench_decode.py --mutants 2000
+    python tests/bench/decode.py [--clips 20] [--seed 0]
+    python tests/bench/decode.py --mutants 2000
+    python tests/bench/decode.py --loader
+    python tests/bench/decode.py --opens 20000
 
 Wrong frames: random frames of every video that tests/test_video.py makes and of the odd and real ones in ../shared,
 against a decode of the whole file. CPU time: the same random clips by each reader in turn, one thread, fresh readers.
 Mutants: files with flipped, zeroed, cut, doubled or random bytes, each read as three clips.
+Loader: training clips of 8 spread frames, 224 pixels, through `data.load` with 1 and 2 workers, against as many processes
+that only decode the same frames: PyAV (seek, walk, scale), decord, torchcodec where it imports; and prepared files.
+Opens: resident memory of one process that reads a clip of a new file so many times.
 """
 
 import argparse
+import multiprocessing
+import os
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -17,14 +25,21 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+import av
 import numpy as np
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
-from test_video import MADE, REFUSED, decode_all, drawing, encode, mutant, mutant_outcomes  # noqa: E402
+from test_video import MADE, MUTATED, REFUSED, decode_all, drawing, encode, mutant, mutant_outcomes  # noqa: E402
 
-from nlzoo import video  # noqa: E402
+from nlzoo import clips, data, prepare, records, video  # noqa: E402
+from nlzoo.spec import ClipSpec  # noqa: E402
+
+try:
+    from torchcodec.decoders import VideoDecoder
+except (ImportError, RuntimeError):  # its FFmpeg is missing
+    VideoDecoder = None
 
 
 def door(decoder):
@@ -105,8 +120,111 @@ def speed(shared, folder, clips, seed):
             print(f"| {name} | {length} x {stride} | {cells} |", flush=True)
 
 
-MUTATED = ("h264 mp4 B-frames", "h264 mkv B-frames", "h264 mp4 open GOP", "h264 ts", "hevc mp4 open GOP",
-           "mpeg4 avi B-frames", "mpeg4 mp4 B-frames", "wmv2", "vp8 webm", "vp9 webm")  # fmt: skip
+def raw_pyav(task):
+    """What most loaders do: seek before the frame, walk to it, scale it."""
+    path, indices, side = task
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        step = 1 / (stream.average_rate * stream.time_base)
+        size = dict(zip(("height", "width"), video.scaled_size(stream.height, stream.width, side)))
+        out, at, walk = [], None, None
+        for index in indices:
+            if at is None or index - at > 12:
+                container.seek(round(index * step), stream=stream)
+                walk = container.decode(stream)
+            for frame in walk:
+                at = round(frame.pts / step)
+                if at >= index:
+                    break
+            out.append(frame.to_ndarray(format="rgb24", **size))
+    return len(np.stack(out))
+
+
+def raw_decord(task):
+    path, indices, side = task
+    reader = video.decord.VideoReader(str(path), num_threads=1)
+    height, width = video.scaled_size(*reader[0].shape[:2], side)
+    return len(video.decord.VideoReader(str(path), num_threads=1, width=width, height=height).get_batch(list(indices)).asnumpy())
+
+
+def raw_torchcodec(task):
+    path, indices, side = task
+    return len(VideoDecoder(str(path), num_ffmpeg_threads=1).get_frames_at(list(indices)).data)  # unscaled
+
+
+def spent():
+    """CPU seconds of this process and of those that it has waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def copies(file, folder, count):
+    """Files with the same video and other bytes behind it, in two classes."""
+    for n in range(count):
+        place = folder / "ab"[n % 2] / f"{n}{file.suffix}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.read_bytes() + b"\0\0\0\x0cfree" + n.to_bytes(4, "big"))
+    return folder
+
+
+def loader(shared, folder, seed, rounds=3, count=24):
+    clip = ClipSpec(8, None, 224)
+    b = {"bf": "3", "crf": "23"}
+    calm = {256: drawing(300, 256, 340) // 4 + 96, 1080: drawing(120, 1080, 1920) // 4 + 96}
+    sets = {"340x256, 300 frames, GOP 250": copies(encode(folder / "a.mp4", calm[256], options=b, gop=250), folder / "1", count),
+            "340x256, 300 frames, GOP 12": copies(encode(folder / "b.mp4", calm[256], options=b, gop=12), folder / "2", count),
+            "1920x1080, 120 frames, GOP 60": copies(encode(folder / "c.mp4", calm[1080], options=b, gop=60), folder / "3", 8)}
+    if shared.is_dir():
+        sets["60 real mpeg4 avi, 720x480"] = shared / "videos" / "interactions"
+    raw = {"PyAV alone": raw_pyav, "decord alone": raw_decord} | ({"torchcodec alone": raw_torchcodec} if VideoDecoder else {})
+    print(f"clips a second of wall time, and CPU ms a clip, medians of {rounds} rounds\n")
+    print(f"| videos | workers | nlzoo | prepared | {' | '.join(raw)} | nlzoo / PyAV alone, by CPU |\n|---|---:|{'---:|' * (len(raw) + 3)}", flush=True)
+    for name, root in sets.items():
+        found = data.scan(root)
+        source = data.Clips(root, found.items, clip, seed=seed)
+        small = folder / f"{name} prepared"
+        prepare.prepare([i.path for i in found.items], root, small, workers=2)
+        fast = data.Clips(small, data.scan(small).items, clip, seed=seed)
+        for workers in (1, 2):
+            jobs = {"nlzoo": source, "prepared": fast} | raw
+            figures = {job: [] for job in jobs}
+            for n in range(rounds):
+                batches = data.epoch_batches(len(found.items), 8, seed, n)
+                tasks = [raw_task(source, *key) for batch in batches for key in batch]
+                for job, how in random.Random(n).sample(list(jobs.items()), len(jobs)):
+                    begin, cpu = time.monotonic(), spent()
+                    if job in raw:
+                        with multiprocessing.Pool(workers) as processes:
+                            done = len(list(processes.imap(how, tasks)))
+                            processes.close()
+                            processes.join()
+                    else:
+                        done = sum(len(indices) for indices, _, _ in data.load(how, batches, workers))
+                    figures[job].append((done / (time.monotonic() - begin), 1000 * (spent() - cpu) / done))
+            told = {job: np.median(rows, 0) for job, rows in figures.items()}
+            cells = " | ".join(f"{rate:.1f}, {cpu:.1f} ms" for rate, cpu in told.values())
+            print(f"| {name} | {workers} | {cells} | {told['PyAV alone'][1] / told['nlzoo'][1]:.2f} |", flush=True)
+
+
+def raw_task(source, epoch, index):
+    """(path, indices, short side) of a training clip."""
+    path = source.root / source.items[index].path
+    rng = np.random.default_rng([source.seed, epoch, index])
+    return path, clips.frame_indices(records.probe(path).frames, source.clip, rng), clips.decode_side(source.clip)
+
+
+def opens(folder, count, seed):
+    """Resident memory while one process reads clip after clip, each of a file with a name of its own."""
+    file = encode(folder / "a.mp4", drawing(40, 64, 96), gop=12)
+    rng, link = random.Random(seed), folder / "link.mp4"
+    for n in range(count + 1):
+        if n % (count // 10) == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            print(f"{n:7,} clips: {pages * resource.getpagesize() / 2**20:7.1f} MiB", flush=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+        os.utime(file, ns=(n, n))  # so that what was known of the file counts no more
+        video.read_frames(link, sorted(rng.sample(range(40), 8)), 64)
 
 
 def damage(folder, count, seed):
@@ -131,12 +249,19 @@ def main():
     options.add_argument("--clips", type=int, default=20)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--mutants", type=int, default=0, help="this many damaged files instead of the rest")
+    options.add_argument("--loader", action="store_true", help="the loader instead of the rest")
+    options.add_argument("--opens", type=int, default=0, help="memory over so many clips instead of the rest")
     chosen = options.parse_args()
     shared = REPO.parent / "shared" / "data"
     print(f"seed {chosen.seed}; " + "; ".join(f"{name} {text}" for name, text in video.backends().items()) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         if chosen.mutants:
             return damage(Path(folder), chosen.mutants, chosen.seed)
+        if chosen.opens:
+            return opens(Path(folder), chosen.opens, chosen.seed)
+        if chosen.loader:
+            os.environ["NLZOO_CACHE"] = folder
+            return loader(shared, Path(folder), chosen.seed)
         exactness(shared, Path(folder), chosen.seed)
         speed(shared, Path(folder), chosen.clips, chosen.seed)
 
