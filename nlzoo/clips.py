@@ -1,7 +1,7 @@
 """Which frames of a video, and which part of them, the network is shown.
 
 One function, `views`, says it for validation, `eval` and `predict`; `training_view` draws it anew for each epoch.
-A clip stays uint8 `(T, H, W, 3)` until it is on the device, where `to_input` normalises it.
+docs/augmentation.md has the rules in words. A clip stays uint8 `(T, H, W, 3)` until it is on the device, where `to_input` normalises it.
 """
 
 import math
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .spec import ClipSpec
+from .spec import Augment, ClipSpec, Looks
 
 # Frames are decoded with this shorter side, per pixel of the crop: paper, 256 for 224.
 DECODE_RATIO = 8 / 7
 MIN_WINDOW = 0.8  # of the video, that the spread frames of a training clip lie in
-MIN_AREA = 0.5  # of the frame, that a training crop keeps at least
+JITTER = (256 / 224, 320 / 224)  # shorter side of the frame, per pixel of the crop (paper)
 FLIP = 0.5
+ONE_LOOK = Looks()
 
 
 @dataclass(frozen=True)
@@ -32,40 +33,104 @@ class View:
     flip: bool = False
 
 
-def frame_indices(total: int, clip: ClipSpec, rng: np.random.Generator | None = None) -> tuple[int, ...]:
-    """T frame numbers of a video of `total` frames; the same each time, or drawn by `rng`.
+def frame_indices(total: int, clip: ClipSpec, rng: np.random.Generator | None = None, fps: float | None = None) -> tuple[int, ...]:
+    """T frame numbers of a video of `total` frames at `fps`; the same each time, or drawn by `rng`.
 
     Spread (`stride` None): the middles of T equal parts (but for rounding) of the video, or of a random window of at
     least `MIN_WINDOW` of it. Drawn one by one, frames would lie at another distance in every pair, and what moves at one
-    speed would move at all: no temporal kernel learns from that. Dense: T frames `stride` apart. A video too short for
-    that is spread; one of fewer than T frames repeats some.
+    speed would move at all: no temporal kernel learns from that. Dense: T frames `stride` apart, or as far apart as they
+    would be at `clip.fps`, where both rates are given. A video too short for that is spread; one of fewer than T frames
+    repeats some.
     """
-    span = (clip.frames - 1) * (clip.stride or 0) + 1
-    spread = clip.stride is None or span > total
+    span = _span(total, clip, fps)
+    spread = span is None
     if spread:
         least = max(min(clip.frames, total), math.ceil(MIN_WINDOW * total))
         span = int(rng.integers(least, total + 1)) if rng is not None else total
     room = total - span
     start = int(rng.integers(room + 1)) if rng is not None else room // 2
-    if not spread:
-        return tuple(range(start, start + span, clip.stride))
-    edges = [start + i * span // clip.frames for i in range(clip.frames + 1)]
+    return _middles(start, span, clip.frames) if spread else _apart(start, clip, fps)
+
+
+def _step(clip, fps):
+    """Source frames from one frame of a dense clip to the next, not rounded."""
+    return clip.stride * fps / clip.fps if clip.fps and fps else clip.stride
+
+
+def _span(total, clip, fps):
+    """Source frames from the first to the last of a dense clip, both included; None where frames are spread."""
+    if clip.stride is None:
+        return None
+    span = round((clip.frames - 1) * _step(clip, fps)) + 1
+    return span if span <= total else None
+
+
+def _apart(start, clip, fps):
+    step = _step(clip, fps)
+    return tuple(start + round(i * step) for i in range(clip.frames))
+
+
+def _middles(start, span, parts):
+    """Of `parts` equal parts of the `span` frames from `start`; where there are fewer frames than parts, some repeat."""
+    edges = [start + i * span // parts for i in range(parts + 1)]
     return tuple((low + max(low + 1, high) - 1) // 2 for low, high in zip(edges, edges[1:]))
 
 
-def views(total: int, clip: ClipSpec) -> list[View]:
-    """What validation, `eval` and `predict` look at: the whole of each frame, once."""
-    return [View(frame_indices(total, clip))]
+def views(total: int, clip: ClipSpec, looks: Looks = ONE_LOOK, aspect: float = 1.0, fps: float | None = None) -> list[View]:
+    """What validation, `eval` and `predict` look at: `looks.clips` x `looks.crops` views, the crops of one clip side by side.
+
+    By default the whole of each frame, once. `aspect`: width / height of the frames. All videos get the same number of
+    views; the three crops of a square frame are the same.
+    """
+    return [View(indices, *crop) for indices in _clips(total, clip, looks.clips, fps) for crop in _crops(looks.crops, aspect)]
 
 
-def training_view(total: int, clip: ClipSpec, flip: bool, rng: np.random.Generator) -> View:
-    """Random frames, a random rectangle of at least `MIN_AREA` of the frame (Inception style), and a flip half the time."""
-    indices = frame_indices(total, clip, rng)
-    side = math.sqrt(rng.uniform(MIN_AREA, 1))
-    stretch = math.exp(rng.uniform(-1, 1) * math.log(4 / 3) / 2)
-    height, width = min(side * stretch, 1.0), min(side / stretch, 1.0)
+def _clips(total, clip, count, fps):
+    """Dense clips from the first possible start to the last; or each part of a spread clip cut in `count`, the k-th for clip k."""
+    if count == 1:
+        return [frame_indices(total, clip, fps=fps)]
+    span = _span(total, clip, fps)
+    if span is None:
+        fine = _middles(0, total, clip.frames * count)
+        return [fine[k::count] for k in range(count)]
+    return [_apart(round(k * (total - span) / (count - 1)), clip, fps) for k in range(count)]
+
+
+def _crops(count, aspect):
+    """`(top, left, height, width)` in fractions: the whole frame, or three squares of the shorter side along the longer."""
+    if count == 1:
+        return [(0.0, 0.0, 1.0, 1.0)]
+    height, width = _square(1.0, aspect)
+    return [(place * (1 - height), place * (1 - width), height, width) for place in (0, 0.5, 1)]
+
+
+def _square(side, aspect):
+    """(height, width), in fractions of the frame's, of a square whose side is that fraction of the shorter side."""
+    return (side, side / aspect) if aspect >= 1 else (side * aspect, side)
+
+
+def training_view(total: int, clip: ClipSpec, augment: Augment, rng: np.random.Generator, aspect: float = 1.0,
+                  fps: float | None = None) -> View:
+    """Random frames, a random rectangle (`augment.crop` says which) and, with `augment.flip`, a flip half the time.
+
+    `aspect`: width / height of the frames; `fps`: their mean rate.
+    """
+    indices = frame_indices(total, clip, rng, fps)
+    height, width = _jitter(aspect, rng) if augment.crop == "jitter" else _area(augment.min_area, rng)
     return View(indices, rng.uniform(0, 1 - height), rng.uniform(0, 1 - width), height, width,
-                flip and rng.random() < FLIP)
+                augment.flip and rng.random() < FLIP)
+
+
+def _area(least, rng):
+    """(height, width) of a rectangle of about `least` of the frame or more (Inception style), of any side of it."""
+    side = math.sqrt(rng.uniform(least, 1))
+    stretch = math.exp(rng.uniform(-1, 1) * math.log(4 / 3) / 2)
+    return min(side * stretch, 1.0), min(side / stretch, 1.0)
+
+
+def _jitter(aspect, rng):
+    """(height, width) of the crop's square in a frame whose shorter side was drawn."""
+    return _square(1 / rng.uniform(*JITTER), aspect)
 
 
 def decode_side(clip: ClipSpec) -> int:

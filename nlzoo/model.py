@@ -12,43 +12,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import zoo
+from . import vision, zoo
 from .errors import HubError, UsageError, WeightsError
 from .foreign import read_weights
 from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_
 from .layers import Cost, NonLocalBlock, block_cost
 from .spec import ClipSpec, Inflation, ModelSpec, Named, parse_nl
 
-_kept_alive = []  # torch.library definitions vanish with their Library object
-
 
 def import_timm():
-    """timm, also where the registry's torchvision (a CUDA build) stands beside a CPU torch.
-
-    There `import torchvision`, and with it `import timm`, raises `operator torchvision::nms does not exist`
-    (pytorch/vision #9077). Defining the schemas of the missing operators first is enough for all that we use:
-    models and v2 transforms; torchvision.ops stays without them.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        _forget("torchvision")
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept_alive.append(library)
+    """timm, which imports torchvision; so that one is mended first where it must be."""
+    vision.import_torchvision()
     import timm
 
     return timm
-
-
-def _forget(package):
-    import sys
-
-    for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
-        del sys.modules[name]
 
 
 def plain_resnet(backbone: str) -> nn.Module:
@@ -155,17 +132,30 @@ def build(spec: ModelSpec) -> nn.Module:
     return net.eval()
 
 
-def set_head(net: nn.Module, classes: tuple[str, ...]) -> nn.Module:
+def set_head(net: nn.Module, classes: tuple[str, ...], multi_label: bool = False) -> nn.Module:
     """A fresh last layer for `classes`, in place: weights 0, so that every class starts equally likely; returns `net`.
 
-    timm's `reset_classifier` would rebuild the 2-D pool too.
+    `multi_label`: a video may have several of them. timm's `reset_classifier` would rebuild the 2-D pool too.
     """
     old = net.fc.weight
     net.fc = nn.Linear(net.fc.in_features, len(classes), device=old.device, dtype=old.dtype)
     nn.init.zeros_(net.fc.weight)
     nn.init.zeros_(net.fc.bias)
-    net.spec = dataclasses.replace(net.spec, classes=tuple(classes), num_outputs=len(classes))
+    net.spec = dataclasses.replace(net.spec, classes=tuple(classes), num_outputs=len(classes), multi_label=multi_label)
     return net
+
+
+def moving_average(net: nn.Module, decay: float) -> nn.Module:
+    """timm's moving average of weights and BN statistics, which starts as a copy of `net` in eval mode, its attribute `module`.
+
+    `update(net, step=n)` after the n-th optimiser step, from 1: the first copies, then the decay rises from 0.37 as
+    1 - n^(-2/3), up to `decay`, so that a short run does not keep the weights it started from. All its state is that of
+    `module`: its state dict and n restore it bit for bit.
+    """
+    import_timm()
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(net, decay=decay, use_warmup=True)
 
 
 @dataclass(frozen=True)

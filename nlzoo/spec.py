@@ -51,6 +51,11 @@ def _between(value, low, high, what):
         raise UsageError(f"{what} is {value!r}; it must be a whole number from {low} to {high}")
 
 
+def _number(value, low, high, what):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN lies nowhere
+        raise UsageError(f"{what} is {value!r}; it must be a number from {low} to {high}")
+
+
 def _text(value, what, most=200):
     if not isinstance(value, str) or not 0 < len(value) <= most:
         raise UsageError(f"{what} must be text of 1 to {most} characters; it is {str(value)[:60]!r}")
@@ -113,6 +118,7 @@ class ClipSpec:
     size: int = 224  # H = W of the crop, pixels
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in [0, 1], subtracted
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB in [0, 1], divided by
+    fps: float | None = None  # stride counts frames of the video played at this rate; None: its own frames
 
     def __post_init__(self):
         _between(self.frames, 1, 1024, "frames")
@@ -124,9 +130,15 @@ class ClipSpec:
                 raise UsageError(f"{name} must be three numbers from 0 to 10; it is {values!r}")
         if min(self.std) <= 0:
             raise UsageError(f"std must be above 0; it is {self.std!r}")
+        if self.fps is not None:
+            _number(self.fps, 1, 1000, "fps")
+            if self.stride is None:
+                raise UsageError(f"fps {self.fps:g} needs a stride: frames spread over the whole video have no rate",
+                                 "give --stride too, or leave --fps away")
 
     def __str__(self):
         step = f"every {self.stride}" if self.stride else "spread over the video"
+        step += f" at {self.fps:g} fps" if self.fps else ""
         return f"{self.frames} frames {step}, {self.size}x{self.size}"
 
 
@@ -142,12 +154,15 @@ class ModelSpec:
     num_outputs: int = 1000  # size of the last layer
     source: str = ""  # where the starting weights came from
     licence: str = ""  # of those weights, where known
+    multi_label: bool = False  # whether a video may have several classes, or none: a sigmoid for each instead of one softmax
 
     def __post_init__(self):
         _text(self.backbone, "backbone", 100)
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.\-]*", self.backbone):
             raise UsageError(f"backbone {self.backbone!r} is not a model name")
         _between(self.num_outputs, 1, 100_000, "num_outputs")
+        if not isinstance(self.multi_label, bool):
+            raise UsageError(f"multi_label must be true or false; it is {self.multi_label!r}")
         for name in self.classes:
             _text(name, "class name", 1000)
         if self.classes and len(self.classes) != self.num_outputs:
@@ -314,6 +329,308 @@ def parse_name(name: str) -> Named | None:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """How often a video is looked at in a test; its answer is the mean over `clips` x `crops`."""
+
+    clips: int = 1  # in time, evenly; from 2 on the last one reaches the video's end
+    crops: int = 1  # 1: the whole frame; 3: squares at both ends and in the middle of the longer side
+
+    def __post_init__(self):
+        _between(self.clips, 1, 100, "clips per video")
+        _one_of(self.crops, (1, 3), "crops per clip")
+
+
+CROPS = ("area", "jitter")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What training changes in a clip, each time anew (docs/augmentation.md); the defaults are the preset `light`."""
+
+    crop: str = "area"  # area: a rectangle of at least min_area of the frame; jitter: the paper's, a square of 70-88 % of the short side
+    min_area: float = 0.5
+    flip: bool = True  # mirrored half the time
+    colour: float = 0.0  # brightness, contrast and saturation each times 1 - colour to 1 + colour
+    randaugment: int = 0  # magnitude of two operations out of 14; 0: none
+    erase: float = 0.0  # probability that a rectangle becomes grey
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha) that clips are blended by; 0: never
+    cutmix: float = 0.0  # the same for the area that is cut from another clip; with both on, each half the time
+    repeats: int = 1  # views of each video in a step, decoded at once
+
+    def __post_init__(self):
+        _one_of(self.crop, CROPS, "crop")
+        _number(self.min_area, 0.05, 1, "min_area")
+        if not isinstance(self.flip, bool):
+            raise UsageError(f"flip must be true or false; it is {self.flip!r}")
+        _number(self.colour, 0, 1, "colour")
+        _between(self.randaugment, 0, 30, "randaugment")
+        _number(self.erase, 0, 1, "erase")
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if alpha != 0:
+                _number(alpha, 0.01, 10, f"{name}, where it is not 0,")
+        _between(self.repeats, 1, 16, "repeats")
+
+    def __str__(self):
+        """`light` and what differs from it, as `parse_augment` reads it."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(AUGMENTS["light"], k)}
+        return ",".join(["light", *(f"{k}={_WORDS.get(str(v), v)}" for k, v in values.items())])
+
+
+AUGMENTS = {
+    "light": Augment(),
+    "paper": Augment(crop="jitter"),
+    "medium": Augment(colour=0.4, erase=0.25),
+    "strong": Augment(min_area=0.3, randaugment=7, erase=0.25, mixup=0.8, cutmix=1.0, repeats=2),
+}
+MANY_CLIPS = 5000  # from here on `medium`; below it only `light` was measured (docs/training.md)
+_WORDS = {"True": "yes", "False": "no"}
+
+
+def default_augment(training_clips: int) -> tuple[str, str]:
+    """`(preset, reason in words)` for a set of that many training clips."""
+    few = training_clips < MANY_CLIPS
+    return ("light", f"under {MANY_CLIPS:,} training clips") if few else ("medium", f"{MANY_CLIPS:,} training clips or more")
+
+
+def parse_augment(text: str) -> Augment:
+    """`medium`, `flip=no,colour=0.2` (changes to `light`) or `strong,flip=no,mixup=0`; spaces and case do not matter.
+
+    Raises `UsageError`, naming all presets and keys, for another name or key, and for a value that cannot be.
+    """
+    first, *parts = [part.strip().lower() for part in text.split(",")]
+    if "=" in first:
+        first, parts = "light", [first, *parts]
+    if first not in AUGMENTS:
+        raise UsageError(f"--augment {text!r}: there is no preset {first!r}", _augment_hint())
+    values = {}
+    for part in parts:
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key not in _AUGMENT_KEYS:
+            raise UsageError(f"--augment {text!r}: {part!r} was not understood", _augment_hint())
+        if key in values:
+            raise UsageError(f"--augment {text!r}: {key} is said twice")
+        values[key] = _augment_value(text, key, value)
+    return dataclasses.replace(AUGMENTS[first], **values)
+
+
+_AUGMENT_KEYS = {f.name: type(f.default) for f in dataclasses.fields(Augment)}
+_READ = {bool: {"yes": True, "no": False}.__getitem__, int: int, float: float, str: str}
+
+
+def _augment_value(text, key, value):
+    kind = _AUGMENT_KEYS[key]
+    try:
+        return _READ[kind](value)
+    except (ValueError, KeyError):
+        wanted = {bool: "yes or no", int: "a whole number", float: "a number"}[kind]
+        raise UsageError(f"--augment {text!r}: {key} must be {wanted}; it is {value!r}", _augment_hint()) from None
+
+
+def _augment_hint():
+    return f"presets: {', '.join(AUGMENTS)}; keys: {', '.join(_AUGMENT_KEYS)}; for example: strong,flip=no,mixup=0"
+
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "step", "constant")
+BALANCES = ("none", "sampler", "loss")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained (docs/training.md); the defaults are the preset `small`. Shares are of the run's steps."""
+
+    optimizer: str = "adamw"  # adamw, whose kernels' rates follow their size; sgd with Nesterov's momentum of 0.9
+    lr: float = 5e-4  # of the whole batch, at its highest
+    weight_decay: float = 0.05  # of kernels; none on BN and biases
+    schedule: str = "cosine"  # cosine down to 0; step: a tenth from each milestone on; constant
+    milestones: tuple[float, ...] = ()  # shares of the run, of `step`
+    warm_up: float = 0.1  # share of the run in which the rate rises in a line; 0: none
+    epochs: int = 20
+    batch: int = 4  # clips a step
+    accumulate: int = 1  # parts that a step's clips are computed in
+    dropout: float = 0.5  # before the head
+    label_smoothing: float = 0.1
+    bn: str = "train"  # frozen: statistics and affine of all BN but the non-local blocks' own
+    precise_bn: int = 0  # batches over which BN's statistics are computed anew before a validation; 0: none
+    layer_decay: float = 1.0  # a residual block's rate as a share of the next one's; 1: all the same
+    unfreeze: float = 0.0  # share of the run until which only the head and the non-local blocks train; 0: all train at once
+    ema: float = 0.0  # decay of the moving average of weights that is validated and kept; 0: none
+    clip_norm: float = 5.0  # of the gradient; 0: not clipped
+    early_stop: int = 0  # epochs without a better score after which a run ends; 0: never
+    balance: str = "none"  # sampler: classes are drawn equally often; loss: clips of rare classes count more
+    precision: str = "auto"  # auto: bf16 on a GPU that has it, otherwise fp32
+    compile: bool = False  # torch.compile
+    checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
+    loss: str = "ce"  # bce: a sigmoid for each class, where a video may have several
+
+    def __post_init__(self):
+        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("bn", ("train", "frozen")), ("balance", BALANCES),
+                              ("precision", PRECISIONS), ("loss", ("ce", "bce"))):
+            _one_of(getattr(self, name), allowed, name)
+        for name, low, high in (("lr", 1e-8, 100), ("weight_decay", 0, 1), ("warm_up", 0, 0.9), ("dropout", 0, 0.95), ("label_smoothing", 0, 0.9),
+                                ("layer_decay", 0.01, 1), ("unfreeze", 0, 0.99), ("ema", 0, 0.999999), ("clip_norm", 0, 1e6)):
+            _number(getattr(self, name), low, high, name)
+        for name, low in (("epochs", 1), ("batch", 1), ("precise_bn", 0), ("early_stop", 0)):
+            _between(getattr(self, name), low, 100_000, name)
+        _between(self.accumulate, 1, self.batch, f"accumulate, in a batch of {self.batch},")
+        for name in ("compile", "checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be true or false; it is {getattr(self, name)!r}")
+        self._check_milestones()
+        if self.loss == "bce" and (self.balance != "none" or self.label_smoothing):
+            raise UsageError(f"balance {self.balance} and label_smoothing {self.label_smoothing:g} are for one label a video (loss ce)",
+                             "with loss=bce leave balance at none and label_smoothing at 0")
+
+    def _check_milestones(self):
+        if not isinstance(self.milestones, tuple) or len(self.milestones) > 100:
+            raise UsageError(f"milestones must be at most 100 shares of the run; they are {self.milestones!r}")
+        for share in self.milestones:
+            _number(share, 0.001, 0.999, "a milestone")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise UsageError(f"milestones must rise and not repeat: {list(self.milestones)}")
+        if self.schedule == "step" and not self.milestones:
+            raise UsageError("schedule step needs milestones", "for example milestones=0.375/0.75, the paper's")
+
+    def __str__(self):
+        """The nearest preset and what differs from it, as `parse_recipe` reads it."""
+        own = dataclasses.asdict(self)
+        changes = {name: {k: v for k, v in own.items() if v != getattr(preset, k)} for name, preset in RECIPES.items()}
+        name = min(changes, key=lambda n: len(changes[n]))
+        if "batch" in changes[name]:  # otherwise the rate would follow it
+            changes[name]["lr"] = self.lr
+        return ",".join([name, *(f"{k}={_recipe_word(v)}" for k, v in changes[name].items())])
+
+
+def _recipe_word(value):
+    if isinstance(value, tuple):
+        return "/".join(map(str, value)) or "none"
+    return _WORDS.get(str(value), value)
+
+
+_PAPER = Recipe("sgd", 0.01, 1e-4, "step", (0.375, 0.75), 0.0, epochs=109, batch=64, label_smoothing=0.0, precise_bn=200,
+                clip_norm=0.0)
+RECIPES = {
+    "small": Recipe(),  # measured on some 50 clips (docs/training.md)
+    # 400,000 steps on the 235,000 training clips of Kinetics-400, a tenth at 150,000 and 300,000 (paper; the authors' configs)
+    "paper": _PAPER,
+    "paper-long": dataclasses.replace(_PAPER, lr=0.0025, epochs=27, batch=16, bn="frozen", precise_bn=0),
+    # 200,000 steps on 7,985 videos, a tenth at 75,000 and 150,000; 8 clips a step is what the rate says by the paper's own rule
+    "charades": dataclasses.replace(_PAPER, lr=0.00125, epochs=200, batch=8, bn="frozen", precise_bn=0, loss="bce"),
+}
+LONG_CLIP = 64  # frames; the paper's short clips have up to 32, its long ones 128
+LARGE_SET = 50_000  # training clips from which on the paper's recipe is taken
+CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
+EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
+BATCH, GPU_BATCH = 4, 16
+
+
+def change_recipe(recipe: Recipe, **changes) -> Recipe:
+    """`recipe` with these fields; a new batch without a new rate scales the rate: in proportion (sgd), by the square root (adamw).
+
+    Raises `UsageError` for a value that cannot be.
+    """
+    changed = dataclasses.replace(recipe, **changes)
+    if "batch" not in changes or "lr" in changes:
+        return changed
+    ratio = changed.batch / recipe.batch
+    return dataclasses.replace(changed, lr=recipe.lr * (ratio if changed.optimizer == "sgd" else ratio ** 0.5))
+
+
+def for_labels(recipe: Recipe, multi_label: bool) -> Recipe:
+    """`recipe` with the loss for videos of one label, or of any number: then bce, without label smoothing.
+
+    Raises `UsageError` where classes are to be balanced that share videos.
+    """
+    if multi_label == (recipe.loss == "bce"):
+        return recipe
+    return dataclasses.replace(recipe, loss="bce", label_smoothing=0.0) if multi_label else dataclasses.replace(recipe, loss="ce")
+
+
+def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
+    """`paper`, `paper,epochs=20,batch=8`, or `layer_decay=0.7` and `auto,layer_decay=0.7`: changes to `auto` (`small` where None).
+
+    The rate follows a changed batch unless it is given too (`change_recipe`). Spaces and case do not matter; several
+    milestones are written 0.375/0.75. Raises `UsageError`, naming all presets and keys, for another name or key, and
+    for a value that cannot be.
+    """
+    presets = {"auto": auto or RECIPES["small"], **RECIPES}
+    first, *parts = [part.strip().lower() for part in text.split(",")]
+    if "=" in first:
+        first, parts = "auto", [first, *parts]
+    if first not in presets:
+        raise UsageError(f"--recipe {text!r}: there is no preset {first!r}", _recipe_hint())
+    values = {}
+    for part in parts:
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key not in _RECIPE_KEYS:
+            raise UsageError(f"--recipe {text!r}: {part!r} was not understood", _recipe_hint())
+        if key in values:
+            raise UsageError(f"--recipe {text!r}: {key} is said twice")
+        values[key] = _recipe_value(text, key, value)
+    return change_recipe(presets[first], **values)
+
+
+def _shares(text):
+    return () if text == "none" else tuple(map(float, text.split("/")))
+
+
+_RECIPE_KEYS = {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
+
+
+def _recipe_value(text, key, value):
+    kind = _RECIPE_KEYS[key]
+    try:
+        return _shares(value) if kind is tuple else _READ[kind](value)
+    except (ValueError, KeyError):
+        wanted = {bool: "yes or no", int: "a whole number", float: "a number", tuple: "shares of the run such as 0.375/0.75, or none"}[kind]
+        raise UsageError(f"--recipe {text!r}: {key} must be {wanted}; it is {value!r}", _recipe_hint()) from None
+
+
+def _recipe_hint():
+    return f"presets: auto, {', '.join(RECIPES)}; keys: {', '.join(_RECIPE_KEYS)}; for example: paper,epochs=20,batch=8"
+
+
+def auto_recipe(training_clips: int, classes: int, batch: int | None, device: str, fresh: bool, long: bool,
+                multi_label: bool = False) -> tuple[Recipe, list[str]]:
+    """The recipe of a run that asked for none, and a line on each decision, the field first, with its reason.
+
+    `batch`: clips a step, None: by the device. `device`: cpu, cuda, … `fresh`: the network never saw a video (it comes
+    from `inflate`). `long`: its clips have `LONG_CLIP` frames or more. Raises `UsageError` for a batch that cannot be.
+    """
+    few, cpu = training_clips < LARGE_SET, device == "cpu"
+    settled = long and not fresh  # its BN knows videos already, and long clips leave room for few of them in a step
+    preset = "small" if few else "paper-long" if settled else "paper"
+    most, own_batch = (EPOCHS, BATCH) if cpu else (GPU_EPOCHS, GPU_BATCH)
+    base = for_labels(RECIPES[preset], multi_label)
+    recipe = change_recipe(base, batch=own_batch if batch is None else batch, bn="frozen" if settled else "train",
+                           epochs=max(MIN_EPOCHS, min(most, -(-CLIPS_SEEN // training_clips))))
+    return recipe, _reasons(recipe, base, preset, training_clips, classes, batch, device, settled)
+
+
+def _reasons(recipe, base, preset, training_clips, classes, batch, device, settled):
+    side = "under" if preset == "small" else "not under"
+    rule = "by the square root of the batch" if recipe.optimizer == "adamw" else "in proportion to the batch"
+    frozen = "long clips on a network trained on videos: few of them fit in a step (paper)"
+    trained = "frozen, small sets learnt nothing" if preset == "small" else "as in the paper; its statistics over 200 batches before a validation"
+    rate = f"{base.lr:g} for {base.batch} clips a step, {rule}"
+    lines = [f"recipe {preset} ({training_clips} training clips of {classes} classes, {side} {LARGE_SET:,})",
+             f"epochs {recipe.epochs} (for {training_clips} training clips on {device})",
+             f"batch {recipe.batch}" + (f" (on {device})" if batch is None else ""),
+             f"lr {recipe.lr:.3g} ({rate})",
+             f"bn {'frozen' if settled else 'trained'} ({frozen if settled else trained})",
+             f"precision {'float32' if device == 'cpu' else 'bf16 where it is there, otherwise float32'} (on {device})"]
+    return lines + (["loss bce (a video may have several labels)"] if recipe.loss == "bce" else [])
+
+
+def parse_looks(text: str) -> Looks:
+    """`10x3`: clips x crops. Raises `UsageError`."""
+    if not (found := re.fullmatch(r"\s*(\d{1,3})\s*x\s*(\d)\s*", text)):
+        raise UsageError(f"--views {text!r} was not understood", "clips x crops: 1x1, 10x1, 10x3")
+    return Looks(int(found[1]), int(found[2]))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One fine-tuning run, as the user asked for it and as nlzoo filled it in."""
 
@@ -323,10 +640,12 @@ class TrainConfig:
     batch: int  # clips per optimiser step
     lr: float  # of the backbone at its highest; train.py has the factors of head and blocks
     val: str  # share of the groups kept for validation, or names of groups
-    seed: int  # of the split, the order, the crops, dropout
+    seed: int  # of the split, the order, all that is drawn
     device: str
     workers: int  # decoding processes
-    flip: bool  # whether clips are mirrored half the time
+    augment: Augment = Augment()
+    decoder: str = "auto"
+    cache: str | None = None  # folder of decoded frames
 
     def __post_init__(self):
         _between(self.epochs, 1, 100_000, "--epochs")

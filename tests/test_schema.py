@@ -19,7 +19,7 @@ VALUES = [None, True, False, 0, 1, 2, -1, 1.5, 16, 64, 65, 999, 1000, 2048, 2049
 
 def example():
     whole = spec.ModelSpec("resnet50.tv_in1k", spec.Inflation("i3d-333", "mean", "zeros", "8x8"), spec.parse_nl("5", R50, form="dot"),
-                           spec.ClipSpec(32, 2, 224), ("a", "b\n<b>"), 2, "timm/x", "mit")
+                           spec.ClipSpec(32, 2, 224, fps=30.0), ("a", "b\n<b>"), 2, source="timm/x", licence="mit")
     return json.loads(json.dumps(spec.to_json(whole)))
 
 
@@ -62,6 +62,13 @@ def beyond_the_schema(data):
             and (not classes or len(classes) == data.get("num_outputs", 1000)))
 
 
+def without_stride():
+    data = example()
+    del data["clip"]["stride"]  # fps needs one
+    assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(data)
+    return data
+
+
 def test_schema_and_reader_agree(seed):
     rng, validator = random.Random(seed), jsonschema.Draft202012Validator(SCHEMA)
     verdicts = []
@@ -70,4 +77,4 @@ def test_schema_and_reader_agree(seed):
         expected = validator.is_valid(data) and beyond_the_schema(data)
         assert accepted(data) == expected, data
         verdicts.append(expected)
-    assert accepted(example()) and 100 < sum(verdicts) < 2900
+    assert accepted(example()) and not accepted(without_stride()) and 100 < sum(verdicts) < 2900

@@ -60,7 +60,7 @@ def test_names_that_are_none():
 
 def example():
     return spec.ModelSpec("resnet50.tv_in1k", spec.Inflation("i3d-333", "mean", "zeros", "8x8"),
-                          spec.parse_nl("5", R50, form="dot"), spec.ClipSpec(32, 2, 224), ("a", "b\n<b>", "ü"), 3, "timm/x", "mit")
+                          spec.parse_nl("5", R50, form="dot"), spec.ClipSpec(32, 2, 224), ("a", "b\n<b>", "ü"), 3, source="timm/x", licence="mit")
 
 
 def test_json_both_ways():
@@ -82,11 +82,31 @@ def changed(path, value):
     (("clip", "frames"), True), (("clip", "mean"), [0, 0]), (("clip", "std"), [0.0, 1.0, 1.0]), (("clip", "extra"), 1),
     (("inflation", "arch"), "c4d"), (("inflation",), []), (("non_local",), [1]), (("non_local", 0, "blocks"), [-1]),
     (("non_local", 0, "blocks"), list(range(2000))), (("non_local", 0, "scale"), "yes"), (("non_local", 0, "stage"), "res9"),
-    (("clip", "mean"), [float("nan")] * 3),
+    (("clip", "mean"), [float("nan")] * 3), (("clip", "fps"), 0.5), (("clip", "fps"), True), (("clip", "fps"), "30"), (("clip", "fps"), float("inf")),
 ])
 def test_a_config_out_of_bounds_is_refused_by_name(path, value):
     with pytest.raises(WeightsError, match="somewhere"):
         spec.from_json(changed(path, value), "somewhere")
+
+
+def test_a_rate_for_the_stride_is_optional_and_travels():
+    old = changed(("clip", "fps"), None)
+    del old["clip"]["fps"]
+    assert spec.from_json(old, "here") == example()
+    assert spec.from_json(json.loads(json.dumps(changed(("clip", "fps"), 29.97))), "here").clip == spec.ClipSpec(32, 2, fps=29.97)
+    assert str(spec.ClipSpec(32, 2, fps=30.0)) == "32 frames every 2 at 30 fps, 224x224"
+    for rate in (0, 1001, float("nan"), float("inf"), True, "30"):
+        with pytest.raises(UsageError, match="fps is"):
+            spec.ClipSpec(8, 4, fps=rate)
+    with pytest.raises(UsageError, match="fps 30 needs a stride"):
+        spec.ClipSpec(8, fps=30)
+
+
+def test_looks_have_bounds():
+    assert spec.Looks() == spec.Looks(1, 1)
+    for clips, crops in ((0, 1), (101, 1), (1, 2), (1, 0), (2.0, 1), (True, 1)):
+        with pytest.raises(UsageError):
+            spec.Looks(clips, crops)
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3, {}])

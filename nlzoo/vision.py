@@ -1,0 +1,41 @@
+"""The only door to torchvision, also where the registry's torchvision (a CUDA build) stands beside a CPU torch."""
+
+import sys
+
+import torch
+
+_kept_alive = []  # torch.library definitions vanish with their Library object
+
+
+def import_torchvision():
+    """torchvision, mended where its operators are missing.
+
+    Beside a torch of another build `import torchvision` raises `operator torchvision::nms does not exist`
+    (pytorch/vision #9077). Defining the schemas of the missing operators first is enough for all that we use:
+    timm's models and v2 transforms; torchvision.ops stays without them.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        _forget("torchvision")
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _kept_alive.append(library)
+        import torchvision
+    return torchvision
+
+
+def import_transforms():
+    """`torchvision.transforms.v2`."""
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    return v2
+
+
+def _forget(package):
+    for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
+        del sys.modules[name]
