@@ -134,20 +134,24 @@ def _outputs(spec):
                 "fine-tune the network on videos before asking it about any.")
     names = [escape(c) for c in spec.classes[:_MOST_CLASSES]]
     more = len(spec.classes) - len(names)
-    return (f"Classes ({len(spec.classes)}, in the order of the outputs): " + " · ".join(names)
+    several = "; a video may have several, or none" if spec.multi_label else ""
+    return (f"Classes ({len(spec.classes)}, in the order of the outputs{several}): " + " · ".join(names)
             + (f" · and {more} more in config.json" if more else ""))
 
 
 def _figures(spec, metrics):
-    top1 = number(metrics, "top1")
-    if top1 is None:
+    top1, mean_ap = number(metrics, "top1"), number(metrics, "map")
+    if top1 is None and mean_ap is None:
         return "None came with this model."
     val, majority, top5 = (number(metrics, k) for k in ("val", "majority", "top5"))
-    rows = [("top-1", _percent(top1) + (f" ({round(top1 * val)} of {val:.0f})" if val else ""))]
+    if top1 is None:
+        rows = [("mean average precision", _percent(mean_ap))]
+    else:
+        rows = [("top-1", _percent(top1) + (f" ({round(top1 * val)} of {val:.0f})" if val else ""))]
     if top5 is not None and spec.num_outputs > 5:  # with five classes or fewer it is 1 by construction
         rows.append(("top-5", _percent(top5)))
     if majority is not None:
-        rows.append(("always answering the commonest class", _percent(majority)))
+        rows.append(("the same answer for every video" if top1 is None else "always answering the commonest class", _percent(majority)))
     rows += [(words, f"{number(metrics, key):.0f}") for key, words in
              (("val", "validation videos"), ("train", "training videos"), ("epochs", "epochs"))
              if number(metrics, key) is not None]
@@ -163,14 +167,16 @@ def number(metrics: dict, key: str) -> float | None:
 
 
 def _caveats(top1, val, majority):
+    if top1 is None:
+        yield _FLATTERS
+        return
     if majority is not None and top1 <= majority:
         yield "**It does no better than always answering the commonest class.**"
     if val:
         low, high = wilson(top1, val)
         yield (f"With {val:.0f} validation video{'s' if val != 1 else ''} the 95 % interval of top-1 is "
                f"{_percent(low)} to {_percent(high)}{': too few to rank models by' if high - low > 0.1 else ''}.")
-    yield ("The saved epoch was chosen by its score on these same videos, so the figures flatter the model: "
-           "expect less on new ones.")
+    yield _FLATTERS
 
 
 def wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
@@ -179,6 +185,9 @@ def wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+_FLATTERS = "The saved epoch was chosen by its score on these same videos, so the figures flatter the model: expect less on new ones."
 
 
 def _percent(share):
@@ -194,4 +203,4 @@ _LIMITS = """\
 
 def _limits(spec):
     closed = "- It gives every video one of the classes above, also a video that shows none of them.\n"
-    return (closed if spec.classes else "") + _LIMITS
+    return (closed if spec.classes and not spec.multi_label else "") + _LIMITS

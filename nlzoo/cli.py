@@ -17,6 +17,8 @@ app = typer.Typer(name="nlzoo", add_completion=False, no_args_is_help=True, rich
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.", callback=lambda v: console.use_json(v) or v)]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; the GPU when there is one.")]
+Videos = Annotated[Path, typer.Argument(help="A folder with one sub-folder of videos per class, or train/ and val/ with such, or a list (CSV, TSV).")]
+Decoder = Annotated[str, typer.Option(help="auto, pyav or decord; auto reads every file exactly.")]
 Model = Annotated[str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, or user/name on the Hub.")]
 
 
@@ -85,17 +87,62 @@ def import_(
 
 
 @app.command()
+def check(
+    videos: Videos,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every frame of every file instead of three.")] = False,
+    classes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
+    json: Json = False,
+) -> None:
+    """Find what is wrong with videos before training does: broken files, copies, leaks. Exit code 3 when training could not start."""
+    from . import check as examiner
+    from . import listing, records
+
+    found = listing.read(videos, _names(classes))
+    with console.progress("looking through every frame" if deep else "looking at each file") as bar:
+        report = examiner.look(found, records.ALL if deep else records.THREE, progress=bar, tell=console.warn)
+    console.data(examiner.to_json(report), examiner.in_words(report))
+    if not report.could_train:
+        raise typer.Exit(3)
+
+
+@app.command()
+def prepare(
+    videos: Videos,
+    out: Annotated[Path, typer.Argument(help="A new folder, or one that this command has begun.")],
+    size: Annotated[int, typer.Option(help="Shorter side, pixels; smaller videos keep theirs.")] = 256,
+    json: Json = False,
+) -> None:
+    """Copy videos into small ones that clips are cheap to read from: then train on OUT. Stopped, it goes on where it was."""
+    from . import listing
+    from . import prepare as making
+
+    with console.progress("preparing") as bar:
+        done, target = making.prepare_source(videos, out, size, bar)
+    for path, reason in done.skipped[:20]:
+        console.warn(f"skipped {listing.shown(path)}: {listing.shown(reason)}")
+    console.data({"videos": str(target), "done": done.done, "reused": done.reused, "bytes_before": done.bytes_before, "bytes_after": done.bytes_after,
+                  "skipped": [{"path": path, "reason": reason} for path, reason in done.skipped]},
+                 f"{done.done} videos prepared, {done.reused} were there, {len(done.skipped)} skipped; {done.bytes_before / 1e6:,.0f} MB became "
+                 f"{done.bytes_after / 1e6:,.0f} MB\nnext: nlzoo finetune {target}")
+
+
+@app.command()
 def finetune(
-    videos: Annotated[Path, typer.Argument(help="One sub-folder of videos per class, or train/ and val/ with such.")],
+    videos: Videos,
     start: Annotated[str | None, typer.Option("--from", help="The model to start from; the newest in weights/, or resnet50 with --nl 5.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training clips; by their number.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Clips a step; 4 on a CPU, 16 on a GPU.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the backbone; by the batch.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, max=1024, help="Frames a clip; the model's, 8 for one of inflate.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, max=1024, help="Video frames from one to the next; the model's, or spread over the video.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Count the stride in frames of a video played so fast; each video's own frames.")] = None,
     size: Annotated[int | None, typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")] = None,
-    val: Annotated[str, typer.Option(help="Share of the groups to validate on, or names of groups: 8,9,10.")] = "0.25",
+    classes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
+    augment: Annotated[str | None, typer.Option(help="light, medium, strong or paper, and changes: strong,flip=no,mixup=0; by the number of clips.")] = None,
+    val: Annotated[str, typer.Option(help="Share of the groups to validate on, a fold (2/5), or names of groups (8,9,10).")] = "0.25",
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, the crops, dropout.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Keep decoded frames in this folder; for sets that fit there.")] = None,
+    decoder: Decoder = "auto",
     name: Annotated[str | None, typer.Option(help="Folder in runs/.")] = None,
     device: Device = None,
     json: Json = False,
@@ -108,19 +155,19 @@ def finetune(
     where = evaluate.device(device)
     run = zoo.new_run(name or zoo.folder_name(videos.resolve().name), named=name is not None)
     with console.progress(f"scanning {data.shown(str(videos))}") as bar:
-        found = data.split(data.scan(videos, bar), val, seed)
-    _tell_scan(found, data)
+        found = data.split(data.scan(videos, _names(classes), bar), val, seed)
+    _tell_scan(found)
     source, net = _starting_model(start)
     if net.spec.inflation.init != "imported" and not net.spec.classes:
         console.say("it has seen images only; on a small set a network trained on Kinetics is often 10 to 20 points better: nlzoo list")
-    asked = {k: v for k, v in (("frames", frames), ("stride", stride)) if v is not None}
+    asked = {k: v for k, v in (("frames", frames), ("stride", stride), ("fps", fps)) if v is not None}
     clip = dataclasses.replace(net.spec.clip, size=size or (112 if where.type == "cpu" else 224), **asked)
     net.spec = dataclasses.replace(net.spec, clip=clip)
-    if net.spec.classes != found.classes:
-        model.set_head(net, found.classes)
-    config, notes = train.plan(found, str(videos), str(source), str(where), epochs=epochs, batch=batch, lr=lr,
-                               val=val, seed=seed)
-    console.say(f"on {where}: {clip}; {', '.join(notes)}")
+    if (net.spec.classes, net.spec.multi_label) != (found.classes, found.multi_label):
+        model.set_head(net, found.classes, found.multi_label)
+    config, notes = train.plan(found, str(videos), str(source), str(where), epochs=epochs, batch=batch, lr=lr, val=val, seed=seed,
+                               augment=augment, decoder=decoder, cache=str(cache) if cache else None)
+    console.say("\n".join([f"on {where}: {clip}", *notes]))
     console.say(f"run {run}")
     with console.progress("training") as bar:
         try:
@@ -148,56 +195,79 @@ def _starting_model(start):
     return folder, checkpoint.load_model(folder)
 
 
-def _tell_scan(found, data):
-    counts = {c: [sum(i.label == c and i.split == part for i in found.items) for part in (data.TRAIN, data.VAL)]
-              for c in found.classes}
-    rows = "\n".join(f"  {data.shown(c)[:40]:40} {train:6} train {val:6} val" for c, (train, val) in list(counts.items())[:40])
+def _names(text):
+    """The names in a comma-separated option."""
+    return tuple(n.strip() for n in (text or "").split(",") if n.strip())
+
+
+def _tell_scan(found):
+    from . import data, splits
+
+    parts = [data.TRAIN, data.VAL] + [data.TEST] * any(i.split == data.TEST for i in found.items)
+    counts = {c: [sum(c in i.labels and i.split == part for i in found.items) for part in parts] for c in found.classes}
+    rows = "\n".join(f"  {data.shown(c)[:40]:40} " + " ".join(f"{n:6} {part}" for n, part in zip(row, parts)) for c, row in list(counts.items())[:40])
     more = f"\n  … and {len(counts) - 40} more classes" if len(counts) > 40 else ""
-    groups = {part: {i.group for i in found.items if i.split == part} for part in (data.TRAIN, data.VAL)}
-    console.say(f"{len(found.items)} videos used, {len(found.skipped)} skipped, {found.ignored} other files ignored\n{rows}{more}")
-    console.say(f"split by {found.grouped_by}: {len(groups['train'])} groups to train, {len(groups['val'])} to validate, "
-                f"{len(groups['train'] & groups['val'])} in both")
+    console.say(f"{found.kind}: {len(found.items)} videos used, {len(found.skipped)} skipped, {found.ignored} other files ignored\n{rows}{more}")
+    groups = [len({i.group for i in found.items if i.split == part}) for part in (data.TRAIN, data.VAL)]
+    both = splits.straddling(found.items)
+    console.say(f"split by {found.grouped_by}: {groups[0]} groups to train, {groups[1]} to validate, {both} in both")
+    if both:
+        console.warn(f"{both} groups of clips are on both sides of the split that was given: its figures will flatter")
     for path, reason in found.skipped[:20]:
         console.warn(f"skipped {data.shown(path)}: {data.shown(reason)}")
+    if len(found.skipped) > 20:
+        console.warn(f"and {len(found.skipped) - 20} more; nlzoo check shows all")
 
 
 def _tell_epoch(line):
     note = f", {line.failed} videos unreadable" if line.failed else ""
-    console.say(f"epoch {line.epoch}: train loss {line.train_loss:.3f}, top-1 {line.top1:.3f}, loss {line.loss:.3f}, "
+    console.say(f"epoch {line.epoch}: train loss {line.train_loss:.3f}, {_figure(line)} {line.score:.3f}, loss {line.loss:.3f}, "
                 f"{line.seconds:.0f} s of which {line.data_seconds:.0f} s waiting for videos{note}")
 
 
+def _figure(told):
+    return "mAP" if told.top1 is None else "top-1"
+
+
 def _in_words(result):
-    return (f"top-1 {result.top1:.3f} on {result.val} videos (always the most frequent class: {result.majority:.3f}); "
-            f"epoch {result.best_epoch} of {result.epochs}, the best on these videos; the last had {result.last_top1:.3f}\n"
+    best, last = (result.map, result.last_map) if result.top1 is None else (result.top1, result.last_top1)
+    blind = "equal scores for all" if result.top1 is None else "always the most frequent class"
+    return (f"{_figure(result)} {best:.3f} on {result.val} videos ({blind}: {result.majority:.3f}); "
+            f"epoch {result.best_epoch} of {result.epochs}, the best on these videos; the last had {last:.3f}\n"
             f"model {result.model}\nnext: nlzoo predict {result.run} VIDEO    nlzoo push {result.run}")
 
 
 @app.command("eval")
 def eval_(
     model: Model,
-    videos: Annotated[Path, typer.Argument(help="One sub-folder of videos per class; val/ where there is train/ and val/.")],
+    videos: Videos,
+    views: Annotated[str, typer.Option(help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 (the paper's).")] = "1x1",
+    decoder: Decoder = "auto",
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure a model on a folder of labelled videos: top-1, top-5, mean class accuracy."""
+    """Measure a model on labelled videos (test/ where there is one, else val/): top-1, top-5, mean class accuracy; mAP for several labels."""
     from . import checkpoint, data, evaluate, hub
+    from .spec import parse_looks
 
+    looks = parse_looks(views)
     net = checkpoint.load_model(hub.locate(model))
     where = evaluate.device(device)
     with console.progress("scanning") as bar:
-        found = data.scan(videos, bar)
-    items = data.items_in(found, data.VAL) or list(found.items)
-    if unknown := {i.label for i in items} - set(net.spec.classes):
+        found = data.scan(videos, (), bar)
+    items = data.items_in(found, data.TEST) or data.items_in(found, data.VAL) or list(found.items)
+    if unknown := {label for i in items for label in i.labels} - set(net.spec.classes):
         raise UsageError(f"{model} does not know class {data.shown(min(unknown))!r}",
                          f"its classes: {', '.join(map(data.shown, net.spec.classes[:12]))}")
+    source = data.Clips(found.root, tuple(items), net.spec.clip, looks=looks, decoder=decoder)
     with console.progress("evaluating") as bar:
-        scores, bad = evaluate.evaluate(net.to(where), found.root, items, where, data.default_workers(str(where)), bar)
+        scores, bad = evaluate.evaluate(net.to(where), source, where, data.default_workers(str(where)), bar)
     for path, reason in [*found.skipped, *bad]:
         console.warn(f"skipped {data.shown(path)}: {data.shown(reason)}")
+    told = (f"mAP {scores['map']:.3f}" if net.spec.multi_label else
+            f"top-1 {scores['top1']:.3f}, top-5 {scores['top5']:.3f}, mean class accuracy {scores['mean_class']:.3f}")
     console.data({**scores, "skipped": len(found.skipped) + len(bad)},
-                 f"top-1 {scores['top1']:.3f}, top-5 {scores['top5']:.3f}, mean class accuracy {scores['mean_class']:.3f} "
-                 f"on {scores['videos']} videos, 1 view each")
+                 f"{told} on {scores['videos']} videos, {scores['views']} view{'s' if scores['views'] > 1 else ''} each")
 
 
 @app.command()
@@ -216,7 +286,7 @@ def predict(
     where = evaluate.device(device)
     paths = answers.find(videos)
     rows, failed = [], 0
-    for row in answers.predict(net.to(where), paths, where, min(len(paths) // 8, data.default_workers(str(where)))):
+    for row in answers.predict(net.to(where), paths, where, min(len(paths), data.default_workers(str(where)))):
         rows.append(row)
         failed += "error" in row
         if not console.wants_json():

@@ -51,7 +51,7 @@ def run(say: Callable[[str], None]) -> dict:
     item = random.Random(0).choice(data.items_in(found, data.VAL))
     answer = next(iter(predict.predict(checkpoint.load_model(Path(best.model)), [videos / item.path], where)))
     name, score = next(iter(answer["scores"].items()))
-    say(f"\npredict {videos / item.path}: {name} ({score:.2f}); it is {item.label}")
+    say(f"\npredict {videos / item.path}: {name} ({score:.2f}); it is {item.labels[0]}")
     chance = 1 / len(CLASSES)
     say(f"top-1 on {best.val} videos never trained on: {best.last_top1:.2f} with an eye for time, {results['frames'].last_top1:.2f} on single "
         f"frames; guessing gives {chance:.2f}\nmodel folder: {best.model}")

@@ -1,11 +1,11 @@
 """Numbers and answers from a network and videos: one path for validation, `eval` and `predict`.
 
-Every view gets its own softmax; a video's probabilities are their mean (paper, section 5).
+Every view gets its own softmax (or sigmoids, where a video may have several labels); a video's probabilities are their
+mean (paper, section 5).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,22 +45,20 @@ def memory_errors(what: str):
 
 
 @torch.inference_mode()
-def probabilities(net: nn.Module, paths: list[Path], where: torch.device, workers: int = 0,
+def probabilities(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
                   batch: int = EVAL_BATCH) -> Iterator[tuple[int, np.ndarray | None, str]]:
     """`(index, float64 (K,) probabilities, "")` for each video in order of its batch, or `(index, None, reason)`.
 
     `net` is in eval mode on `where`; its `spec` says which clips it wants.
     """
-    dataset = data.Clips(paths, net.spec.clip)
-    keys = [[(-1, i) for i in range(start, min(start + batch, len(paths)))] for start in range(0, len(paths), batch)]
-    for indices, pixels, bad in data.load(dataset, keys, min(workers, len(keys))):
+    keys = [[(-1, i) for i in range(start, min(start + batch, len(source)))] for start in range(0, len(source), batch)]
+    for indices, pixels, bad in data.load(source, keys, workers):
         if pixels is not None:
             videos, looks = pixels.shape[:2]
-            pixels = pixels.flatten(0, 1).to(where, non_blocking=True)
             with precision(where), memory_errors(f"{videos} videos"):
-                logits = net(clips.to_input(pixels, net.spec.clip))
-            scores = logits.double().softmax(-1).view(videos, looks, -1).mean(1).cpu().numpy()
-            yield from ((i, s, "") for i, s in zip(indices, scores))
+                logits = net(clips.to_input(pixels.flatten(0, 1).to(where), net.spec.clip)).double()
+            scores = logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
+            yield from ((i, s, "") for i, s in zip(indices, scores.view(videos, looks, -1).mean(1).cpu().numpy()))
         yield from ((i, None, reason) for i, reason in bad)
 
 
@@ -77,26 +75,49 @@ def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
             "loss": float(-np.log(np.maximum(own, 1e-12)).mean())}
 
 
-def majority(train_labels: list[str], val_labels: list[str]) -> float:
-    """Accuracy on `val_labels` of always saying the most frequent of `train_labels` (the first of equals)."""
-    most = max(sorted(set(train_labels)), key=train_labels.count)
-    return val_labels.count(most) / len(val_labels)
+def multi_label_metrics(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Of float `(N, K)` probabilities and `(N, K)` targets of 0 and 1: mean average precision over the classes that occur, log loss."""
+    from sklearn.metrics import average_precision_score
+
+    occurs = targets.any(0)
+    likely = np.clip(np.where(targets > 0, scores, 1 - scores), 1e-12, 1)
+    return {"map": float(average_precision_score(targets[:, occurs], scores[:, occurs], average="macro")), "loss": float(-np.log(likely).mean())}
 
 
-def evaluate(net: nn.Module, root: Path, items: list[data.Item], where: torch.device, workers: int = 0,
+def targets(items: Sequence[data.Item], classes: Sequence[str]) -> np.ndarray:
+    """float32 `(N, K)` of 0 and 1: which of `classes` each item has."""
+    position = {c: k for k, c in enumerate(classes)}
+    out = np.zeros((len(items), len(classes)), np.float32)
+    for row, item in zip(out, items):
+        row[[position[label] for label in item.labels]] = 1
+    return out
+
+
+def chance(net_classes: Sequence[str], train: Sequence[data.Item], val: Sequence[data.Item], multi_label: bool) -> float:
+    """What an answer that never looks gets on `val`: accuracy of the most frequent class of `train` (the first of equals);
+    mean average precision of equal scores, which is the mean share of a class."""
+    if multi_label:
+        shares = targets(val, net_classes).mean(0)
+        return float(shares[shares > 0].mean()) if shares.any() else 0.0
+    labels = [i.labels[0] for i in train]
+    most = max(sorted(set(labels)), key=labels.count)
+    return sum(i.labels[0] == most for i in val) / len(val)
+
+
+def evaluate(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
              progress=lambda done, total: None) -> tuple[dict, list[tuple[str, str]]]:
-    """`(metrics, [(path, reason) of videos that could not be read])` over `items` of the folder `root`."""
+    """`(metrics, [(path, reason) of videos that could not be read])` over the items of `source`."""
     net.eval()
-    position = {c: k for k, c in enumerate(net.spec.classes)}
-    scores, labels, bad = [], [], []
-    for index, probs, reason in probabilities(net, [root / i.path for i in items], where, workers):
+    rows, bad = {}, []
+    for index, probs, reason in probabilities(net, source, where, workers):
         if probs is None:
-            bad.append((items[index].path, reason))
+            bad.append((source.items[index].path, reason))
         else:
-            scores.append(probs)
-            labels.append(position[items[index].label])
-        progress(len(scores) + len(bad), len(items))
-    if not scores:
-        raise VideoError(f"none of the {len(items)} videos to evaluate on could be read",
-                              f"the first: {data.shown(bad[0][0])}: {bad[0][1]}")
-    return {"videos": len(scores), "views": 1, **metrics(np.stack(scores), np.array(labels))}, bad
+            rows[index] = probs
+        progress(len(rows) + len(bad), len(source))
+    if not rows:
+        raise VideoError(f"none of the {len(source)} videos to evaluate on could be read",
+                         f"the first: {data.shown(bad[0][0])}: {data.shown(bad[0][1])}")
+    wanted, scores = targets([source.items[i] for i in rows], net.spec.classes), np.stack(list(rows.values()))
+    told = multi_label_metrics(scores, wanted) if net.spec.multi_label else metrics(scores, wanted.argmax(1))
+    return {"videos": len(rows), "views": source.looks.clips * source.looks.crops, **told}, bad

@@ -306,7 +306,7 @@ def _leak(text, folder):
 
 def _host(text, spec):
     """This machine's name where it is in `text` for no other reason: a computer may well be called `video`."""
-    figures = dict.fromkeys(("top1", "top5", "majority", "val", "train", "epochs"), 0.5)
+    figures = dict.fromkeys(("top1", "top5", "map", "majority", "val", "train", "epochs"), 0.5)
     checks = dict.fromkeys(("nonlocal_identical", "still_clip_error", "moving_clip_error"), 0.5)
     bare = dataclasses.replace(spec, source="", licence="")
     expected = " ".join((card.body(bare, figures, checks), *figures, *spec.classes, "localhost format pt dtype shape"))
@@ -347,12 +347,12 @@ def _licence(licence):
 
 
 def _eval_results(spec, metrics):
-    keys = [("top1", "top-1 accuracy")] + ([("top5", "top-5 accuracy")] if spec.num_outputs > 5 else [])
-    found = [(words, card.number(metrics, key)) for key, words in keys if card.number(metrics, key) is not None]
+    keys = [("top1", "top-1 accuracy"), ("map", "mean average precision")] + ([("top5", "top-5 accuracy")] if spec.num_outputs > 5 else [])
+    found = [(key, words, card.number(metrics, key)) for key, words in keys if card.number(metrics, key) is not None]
     return [huggingface_hub.EvalResult(
         task_type="video-classification", dataset_type="own", dataset_name="validation videos of the author's own",
-        metric_type="accuracy", metric_name=f"{words}, on the videos that chose the epoch",
-        metric_value=round(value, 4)) for words, value in found]
+        metric_type="mAP" if key == "map" else "accuracy", metric_name=f"{words}, on the videos that chose the epoch",
+        metric_value=round(value, 4)) for key, words, value in found]
 
 
 def _without_front_matter(text):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import data, evaluate
+from . import data, evaluate, listing
 from .errors import VideoError
 
 
@@ -15,7 +15,7 @@ def find(paths: list[Path]) -> list[Path]:
     found = []
     for path in paths:
         if path.is_dir():
-            inside, _ = data.walk(path)
+            inside, _ = listing.walk(path)
             if not inside:
                 raise VideoError(f"{path} has no videos", "give video files, or a folder of them")
             found += [path / name for name in inside]
@@ -28,7 +28,8 @@ def predict(net: nn.Module, paths: list[Path], where: torch.device, workers: int
     """For each of `paths`, as it is done: `{"path", "scores": {class: probability}}`, best first, or `{"path", "error"}`."""
     names = net.spec.classes or tuple(str(k) for k in range(net.spec.num_outputs))
     net.eval()
-    for index, scores, reason in evaluate.probabilities(net, paths, where, workers):
+    source = data.Clips(Path(), tuple(data.Item(str(p), ()) for p in paths), net.spec.clip)
+    for index, scores, reason in evaluate.probabilities(net, source, where, workers):
         if scores is None:
             yield {"path": str(paths[index]), "error": data.shown(reason)}
         else:

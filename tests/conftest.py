@@ -25,6 +25,12 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def memory_of_videos(tmp_path_factory):
+    """What nlzoo remembers of videos, of these tests alone; subprocesses share it."""
+    os.environ["NLZOO_CACHE"] = str(tmp_path_factory.mktemp("known"))
+
+
 @pytest.fixture
 def seed() -> int:
     """Fresh every time, shown when a test fails; NLZOO_SEED repeats one."""

@@ -1,22 +1,26 @@
-"""Folders: every file accounted for, groups never on both sides, and what is said of folders that cannot be used."""
+"""Scans that account for every file, and clips whose numbers depend on nothing but (seed, epoch, index)."""
 
+import ctypes
 import os
 import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nlzoo import data, video
-from nlzoo.errors import UsageError, VideoError
-from nlzoo.spec import ClipSpec
+from nlzoo import clips, data, encode, listing, pool, splits, video
+from nlzoo.errors import VideoError
+from nlzoo.spec import Augment, ClipSpec, Looks, parse_augment
 
 
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory):
     """One real mp4 of 12 frames, 32 x 48."""
     file = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    video.write_video(file, np.random.default_rng(0).integers(0, 256, (12, 32, 48, 3), np.uint8))
+    encode.write_video(file, np.random.default_rng(0).integers(0, 256, (12, 32, 48, 3), np.uint8))
     return file
 
 
@@ -41,26 +45,8 @@ def test_each_file_is_used_skipped_or_ignored(tree):
     found = data.scan(root)
     assert found.classes == ("cat", "dog") and len(found.items) == 10
     assert [p for p, _ in found.skipped] == ["dog/broken.mp4", "stray.mp4"] and all(reason for _, reason in found.skipped)
-    assert all(i.frames == 12 for i in found.items)
+    assert all(i.frames == 12 and i.seconds == pytest.approx(0.5) for i in found.items)
     assert found.ignored >= 2
-
-
-def test_symlinks_are_followed_once_and_loops_never(tree):
-    root = tree("dog/1.mp4", "dog/2.mp4", "cat/1.mp4", "cat/2.mp4")
-    (root / "dog" / "loop").symlink_to(root)
-    (root / "dog" / "again.mp4").symlink_to(root / "dog" / "1.mp4")
-    found = data.scan(root)
-    assert len(found.items) == 4 and {i.path.split("/")[0] for i in found.items} == {"cat", "dog"}
-
-
-@pytest.mark.parametrize("names, words", [
-    ((), "no videos"), (("dog/1.mp4",), "one class"), (("Dog/1.mp4", "dog/1.mp4"), "differ in spelling"), (("1.mp4", "2.mp4"), "cannot be used"),
-])
-def test_folders_that_cannot_be_used(tree, names, words):
-    root = tree(*names)
-    root.mkdir(exist_ok=True)
-    with pytest.raises(VideoError, match=words):
-        data.scan(root)
 
 
 def test_too_many_bad_files_stop_with_the_table(tree):
@@ -71,96 +57,144 @@ def test_too_many_bad_files_stop_with_the_table(tree):
         data.scan(root)
 
 
-def test_missing_folder_and_file_instead(tmp_path):
-    with pytest.raises(VideoError, match="does not exist"):
-        data.scan(tmp_path / "nowhere")
-    (tmp_path / "f").write_text("")
-    with pytest.raises(VideoError, match="is a file"):
-        data.scan(tmp_path / "f")
+@pytest.mark.parametrize("names, words", [((), "no videos"), (("dog/1.mp4",), "one class"), (("1.mp4", "2.mp4"), "cannot be used")])
+def test_folders_that_cannot_be_used(tree, names, words):
+    root = tree(*names)
+    root.mkdir(exist_ok=True)
+    with pytest.raises(VideoError, match=words):
+        data.scan(root)
 
 
-def test_train_and_val_folders_are_honoured(tree):
-    root = tree("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "val/b/2.mp4", "val/b/3.mp4")
+def test_train_and_val_folders_are_honoured_and_test_is_kept_apart(tree):
+    root = tree("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "val/b/2.mp4", "val/b/3.mp4", "test/a/9.mp4")
     found = data.split(data.scan(root), "0.25", 0)
     assert found.classes == ("a", "b")
-    assert [len(data.items_in(found, part)) for part in (data.TRAIN, data.VAL)] == [2, 3]
+    assert [len(data.items_in(found, part)) for part in (data.TRAIN, data.VAL, data.TEST)] == [2, 3, 1]
 
 
-def test_a_class_called_train_stays_a_class(tree):
-    assert data.scan(tree("train/1.mp4", "bus/1.mp4")).classes == ("bus", "train")
-
-
-@pytest.mark.parametrize("stems, labels, groups", [
-    (["v_Dive_g01_c01", "v_Dive_g01_c02", "v_Row_g02_c01"], "ddr", ["g01", "g01", "g02"]),
-    (["abc_-1_000010_000020", "abc_-1_000030_000040"], "xy", ["abc_-1", "abc_-1"]),
-    (["0_1_4", "43_8_4", "44_8_4", "4_1_0", "41_8_0"], "44400"[:5], ["1", "8", "8", "1", "8"]),
-    (["film a_wave_0", "film a_wave_1", "film b_wave_0", "film b_wave_1", "film c_run_0", "film d_run_2"], "wwwwrr", None),
-    (["x1", "y7", "z3"], "aab", ["x1", "y7", "z3"]),
-])
-def test_groups_are_read_off_the_names(stems, labels, groups):
-    keys, rule = data.group_keys(stems, list(labels))
-    if groups is None:
-        assert keys[0] == keys[1] != keys[2] == keys[3]
-    else:
-        assert keys == groups
-    assert rule
-
-
-def test_groups_and_equal_bytes_never_straddle_the_split(tree, seed):
+def test_equal_bytes_share_a_group(tree, seed):
     rng = np.random.default_rng(seed)
-    names = {f"{c}/s{rng.integers(9)}_take_{rng.integers(1000)}.mp4" for c in "abc" for _ in range(12)}
-    root = tree(*sorted(names))
+    root = tree(*sorted({f"{c}/s{rng.integers(9)}_take_{rng.integers(1000)}.mp4" for c in "abc" for _ in range(12)}))
     copies = [i.path for i in data.scan(root).items][::5]
     for n, path in enumerate(copies):
         shutil.copy(root / path, root / "abc"[n % 3] / f"other{n}_take_{n}.mp4")
     found = data.scan(root)
-    for trial in range(10):
-        sides, contents = {}, {}
-        for item in data.split(found, "0.3", trial).items:
-            sides.setdefault(item.group, set()).add(item.split)
-            contents.setdefault((root / item.path).read_bytes(), set()).add(item.split)
-        assert all(len(s) == 1 for s in sides.values()) and all(len(s) == 1 for s in contents.values())
+    groups = {i.path: i.group for i in found.items}
+    assert all(groups[path] == groups[f"{'abc'[n % 3]}/other{n}_take_{n}.mp4"] for n, path in enumerate(copies))
+    assert not splits.straddling(data.split(found, "0.3", seed % 100).items)
 
 
-def test_every_class_is_on_both_sides_and_seeds_differ(tree):
-    found = data.scan(tree(*(f"{c}/rec{g}_{c}.mp4" for c in ("u", "v", "w") for g in range(8))))
-    splits = [data.split(found, "0.25", s) for s in range(5)]
-    for result in splits:
-        for part in (data.TRAIN, data.VAL):
-            assert {i.label for i in data.items_in(result, part)} == {"u", "v", "w"}
-        assert len(data.items_in(result, data.VAL)) == 6
-    assert len({tuple(i.split for i in r.items) for r in splits}) > 1
+def test_parts_of_a_video_are_videos_of_their_own(tree, tmp_path):
+    tree("x.mp4", "y.mp4")
+    table = tmp_path / "videos" / "list.csv"
+    table.write_text("path,label,start,end\nx.mp4,a,0,0.25\nx.mp4,b,0.25,\ny.mp4,a,,\ny.mp4,b,7,8\nnone.mp4,a,,\nx.mp4,c,0.1,0.2\n")
+    with pytest.raises(VideoError, match="2 of 5|1 of 3|y.mp4: its part"):
+        data.scan(table)
+    table.write_text(table.read_text().replace("y.mp4,b,7,8\n", ""))
+    with pytest.raises(VideoError, match="1 of 3.*\n.*none.mp4"):
+        data.scan(table)
+    table.write_text(table.read_text().replace("none.mp4,a,,\n", ""))
+    found = data.scan(table)
+    assert [(i.path, i.labels[0], i.frames) for i in found.items] == [("x.mp4", "a", 6), ("x.mp4", "c", 2), ("x.mp4", "b", 6), ("y.mp4", "a", 12)]
+    assert not found.skipped
+    assert len({i.group for i in found.items}) == 2
+    source = data.Clips(found.root, found.items, ClipSpec(4, None, 16))
+    whole = video.read_frames(found.root / "x.mp4", range(12), clips.decode_side(source.clip))
+    expected = [clips.cut(whole[first:last], clips.View(tuple(range(last - first))), 16)[list(clips.frame_indices(last - first, source.clip))]
+                for first, last in ((0, 6), (2, 5), (6, 12))]
+    for index, part in zip((0, 2), (expected[0], expected[2])):
+        assert torch.equal(source.read(-1, index)[0], part)
 
 
-def test_named_groups_and_bad_val(tree):
-    found = data.scan(tree(*(f"{c}/x_{g}_{c}.mp4" for c in "uv" for g in range(4))))
-    result = data.split(found, "1,3", 0)
-    assert {i.group for i in data.items_in(result, data.VAL)} == {"1", "3"}
-    for val, words in (("9,1", "no group '9'"), ("0", "no share"), ("-0.5", "no share")):
-        with pytest.raises(UsageError, match=words):
-            data.split(found, val, 0)
-    with pytest.raises(VideoError, match="no training clip"):
-        data.split(found, "0,1,2,3", 0)
+def test_what_is_gone_from_a_kinetics_list_stops_nothing(tree):
+    root = tree("x/abc_000010_000020.mp4", "y/def_000001_000011.mp4")
+    rows = "\n".join(f"y,gone{n},1,11,train" for n in range(30))
+    (root / "list.csv").write_text(f"label,youtube_id,time_start,time_end,split\nx,abc,10,20,train\ny,def,1,11,train\n{rows}\n")
+    found = data.scan(root / "list.csv")
+    assert [i.path for i in found.items] == ["x/abc_000010_000020.mp4", "y/def_000001_000011.mp4"]
+    assert len(found.skipped) == 30 and all(reason == listing.NOT_FOUND for _, reason in found.skipped)
 
 
-def test_clips_depend_on_seed_epoch_and_index_alone(tree):
+def test_labels_that_are_left_out(tree):
+    root = tree("a/1.mp4", "b/1.mp4", "c/1.mp4")
+    assert data.scan(root, ("a", "c")).classes == ("a", "c")
+
+
+def clips_of(root, **options):
+    return data.Clips(root, data.scan(root).items, ClipSpec(4, None, 16), **options)
+
+
+def read_all(source, keys, workers):
+    """What `load` gives, copied, since its memory is used again."""
+    return [(i, p.clone() if p is not None else None, bad) for i, p, bad in data.load(source, keys, workers)]
+
+
+@pytest.mark.parametrize("augment", ["light", "strong,mixup=0,cutmix=0"])
+def test_clips_depend_on_seed_epoch_and_index_alone(tree, augment):
     root = tree("a/1.mp4", "a/2.mp4", "b/1.mp4")
-    paths = [root / i.path for i in data.scan(root).items]
-    dataset = data.Clips(paths, ClipSpec(4, None, 16), seed=5)
+    options = {"augment": parse_augment(augment)}
+    source = clips_of(root, seed=5, **options)
     keys = [[(3, 0), (3, 2)], [(3, 1)]]
-    runs = [[p for _, p, _ in data.load(dataset, keys, workers)] for workers in (0, 2)]
-    assert all(torch.equal(a, b) for a, b in zip(*runs)) and runs[0][0].shape == (2, 1, 4, 16, 16, 3)
-    other = data.Clips(paths, ClipSpec(4, None, 16), seed=6)
-    assert not torch.equal(other[3, 0][1], dataset[3, 0][1]) and not torch.equal(dataset[4, 0][1], dataset[3, 0][1])
-    assert torch.equal(other[-1, 0][1], dataset[-1, 0][1])
+    runs = [[p for _, p, _ in read_all(source, keys, workers)] for workers in (0, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs)) and runs[0][0].shape == (2, options["augment"].repeats, 4, 16, 16, 3)
+    other = clips_of(root, seed=6, **options)
+    assert not torch.equal(other.read(3, 0), source.read(3, 0)) and not torch.equal(source.read(4, 0), source.read(3, 0))
+    assert torch.equal(other.read(-1, 0), source.read(-1, 0))
+
+
+def test_many_batches_through_little_memory_stay_apart(tree, seed):
+    root = tree(*(f"{c}/{n}.mp4" for c in "ab" for n in range(3)))
+    source = clips_of(root, seed=seed, looks=Looks(2, 3))
+    for epochs in (range(40), [-1]):
+        keys = [[(e, i) for _, i in batch] for e in epochs for batch in data.epoch_batches(6, 4, seed, abs(e))]
+        for (indices, pixels, bad), batch in zip(data.load(source, keys, 2), keys):
+            assert not bad and indices == [i for _, i in batch]
+            assert all(torch.equal(p, source.read(*key)) for p, key in zip(pixels, batch))
+
+
+class Bad(data.Clips):
+    """Some files crash their process, hang it or eat its memory."""
+
+    def read(self, epoch, index):
+        name = Path(self.items[index].path).name
+        if name.startswith("crash"):
+            ctypes.string_at(0)
+        if name.startswith("hang"):
+            time.sleep(1000)
+        if name.startswith("eat"):
+            return np.ones(2**28, np.uint8)
+        return super().read(epoch, index)
+
+
+@pytest.mark.skipif(not pool.FORKS, reason="needs a fork")
+def test_a_file_that_crashes_hangs_or_eats_memory_costs_itself(tree, monkeypatch):
+    monkeypatch.setattr(data, "DEADLINE", 0.5)
+    monkeypatch.setattr(pool, "MEMORY", 2**27)
+    found = data.scan(tree(*(f"a/{kind}{n}.mp4" for kind in ("crash", "hang", "eat", "fine") for n in range(3)), "b/fine3.mp4"))
+    source = Bad(found.root, found.items, ClipSpec(2, None, 16))
+    told, seen = {}, []
+    for indices, _, bad in data.load(source, data.epoch_batches(len(found.items), 4, 0, 0), 2):
+        seen += indices
+        told |= {Path(found.items[i].path).stem: reason for i, reason in bad}
+    assert sorted(Path(found.items[i].path).stem for i in seen) == ["fine0", "fine1", "fine2", "fine3"] and len(told) == 9
+    assert all({"crash": "SIGSEGV", "hang": "took longer", "eat": "memory"}[k[:-1]] in reason for k, reason in told.items())
 
 
 def test_a_video_that_breaks_later_costs_itself(tree):
-    root = tree("a/1.mp4", "a/2.mp4", "b/1.mp4")
-    paths = [root / i.path for i in data.scan(root).items]
-    paths[1].write_bytes(b"gone bad")
-    (indices, pixels, bad), = data.load(data.Clips(paths, ClipSpec(4, None, 16)), [[(0, 0), (0, 1), (0, 2)]], 0)
-    assert indices == [0, 2] and len(pixels) == 2 and bad[0][0] == 1 and bad[0][1]
+    source = clips_of(tree("a/1.mp4", "a/2.mp4", "b/1.mp4"))
+    (source.root / source.items[1].path).write_bytes(b"gone bad")
+    for workers in (0, 1):
+        (indices, pixels, bad), = data.load(source, [[(0, 0), (0, 1), (0, 2)]], workers)
+        assert indices == [0, 2] and torch.equal(pixels[1], source.read(0, 2)) and bad[0][0] == 1 and "a/2.mp4" in bad[0][1]
+
+
+def test_frames_kept_on_disk_are_the_same(tree, tmp_path):
+    root = tree("a/1.mp4", "b/1.mp4")
+    plain = clips_of(root, augment=Augment(flip=False))
+    kept = replace(plain, cache=tmp_path / "cache")
+    for _ in range(2):
+        assert all(torch.equal(plain.read(e, i), kept.read(e, i)) for e in (-1, 0, 1) for i in (0, 1))
+    assert any((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize("total, batch", [(1, 4), (5, 2), (34, 4), (33, 32), (8, 8)])
@@ -169,9 +203,3 @@ def test_an_epoch_has_every_clip_once_in_even_batches(total, batch):
     assert sorted(i for b in batches for _, i in b) == list(range(total))
     assert max(map(len, batches)) <= batch and max(map(len, batches)) - min(map(len, batches)) <= 1
     assert batches != data.epoch_batches(total, batch, 1, 3) or total == 1
-
-
-@pytest.mark.parametrize("text", ["plain", "a\nb", "\x1b[31mred", "ü✓", os.fsdecode(b"bad\xff")])
-def test_names_are_shown_without_control_characters(text):
-    got = data.shown(text)
-    assert got.isprintable() and got.encode("utf-8")

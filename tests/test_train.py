@@ -38,17 +38,18 @@ def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, 
     result = train.finetune(net, found, config, tmp_path / "run", lines.append)
     model_files = {"model.safetensors", "config.json", "README.md", "metrics.json"}
     names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert names == {"config.json", "videos.jsonl", "metrics.jsonl", "result.json",
+    assert names == {"config.json", "videos.csv", "skipped.csv", "metrics.jsonl", "result.json",
                      *(f"{kind}/{n}" for kind in ("last", "best") for n in model_files)}
     assert [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == \
         [dataclasses.asdict(line) for line in lines]
     again = checkpoint.load_model(tmp_path / "run" / "best")
-    scores, bad = evaluate.evaluate(again, found.root, data.items_in(found, data.VAL), torch.device("cpu"))
+    scores, bad = evaluate.evaluate(again, data.Clips(found.root, tuple(data.items_in(found, data.VAL)), again.spec.clip), torch.device("cpu"))
     best = lines[result.best_epoch - 1]
     assert not bad and (scores["top1"], scores["loss"]) == (best.top1, pytest.approx(best.loss))
     assert result.top1 == max(line.top1 for line in lines) and result.majority == 0.5
-    listed = [json.loads(line) for line in (tmp_path / "run" / "videos.jsonl").read_text().splitlines()]
-    assert {i["path"]: i["split"] for i in listed} == {i.path: i.split for i in found.items}
+    listed = data.split(data.scan(tmp_path / "run" / "videos.csv"), "0.5", 99)  # what was used is a list that can be used again
+    sides = [{(i.path.rpartition("/")[2], i.labels, i.split, i.group, i.frames) for i in f.items} for f in (listed, found)]
+    assert sides[0] == sides[1] and len(sides[0]) == 8
 
 
 def test_the_same_run_twice_gives_the_same_bits(videos, tmp_path):
@@ -61,6 +62,49 @@ def test_the_same_run_twice_gives_the_same_bits(videos, tmp_path):
     net, found, config, _ = prepared(videos, seed=1)
     train.finetune(net, found, config, tmp_path / "c")
     assert (tmp_path / "c" / "last" / "model.safetensors").read_bytes() != files[0]  # the negative control
+
+
+@pytest.fixture
+def several(videos, tmp_path):
+    """A list of videos with no, one or two labels."""
+    files = sorted(videos.glob("*/*.mp4"))
+    rows = [f"{f},{f.parent.name[0]}{';even' if n % 2 else ''}" for n, f in enumerate(files)]
+    rows[0] = f"{files[0]},"
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    return tmp_path / "list.csv"
+
+
+@pytest.mark.parametrize("augment", ["light", "strong"])
+def test_videos_with_several_labels(several, tmp_path, augment):
+    found = data.split(data.scan(several), "0.4", 0)
+    assert found.multi_label and "even" in found.classes and any(not i.labels for i in found.items)
+    net = model.set_head(network(), found.classes, True)
+    config, _ = train.plan(found, "videos", "weights/x", "cpu", epochs=2, batch=4, lr=1e-3, val="0.4", seed=0, augment=augment)
+    result = train.finetune(net, found, dataclasses.replace(config, workers=1), tmp_path / "run")
+    assert result.top1 is None and 0 < result.map <= 1 and 0 < result.majority < 1
+    assert checkpoint.load_model(tmp_path / "run" / "best").spec.multi_label
+    again = data.scan(tmp_path / "run" / "videos.csv")
+    assert again.multi_label and sorted(i.labels for i in again.items) == sorted(i.labels for i in found.items)
+
+
+def test_mixed_and_repeated_views_train_and_repeat(videos, tmp_path):
+    files = []
+    for name in ("a", "b"):
+        net, found, config, notes = prepared(videos, augment="strong")
+        assert config.augment.repeats == 2 and any("strong" not in n and "mixup=0.8" in n for n in notes)
+        lines = []
+        train.finetune(net, found, config, tmp_path / name, lines.append)
+        files.append((tmp_path / name / "last" / "model.safetensors").read_bytes())
+        assert lines[0].clips == 12  # two views of each of six videos
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("classes, asked, flip, words", [
+    (("turn left", "turn right"), None, False, "names a side"), (("turn left", "x"), "flip=yes", True, "flip" and "light"),
+    (("open", "close"), None, True, "has a direction"), (("run", "sit"), None, True, "under 5,000"), (("run", "sit"), "strong,flip=no", False, "flip=no")])
+def test_mirroring_follows_the_class_names(classes, asked, flip, words):
+    changes, note = train._augmentation(asked, 100, classes)
+    assert changes.flip is flip and words in note
 
 
 def test_nan_stops_before_the_step_and_names_step_and_files(videos, tmp_path):
