@@ -208,7 +208,7 @@ def write_videos(folder: Path, classes: tuple[str, ...] = DEMO, per_class: int =
     A group, of `groups` (default: one per clip), is one scene: its clips share background and sprite, and hold every
     class of every drawing, so that a split by group leaks nothing. Height and width must be even (yuv420p).
     """
-    from .video import write_video
+    from .encode import write_video
 
     if unknown := [c for c in classes if c not in _MOTIONS]:
         raise UsageError(f"there is no motion class {unknown[0]!r}", f"known: {', '.join(CLASSES)}")

@@ -4,6 +4,15 @@ A library module raises one of these; `cli.main` catches `NlzooError` once and p
 Anything else is a bug and keeps its traceback.
 """
 
+import os
+import unicodedata
+
+
+def shown(name: str | os.PathLike) -> str:
+    """A file or class name safe to print: control characters, also those of terminals, ends of lines and broken bytes as codes."""
+    text = os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else c.encode("unicode_escape").decode() for c in text)
+
 
 class NlzooError(Exception):
     """What went wrong, where, what there is instead (`message`), and what to do next (`hint`)."""

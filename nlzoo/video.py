@@ -1,4 +1,4 @@
-"""The only door to the video decoders: what is in a file, exact frames out of it, frames into a file.
+"""The only door to the video decoders: what is in a file, and exact frames out of it.
 
 Unusual here: nothing believes a frame number that was computed from a time. `probe` walks the packets once and keeps
 the presentation time of every frame; `read_frames` knows a frame by that time, starts decoding only at key frames that
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 
 import av
 import av.logging
@@ -24,7 +23,7 @@ import numpy as np
 from av.filter import Graph
 from av.stream import Disposition
 
-from nlzoo.errors import UsageError, VideoError
+from nlzoo.errors import UsageError, VideoError, shown
 
 try:
     import decord
@@ -71,6 +70,8 @@ class Probe:
     fps: float  # mean
     duration: float  # seconds
     rotation: int  # degrees clockwise that it takes to display it: 0, 90, 180, 270
+    base: float  # seconds per unit of `pts`
+    variable: bool  # whether the time from a frame to the next changes by more than half a frame
     decoder: str  # "decord" or "pyav": what `read_frames` takes by itself
     reason: str  # why
     decord_right: bool  # whether decord reads it right too
@@ -89,17 +90,34 @@ def probe(path: str | os.PathLike) -> Probe:
     return _probe(path, info.st_size, info.st_mtime_ns)
 
 
+def span(info: Probe, start: float | None = None, end: float | None = None) -> tuple[int, int]:
+    """`(first, count)`: the frames shown from second `start` up to, not including, second `end`; at least one.
+
+    Seconds count from the first frame; None means the beginning or the end, and an `end` past the video's is the video's.
+    Raises `VideoError` where `start` lies at or after the end of the video.
+    """
+    start, end = start or 0.0, info.duration if end is None else end
+    if start >= info.duration:
+        length = f"the video is {info.duration:.3f} s long"
+        raise VideoError(f"{shown(info.path)}: the part begins at {start:.3f} s, but {length}", "mend the list, or remove the line")
+    step = info.duration / info.frames
+    times = np.arange(info.frames) * step if info.pts is None else (info.pts - info.pts[0]) * info.base
+    first, last = np.searchsorted(times, np.array([start, end]) - step / 1000)  # a thousandth of a frame: seconds in lists are rounded
+    first = min(int(first), info.frames - 1)  # the last frame stays until the end
+    return first, max(1, int(last) - first)
+
+
 def read_frames(
-    path: str | os.PathLike, indices: Sequence[int], short_side: int | None = None, decoder: str = "auto"
+    path: str | os.PathLike, indices: Sequence[int], short_side: int | None = None, decoder: str = "auto", info: Probe | None = None
 ) -> np.ndarray:
     """Frames `indices` (presentation order, any order, repeats allowed): uint8 (len(indices), H, W, 3), RGB, upright.
 
     With `short_side` the shorter side gets that many pixels, up or down, and the other the nearest whole number that
     keeps the aspect. `decoder` "auto" takes what `probe` chose; "decord" refuses files that decord reads wrong. Raises
     `VideoError` for a file that cannot be used or a frame that is damaged, `IndexError` for a frame number that the
-    video has not.
+    video has not. `info`: what `probe` said of the file, where the caller knows.
     """
-    info = probe(path)
+    info = info or probe(path)
     _check_decoder(decoder)
     rows: dict[int, list[int]] = {}  # frame number -> rows of the answer
     for row, index in enumerate(indices):
@@ -113,6 +131,17 @@ def read_frames(
     return out
 
 
+def frames(path: str | os.PathLike, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    """Every frame in presentation order, one at a time in memory: uint8 (H, W, 3), RGB, upright, scaled to `size` (H, W).
+
+    The same bits as `read_frames` gives at that size. Raises `VideoError` as that does, once it comes to a damaged frame.
+    """
+    info = probe(path)
+    height, width = size or (info.height, info.width)
+    for _, image in _images(info, list(range(info.frames)), height, width, "pyav"):
+        yield image
+
+
 def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
     """(height, width) after scaling so that the shorter side is `short_side` pixels; None keeps the size."""
     if short_side is None:
@@ -122,28 +151,6 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
     if height <= width:
         return short_side, max(short_side, round(width * short_side / height))
     return max(short_side, round(height * short_side / width)), short_side
-
-
-def write_video(path: str | os.PathLike, frames: np.ndarray, fps: int = 24) -> None:
-    """Write uint8 RGB `frames` (T, H, W, 3), H and W even, as H.264 4:2:0 in mp4: near lossless, closed GOPs of 12."""
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise ValueError(f"frames must be uint8 (T, H, W, 3) with T > 0, not {frames.dtype} {frames.shape}")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise ValueError(f"H.264 4:2:0 needs an even height and width, not {frames.shape[1]}x{frames.shape[2]}")
-    encoder, options = _encoder()
-    part = Path(path).with_name(Path(path).name + ".part")  # a killed run leaves no half file under the real name
-    try:
-        with av.open(os.fspath(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(encoder, rate=fps, options=options)
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            stream.codec_context.gop_size, stream.codec_context.thread_count = 12, 1
-            for array in frames:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def backends() -> dict[str, str]:
@@ -187,16 +194,16 @@ def _regular_file(path: str) -> os.stat_result:
     try:
         info = os.stat(path)
     except FileNotFoundError:
-        raise VideoError(f"{_shown(path)} does not exist", "check the path") from None
+        raise VideoError(f"{shown(path)} does not exist", "check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(f"{_shown(path)} cannot be read: {reason}", "check the path and its permissions") from None
+        raise VideoError(f"{shown(path)} cannot be read: {reason}", "check the path and its permissions") from None
     if stat.S_ISDIR(info.st_mode):
-        raise VideoError(f"{_shown(path)} is a folder, not a video", "name the video files in it")
+        raise VideoError(f"{shown(path)} is a folder, not a video", "name the video files in it")
     if not stat.S_ISREG(info.st_mode):
-        raise VideoError(f"{_shown(path)} is not a regular file", "pipes, sockets, devices: save it to a file first")
+        raise VideoError(f"{shown(path)} is not a regular file", "pipes, sockets, devices: save it to a file first")
     if info.st_size == 0:
-        raise VideoError(f"{_shown(path)} is empty", "download or copy it again")
+        raise VideoError(f"{shown(path)} is empty", "download or copy it again")
     return info
 
 
@@ -209,7 +216,7 @@ def _probe(path: str, size: int, mtime_ns: int) -> Probe:
         packets, first, whole = _walk(container, stream)
         rate, base = float(stream.average_rate or stream.guessed_rate or 25), float(stream.time_base or 1)
     if name in _TIMED_CONTAINERS and _protected(path):
-        raise VideoError(f"{_shown(path)} is encrypted", "get a copy without DRM")
+        raise VideoError(f"{shown(path)} is encrypted", "get a copy without DRM")
     if first is None:
         raise _no_frames(path, packets)
     timed = name in _TIMED_CONTAINERS and codec in _TIMED_CODECS
@@ -227,10 +234,11 @@ def _probe(path: str, size: int, mtime_ns: int) -> Probe:
             rate = 1 / step
     doubt = _decord_doubt(path, codec, packets, first, pts) if plain else _count_reason(timed, whole)
     decoder = "decord" if PREFER_DECORD and not doubt else "pyav"
+    variable = pts is not None and frames > 2 and int(np.ptp(np.diff(pts))) > max(1, (times[-1] - times[0]) / (frames - 1) / 2)
     height, width = (first.width, first.height) if first.rotation in (90, 270) else (first.height, first.width)
     return Probe(
         path, _TIMED_CONTAINERS.get(name, name.split(",")[0]), codec, width, height, frames, rate, duration,
-        first.rotation, decoder, doubt or "decord would give the same frames", not doubt, pts, keys,
+        first.rotation, base, variable, decoder, doubt or "decord would give the same frames", not doubt, pts, keys,
     )  # fmt: skip
 
 
@@ -282,13 +290,13 @@ def _sound(packet, prefix: int) -> bool:
 
 def _one_frame_each(packets: list[_Packet], first: _First) -> bool:
     """Whether packets alone tell which frames a decode of the whole file yields."""
-    shown = [p.pts for p in packets if not p.discard]
+    visible = [p.pts for p in packets if not p.discard]
     return (
-        None not in shown
-        and len(set(shown)) == len(shown)
+        None not in visible
+        and len(set(visible)) == len(visible)
         and not any(p.hidden for p in packets)
         and packets[0].key
-        and first.pts == min(shown)  # a stream cut inside a GOP loses its first frames
+        and first.pts == min(visible)  # a stream cut inside a GOP loses its first frames
     )
 
 
@@ -361,23 +369,18 @@ def _protected(path: str) -> bool:
 
 def _no_frames(path: str, packets: list[_Packet]) -> VideoError:
     if not packets:
-        return VideoError(f"{_shown(path)} has a video track without frames", "join the parts of the stream first")
+        return VideoError(f"{shown(path)} has a video track without frames", "join the parts of the stream first")
     return VideoError(
-        f"{_shown(path)} holds {len(packets)} video packets and none can be decoded", "download or encode it again"
+        f"{shown(path)} holds {len(packets)} video packets and none can be decoded", "download or encode it again"
     )
 
 
 def _unreadable(path: str, error: Exception) -> VideoError:
     if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of a demuxer outside the list
-        return VideoError(f"{_shown(path)} is not a kind of video file that is read here", "convert it to mp4 (H.264)")
+        return VideoError(f"{shown(path)} is not a kind of video file that is read here", "convert it to mp4 (H.264)")
     if isinstance(error, av.error.InvalidDataError):
-        return VideoError(f"{_shown(path)} is not a video, or is cut off", "download it again, or remove it")
-    return VideoError(f"{_shown(path)} cannot be read: {error.strerror}", "check the file and its permissions")
-
-
-def _shown(path: str) -> str:
-    """`path` with control and undecodable characters escaped, fit for a message."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+        return VideoError(f"{shown(path)} is not a video, or is cut off", "download it again, or remove it")
+    return VideoError(f"{shown(path)} cannot be read: {error.strerror}", "check the file and its permissions")
 
 
 # Decoding
@@ -398,13 +401,13 @@ def _images(info: Probe, wanted: list[int], height: int, width: int, decoder: st
             return
         except _Mismatch as error:
             if decoder == "decord":
-                raise VideoError(f"{_shown(info.path)}: decord: {error}", "leave the choice of the decoder") from None
+                raise VideoError(f"{shown(info.path)}: decord: {error}", "leave the choice of the decoder") from None
     to_rgb = _ToRgb(height, width, info.rotation)
     for number, frame in _frames(info, wanted):
         try:
             yield number, to_rgb(frame)
         except av.error.FFmpegError as error:
-            message = f"{_shown(info.path)}: {frame.format.name} pixels cannot be made RGB: {error.strerror}"
+            message = f"{shown(info.path)}: {frame.format.name} pixels cannot be made RGB: {error.strerror}"
             raise VideoError(message, "encode it again") from None
 
 
@@ -451,13 +454,13 @@ def _video_stream(container, path: str):
     """The stream that FFmpeg would play; refused when there is none or its frames are too large to decode."""
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
-        raise VideoError(f"{_shown(path)} has no video track", "remove it from the folder")
+        raise VideoError(f"{shown(path)} has no video track", "remove it from the folder")
     context = stream.codec_context
     if context is None:
-        raise VideoError(f"{_shown(path)} has a codec that this FFmpeg cannot decode", "convert it to mp4 (H.264)")
+        raise VideoError(f"{shown(path)} has a codec that this FFmpeg cannot decode", "convert it to mp4 (H.264)")
     if max(context.width, context.height) > MAX_SIDE or context.width * context.height > MAX_PIXELS:
         raise VideoError(
-            f"{_shown(path)} has frames of {context.width}x{context.height} pixels;"
+            f"{shown(path)} has frames of {context.width}x{context.height} pixels;"
             f" the limit is {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million in all",
             "scale it down first",
         )
@@ -576,7 +579,7 @@ def _by_walking(info: Probe, wanted: list[int]) -> Iterator[tuple[int, av.VideoF
             if not left:
                 return
     raise VideoError(
-        f"{_shown(info.path)} is damaged: frame {min(left.values())} of {info.frames} cannot be decoded",
+        f"{shown(info.path)} is damaged: frame {min(left.values())} of {info.frames} cannot be decoded",
         "leave the file out, or encode it again",
     )
 
@@ -610,18 +613,3 @@ class _ToRgb:
         scale = graph.add("scale", f"{self.size}:flags=bicubic")
         graph.link_nodes(source, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
         return graph
-
-
-def _encoder() -> tuple[str, dict[str, str]]:
-    """An H.264 (or, failing that, MPEG-4) encoder of this FFmpeg, with its options."""
-    for name, options in (
-        ("libx264", {"crf": "18", "preset": "veryfast", "x264-params": "open-gop=0"}),
-        ("libopenh264", {"b": "8M"}),
-        ("mpeg4", {"b": "8M"}),
-    ):
-        try:
-            av.codec.Codec(name, "w")
-        except (av.error.FFmpegError, ValueError):
-            continue
-        return name, options
-    raise VideoError("this FFmpeg cannot encode video", "pip install --force-reinstall av")

@@ -4,6 +4,7 @@ The oracle shares nothing with the product: it decodes every packet in order, an
 before it.
 """
 
+import functools
 import os
 import random
 import socket
@@ -21,7 +22,8 @@ import numpy as np
 import pytest
 from av.filter import Graph
 
-from nlzoo import video
+from nlzoo import pool, video
+from nlzoo.encode import write_video
 from nlzoo.errors import NlzooError, UsageError, VideoError
 
 needs_decord = pytest.mark.skipif(video.decord is None, reason="decord2 is not installed")
@@ -369,7 +371,7 @@ def test_decord_alone_gets_frames_wrong(tmp_path):
 
 
 def test_mutants_are_read_exactly_or_refused(tmp_path):
-    """Damage anywhere; bench_decode.py --mutants does more of them, of more formats."""
+    """Damage anywhere; decode.py --mutants does more of them, of more formats."""
     sources = [encode(tmp_path / "b.mp4", drawing(), options=B).read_bytes()]
     sources += [encode(tmp_path / "b.mkv", drawing(), options=B).read_bytes()]
     sources += [encode(tmp_path / "b.avi", drawing(), "mpeg4", bf=2).read_bytes()]
@@ -400,8 +402,9 @@ def mutant_outcomes(path, rng) -> Counter:
         if set(times) - set(by_time):  # found by seeking, past damage that ended the decode of the whole: nothing to compare with
             outcomes["beyond"] += 1
             continue
-        same = all(mark(by_time[t]) == mark(image) for t, image in zip(times, images, strict=True))
-        outcomes["exact" if same else "different"] += 1
+        wrong = [mark(image) for t, image in zip(times, images, strict=True) if mark(by_time[t]) != mark(image)]
+        others = {mark(image) for image in by_time.values()}
+        outcomes["exact" if not wrong else "repeated" if others & set(wrong) else "different"] += 1
     return outcomes
 
 
@@ -420,6 +423,61 @@ def mutant(rng, data) -> bytes:
         case 4:
             data[at : at + 300] = rng.randbytes(300)
     return bytes(data)
+
+# F4: damaged files through the pool, so that a crash or a hang would be seen and counted
+
+MUTATED = ("h264 mp4 B-frames", "h264 mkv B-frames", "h264 mp4 open GOP", "h264 ts", "hevc mp4 open GOP", "mpeg4 avi B-frames",
+           "mpeg4 mp4 B-frames", "wmv2", "vp8 webm", "vp9 webm")  # fmt: skip
+
+
+def one_mutant(sources, folder, task):
+    """What becomes of one damaged file; runs in a worker."""
+    seed, number = task
+    rng, path = random.Random(f"{seed} {number}"), Path(folder) / f"{number}.mp4"
+    path.write_bytes(mutant(rng, sources[number % len(sources)]))
+    try:
+        return mutant_outcomes(path, rng)
+    finally:
+        path.unlink()
+
+
+def mutants_survived(count, folder, seed):
+    places = [folder / str(n) for n in range(len(MUTATED))]
+    for place in places:
+        place.mkdir()
+    sources = [MADE[kind](place).read_bytes() for kind, place in zip(MUTATED, places)]
+    outcomes, failures = Counter(), []
+    work = functools.partial(one_mutant, sources, folder)
+    for task, result in pool.run(work, [(seed, n) for n in range(count)], 2, lambda task: 60):
+        if isinstance(result, pool.Failure):
+            failures.append((task, result.reason))
+        else:
+            outcomes += result
+    print(dict(outcomes), failures)
+    return outcomes, failures
+
+
+def survived(outcomes, failures, count):
+    assert not failures  # no crash, no hang
+    assert not outcomes["repeated"] and not outcomes["wrongly refused"]
+    clips = outcomes.total() - outcomes["file refused"]
+    assert outcomes["file refused"] > count / 50 and outcomes["exact"] > 0.9 * clips and outcomes["different"] < 0.01 * clips
+
+
+def test_no_mutant_crashes_hangs_or_repeats_frames(tmp_path, seed):
+    survived(*mutants_survived(300, tmp_path, seed), 300)
+
+
+@pytest.mark.torture
+def test_five_thousand_mutants(tmp_path, seed):
+    survived(*mutants_survived(5000, tmp_path, seed), 5000)
+
+
+def test_an_undetected_repeat_would_be_seen(tmp_path, monkeypatch):
+    """The control: a reader that hands out the last good frame for a damaged one, as decord does, is counted."""
+    path, real = encode(tmp_path / "a.mp4", drawing(), options=B), video.read_frames
+    monkeypatch.setattr(video, "read_frames", lambda path, indices: real(path, [max(0, i - (i == 17)) for i in indices]))
+    assert mutant_outcomes(path, random.Random(0))["repeated"] >= 1
 
 
 # What is refused
@@ -609,7 +667,7 @@ def test_shrinking_does_not_alias(tmp_path):
 def test_written_videos_come_back(tmp_path):
     images = drawing(30, 64, 96)
     images[:] = images[..., :1]  # grey: 4:2:0 blurs colours
-    video.write_video(tmp_path / "a.mp4", images, fps=12)
+    write_video(tmp_path / "a.mp4", images, fps=12)
     info = video.probe(tmp_path / "a.mp4")
     assert (info.frames, info.fps, info.codec, info.height, info.width) == (30, 12.0, "h264", 64, 96)
     assert info.decord_right or video.decord is None
@@ -619,7 +677,7 @@ def test_written_videos_come_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
     for bad in (images[:, 1:], images[:, :, 1:], images.astype(float), images[0], images[:0]):
         with pytest.raises(ValueError, match="must be|needs"):
-            video.write_video(tmp_path / "b.mp4", bad)
+            write_video(tmp_path / "b.mp4", bad)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from nlzoo import checkpoint, draw, hub, model, video, zoo
+from nlzoo import checkpoint, draw, encode, hub, model, video, zoo
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CLIPS = SHARED / "videos" / "interactions"
@@ -70,7 +70,7 @@ def arrow(scratch):
             for name, shown in (("forwards", frames), ("backwards", frames[::-1])):
                 file = folder / name / f"{source.stem}.mp4"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                video.write_video(file, shown, 30)
+                encode.write_video(file, shown, 30)
     return folder
 
 
