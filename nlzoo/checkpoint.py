@@ -4,10 +4,14 @@ A folder appears whole or not at all: it is written beside its place, flushed to
 strict, since it may come from anybody: header before tensors, shapes before memory, and no pickle.
 """
 
+import contextlib
+import ctypes
+import glob
 import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from pathlib import Path
 
@@ -22,6 +26,8 @@ from .model import build
 
 MAX_CONFIG = 16 * 2**20  # bytes; 100,000 class names fit
 MAX_TENSORS = 10_000
+NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")  # of a tensor
+_LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # as `_beside` names it
 
 
 def save_model(folder: Path, net: nn.Module, metrics: dict | None = None, checks: dict | None = None) -> Path:
@@ -38,6 +44,7 @@ def save_model(folder: Path, net: nn.Module, metrics: dict | None = None, checks
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
         for name, text in texts.items():
             (part / name).write_text(text, encoding="utf-8")
+        shutil.copymode(part / "config.json", part / "model.safetensors")  # safetensors lets nobody else read its file
 
     return write_folder(Path(folder), fill)
 
@@ -48,16 +55,20 @@ def dump(data: object) -> str:
 
 
 def write_folder(folder: Path, fill) -> Path:
-    """Calls `fill(part)` on a new folder beside `folder`, flushes it and puts it in `folder`'s place; returns `folder`."""
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    """Calls `fill(part)` on a new folder beside `folder`, flushes it and puts it in `folder`'s place; returns `folder`.
+
+    `folder` has the old content or the new at any instant on Linux, where the file system can exchange two names. Elsewhere
+    there is a moment without it, which `standing` reads over. Raises `DiskError`; what was there is kept then.
+    """
+    part = _beside(folder, "part")
     try:
         part.mkdir(parents=True)
         fill(part)
         for file in part.iterdir():
-            _sync(file)
-        _sync(part)
-        _swap(part, folder)
-        _sync(folder.parent)
+            sync(file)
+        sync(part)
+        aside = _swap(part, folder)
+        sync(folder.parent)
     except OSError as error:
         raise DiskError(f"{folder} could not be written ({error.strerror or error})",
                         "free some room, or work in a folder of your own") from error
@@ -65,34 +76,91 @@ def write_folder(folder: Path, fill) -> Path:
         raise DiskError(f"{folder} could not be written ({error})", "free some room") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    if aside:
+        discard(aside)  # only now is the new one sure to outlive a power cut
     return folder
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder, as far as that can be done. It takes another name first: what has its own is whole."""
+    part = _beside(folder, "part")
+    with contextlib.suppress(OSError):
+        os.rename(folder, part)
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def mend(folder: Path) -> None:
+    """Removes what killed writers left in `folder`, and gives what stepped aside for nothing its name again.
+
+    Nobody else may be writing there. Raises `DiskError`.
+    """
+    try:
+        for left in list(folder.iterdir()):
+            match = _LEFT.fullmatch(left.name)
+            if match and match[2] == "old" and not folder.joinpath(match[1]).exists():
+                os.rename(left, folder / match[1])
+            elif match and left.is_dir():
+                discard(left)
+            elif match:
+                left.unlink()
+    except OSError as error:
+        raise DiskError(f"{folder} could not be tidied ({error.strerror or error})", "work in a folder of your own") from error
 
 
 def write_text(file: Path, text: str) -> None:
     """A small file that is there whole or not at all."""
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    part = _beside(file, "part")
     try:
         part.write_text(text, encoding="utf-8")
-        _sync(part)
+        sync(part)
         os.replace(part, file)
-        _sync(file.parent)
+        sync(file.parent)
     except OSError as error:
         raise DiskError(f"{file} could not be written ({error.strerror or error})", "free some room") from error
     finally:
         part.unlink(missing_ok=True)
 
 
+def standing(folder: Path) -> Path:
+    """`folder`, or the one that stepped aside for it where a replacement was killed between its two renames."""
+    if folder.exists():
+        return folder
+    return max(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"), key=os.path.getmtime, default=folder)
+
+
+def _beside(folder, ending):
+    """A hidden name for what is being made or removed (part), or has stepped aside and is whole (old)."""
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.{ending}")
+
+
 def _swap(part, folder):
-    """A folder cannot be renamed over a full one: the old one steps aside first."""
+    """Puts `part` in `folder`'s place; gives the place of what was there, or None."""
     if not folder.exists():
         return os.rename(part, folder)
-    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+    old = _beside(folder, "old")
+    if _exchange(part, folder):
+        os.rename(part, old)
+        return old
     os.rename(folder, old)
-    os.rename(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.rename(part, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    return old
 
 
-def _sync(path):
+def _exchange(one, other):
+    """Two names change places in one step; False where system or file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # not in every libc
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, would outlive a power cut. Raises `OSError`."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -102,7 +170,7 @@ def _sync(path):
 
 def read_spec(folder: Path) -> spec.ModelSpec:
     """The `config.json` of a model folder. Raises `WeightsError`."""
-    file = Path(folder) / "config.json"
+    file = standing(Path(folder)) / "config.json"
     return spec.from_json(read_json(file), str(file))
 
 
@@ -120,7 +188,7 @@ def read_json(file: Path) -> object:
 
 def load_model(folder: Path) -> nn.Module:
     """The network of a model folder, on the CPU, float32, in eval mode, its `ModelSpec` as `spec`. Raises `WeightsError`."""
-    folder = Path(folder)
+    folder = standing(Path(folder))
     net = build(read_spec(folder))
     file = folder / "model.safetensors"
     _check_header(file, net.state_dict())
@@ -133,25 +201,30 @@ def load_model(folder: Path) -> nn.Module:
 
 def read_blueprint(folder: Path) -> nn.Module:
     """The network of a model folder on the meta device; of the weights file only the header is read. Raises `WeightsError`."""
-    folder = Path(folder)
+    folder = standing(Path(folder))
     with torch.device("meta"):
         net = build(read_spec(folder))
     _check_header(folder / "model.safetensors", net.state_dict())
     return net
 
 
-def _check_header(file, own):
-    """Names and shapes equal those of the network, before any tensor is read."""
+def read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of a `.safetensors` file that may come from anybody; no tensor is read. Raises `WeightsError`."""
     try:
         with safe_open(file, "pt") as f:
             names = list(f.keys())
-            if len(names) > MAX_TENSORS or not all(re.fullmatch(r"[A-Za-z0-9_.]{1,200}", n) for n in names):
+            if len(names) > MAX_TENSORS or not all(NAME.fullmatch(n) for n in names):
                 raise WeightsError(f"{file} holds names that no network of ours has")
-            shapes = {n: tuple(f.get_slice(n).get_shape()) for n in names}
+            return {n: tuple(f.get_slice(n).get_shape()) for n in names}
     except FileNotFoundError:
-        raise WeightsError(f"there is no model.safetensors in {file.parent}", "make or fetch the model again") from None
+        raise WeightsError(f"there is no {file.name} in {file.parent}", "make or fetch the model again") from None
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} could not be read ({error})", "it may be cut short: make or fetch the model again") from None
+
+
+def _check_header(file, own):
+    """Names and shapes equal those of the network, before any tensor is read."""
+    shapes = read_header(file)
     expected = {k: tuple(v.shape) for k, v in own.items()}
     if shapes != expected:
         different = sorted(k for k in shapes.keys() | expected.keys() if shapes.get(k) != expected.get(k))

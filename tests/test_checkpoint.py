@@ -1,6 +1,9 @@
 """Model folders: equal logits after a round trip, whole or not at all, and strict reading."""
 
 import json
+import os
+import sys
+import threading
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ def net(seed):
 def test_round_trip_gives_equal_logits_and_exactly_these_files(net, tmp_path):
     folder = checkpoint.save_model(tmp_path / "m", net, {"top1": 0.5})
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "metrics.json", "model.safetensors"]
-    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert [p.name for p in tmp_path.iterdir()] == ["m"] and len({p.stat().st_mode for p in folder.iterdir()}) == 1
     clip = torch.randn(2, 3, 4, 32, 32)
     again = checkpoint.load_model(folder)
     assert again.spec == net.spec and torch.equal(again(clip), net.eval()(clip))
@@ -44,6 +47,51 @@ def test_saving_again_replaces_and_a_failure_keeps_what_was_there(net, tmp_path,
         checkpoint.write_folder(folder, full)
     assert torch.equal(checkpoint.load_model(folder).fc.bias, net.fc.bias)
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_one_that_stepped_aside_is_found_and_goes_back(net, tmp_path, monkeypatch):
+    """Where two names cannot change places: after a kill between the two renames, and when the second fails."""
+    folder = checkpoint.save_model(tmp_path / "m[0]", net)
+    aside = folder.rename(tmp_path / ".m[0].0123abcd.old")
+    assert checkpoint.standing(folder) == aside and checkpoint.read_spec(folder) == net.spec
+    assert torch.equal(checkpoint.load_model(folder).fc.bias, net.fc.bias) and checkpoint.read_blueprint(folder).spec == net.spec
+    checkpoint.mend(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m[0]"] and checkpoint.standing(folder) == folder
+    real = os.rename
+
+    def fails(source, target):
+        if source.suffix == ".part" and target == folder:
+            raise OSError(5, "Input/output error")
+        real(source, target)
+    monkeypatch.setattr(os, "rename", fails)
+    monkeypatch.setattr(checkpoint, "_exchange", lambda *_: False)
+    with pytest.raises(DiskError, match="Input/output error"):
+        checkpoint.save_model(folder, net)
+    assert [p.name for p in tmp_path.iterdir()] == ["m[0]"] and checkpoint.load_model(folder).spec == net.spec
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on Linux only")
+def test_two_names_change_places_at_once(tmp_path):
+    """Somebody who looks all the time always finds a folder of that name, while it is replaced 300 times."""
+    folder, stop, seen, missed = tmp_path / "ü m", threading.Event(), set(), []
+
+    def fill(number):
+        return lambda part: [(part / name).write_text(str(number)) for name in "ab"]
+
+    def look():
+        while not stop.is_set():
+            try:
+                seen.add(folder.stat().st_mtime_ns)
+            except FileNotFoundError:
+                missed.append(1)
+    checkpoint.write_folder(folder, fill(-1))
+    reader = threading.Thread(target=look)
+    reader.start()
+    for number in range(300):
+        checkpoint.write_folder(folder, fill(number))
+    stop.set()
+    reader.join()
+    assert not missed and len(seen) > 10 and [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize("change, words", [
