@@ -205,7 +205,8 @@ def _copies(pairs, digests, multi_label):
         if item.split and (content := digests.get(record.path)):
             sides[content].setdefault(item.split, item.path)
     if both := [sorted(s.values()) for s in sides.values() if len(s) > 1]:
-        yield Finding("leak", f"{_count(len(both), 'content lies', 'contents lie')} in more than one of train, val and test: {_both(both[0])} are the same bytes",
+        yield Finding("leak", f"{_count(len(both), 'content lies', 'contents lie')} in more than one of train, val and test: {_both(both[0])}, "
+                      "with the same bytes",
                       "remove one of each: figures on what was trained on mean nothing")
     if not multi_label and (clashes := [sorted(c.items(), key=lambda entry: entry[1]) for c in contents.values() if len(c) > 1]):
         (one, first), (other, second) = clashes[0][:2]

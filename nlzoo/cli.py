@@ -129,53 +129,188 @@ def prepare(
 @app.command()
 def finetune(
     videos: Videos,
-    start: Annotated[str | None, typer.Option("--from", help="The model to start from; the newest in weights/, or resnet50 with --nl 5.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="The model or run to start from; the newest in weights/, or resnet50 with --nl 5.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="auto, small, paper, paper-long or charades, and changes: paper,epochs=20; auto.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training clips; by their number.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Clips a step; 4 on a CPU, 16 on a GPU.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the backbone; by the batch.")] = None,
+    lr: Annotated[str | None, typer.Option(help="Learning rate of the backbone, or auto: by a short range test; by the batch.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, max=1024, help="Frames a clip; the model's, 8 for one of inflate.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, max=1024, help="Video frames from one to the next; the model's, or spread over the video.")] = None,
     fps: Annotated[float | None, typer.Option(help="Count the stride in frames of a video played so fast; each video's own frames.")] = None,
     size: Annotated[int | None, typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")] = None,
+    nl: Annotated[str | None, typer.Option(help="Add fresh non-local blocks to a model without any: 5, res4:5, as in inflate.")] = None,
     classes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
-    augment: Annotated[str | None, typer.Option(help="light, medium, strong or paper, and changes: strong,flip=no,mixup=0; by the number of clips.")] = None,
+    augment: Annotated[str | None, typer.Option(help="light, medium, strong or paper, and changes: strong,flip=no; by the number of clips.")] = None,
     val: Annotated[str, typer.Option(help="Share of the groups to validate on, a fold (2/5), or names of groups (8,9,10).")] = "0.25",
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, the crops, dropout.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs with this many seeds, for a mean and its deviation.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Keep decoded frames in this folder; for sets that fit there.")] = None,
     decoder: Decoder = "auto",
+    gpus: Annotated[int, typer.Option(min=1, max=64, help="Processes on this machine, each with a GPU and a part of every batch.")] = 1,
+    track: Annotated[str | None, typer.Option(help="Also log to tensorboard, wandb or trackio.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run as it was begun, whatever else is asked.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Memory, time, and whether one batch can be learnt by heart; no run.")] = False,
     name: Annotated[str | None, typer.Option(help="Folder in runs/.")] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Train a classifier on your videos: scan, split by group, fine-tune, validate each epoch, keep best and last."""
+    """Train a classifier on your videos, keep best and last. The same command goes on with a run that was stopped."""
+    from types import SimpleNamespace
+
+    asked = SimpleNamespace(**locals())
+    from . import engine, evaluate, zoo
+
+    if gpus > 1 and engine.ranks()[1] == 1:
+        raise typer.Exit(engine.launch(_without(sys.argv[1:], "--gpus"), gpus, device, console.warn))
+    if engine.ranks()[0]:
+        console.only_errors()
+    base = zoo.folder_name(name or (videos.stem if videos.is_file() else videos.resolve().name))
+    with engine.together():
+        engine.claim()
+        here = engine.begin(evaluate.device(device), track)
+        results = [_run(asked, here, seed + n, base if seeds == 1 else f"{base}-s{seed + n}", name is not None or seeds > 1) for n in range(seeds)]
+    if seeds > 1:
+        console.data(_over_seeds(results), "\n".join(map(_in_words, results)) + "\n" + _seeds_in_words(_over_seeds(results)))
+    elif results[0] is not None:
+        console.data(results[0], _in_words(results[0]))
+
+
+def _without(words, option):
+    """The command line without an option and its value."""
+    out, skip = [], False
+    for word in words:
+        if not skip and word != option and not word.startswith(option + "="):
+            out.append(word)
+        skip = word == option and not skip
+    return out
+
+
+def _run(asked, here, seed, base, named):
+    """One run, begun or gone on with: its result as a dict; None after `--dry-run`."""
     import dataclasses
 
-    from . import data, evaluate, model, train, zoo
+    from . import data, train, zoo
 
-    where = evaluate.device(device)
-    run = zoo.new_run(name or zoo.folder_name(videos.resolve().name), named=name is not None)
-    with console.progress(f"scanning {data.shown(str(videos))}") as bar:
-        found = data.split(data.scan(videos, _names(classes), bar), val, seed)
-    _tell_scan(found)
-    source, net = _starting_model(start)
-    if net.spec.inflation.init != "imported" and not net.spec.classes:
+    run = zoo.unfinished_run(base, named)
+    if asked.seeds > 1 and (zoo.RUNS / base / "result.json").is_file():
+        return zoo.result(zoo.RUNS / base)
+    if asked.resume:
+        if not run:
+            raise UsageError(f"there is no unfinished run {zoo.RUNS / base}{'' if named else '-N'} to go on with", "leave --resume out to begin one")
+        net, found, config = _recorded(run, here)
+    else:
+        with console.progress(f"scanning {data.shown(str(asked.videos))}") as bar:
+            found = data.split(data.scan(asked.videos, _names(asked.classes), bar), asked.val, seed)
+        _tell_scan(found)
+        net, config = _planned(asked, found, here, seed)
+        if asked.dry_run:
+            return _rehearse(net, found, config)
+        if not run:
+            run = zoo.new_run(base, named)
+        elif here.main:  # the GPU of another rank has another name
+            _refuse_other(run, config, net, found)
+    run = Path(here.first(str(run)))
+    here.agree("the videos or the recipe", (found.items, config.recipe))
+
+    def ready():  # the folder is ours; while videos were scanned another process may have worked there
+        if (run / "result.json").exists():
+            raise UsageError(f"{run} has finished meanwhile", "nlzoo list shows its result; --name NEW begins another")
+        if not asked.resume and (run / "config.json").exists():
+            _refuse_other(run, config, net, found)
+        console.log_to(run / "log.txt")
+
+    talk = train.Talk(_tell_epoch, say=console.say)
+    with console.progress("training") as bar:
+        talk = dataclasses.replace(talk, step=bar)
+        try:
+            result = train.finetune(net, found, config, run, talk, here, ready)
+        finally:
+            console.log_to(None)
+    return dataclasses.asdict(result)
+
+
+def _planned(asked, found, here, seed):
+    """`(net, config)` of what is asked, with what is filled in told."""
+    import dataclasses
+
+    from . import model, recipe, train
+
+    source, net = _starting_model(asked.start)
+    fresh = net.spec.inflation.init != "imported" and not net.spec.classes
+    if fresh:
         console.say("it has seen images only; on a small set a network trained on Kinetics is often 10 to 20 points better: nlzoo list")
-    asked = {k: v for k, v in (("frames", frames), ("stride", stride), ("fps", fps)) if v is not None}
-    clip = dataclasses.replace(net.spec.clip, size=size or (112 if where.type == "cpu" else 224), **asked)
+    clip = net.spec.clip
+    if asked.frames or asked.stride:
+        clip = recipe.lengthen(net, asked.frames or clip.frames, asked.stride or clip.stride).spec.clip
+    clip = dataclasses.replace(clip, size=asked.size or (112 if here.where.type == "cpu" else 224), fps=asked.fps or clip.fps)
     net.spec = dataclasses.replace(net.spec, clip=clip)
+    if asked.nl:
+        model.add_blocks(net, asked.nl)
     if (net.spec.classes, net.spec.multi_label) != (found.classes, found.multi_label):
         model.set_head(net, found.classes, found.multi_label)
-    config, notes = train.plan(found, str(videos), str(source), str(where), epochs=epochs, batch=batch, lr=lr, val=val, seed=seed,
-                               augment=augment, decoder=decoder, cache=str(cache) if cache else None)
-    console.say("\n".join([f"on {where}: {clip}", *notes]))
-    console.say(f"run {run}")
-    with console.progress("training") as bar:
-        try:
-            result = train.finetune(net, found, config, run, _tell_epoch, bar)
-        except KeyboardInterrupt:
-            console.warn(f"interrupted; {run}/last holds the last whole epoch, if there was one" )
-            raise
-    console.data(dataclasses.asdict(result), _in_words(result))
+    lr = None if asked.lr in (None, "auto") else _number(asked.lr)
+    config, notes = train.plan(found, str(asked.videos), str(source), str(here.where), here.world, fresh, net.spec.clip.frames, recipe=asked.recipe,
+                               epochs=asked.epochs, batch=asked.batch, lr=lr, val=asked.val, seed=seed, augment=asked.augment, decoder=asked.decoder,
+                               cache=str(asked.cache) if asked.cache else None)
+    if asked.lr == "auto":
+        with console.progress("range test") as bar:
+            rate = here.first(float(f"{train.find_rate(net, found, config, train.Talk(step=bar)):.1g}"))
+        config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, lr=rate))
+        notes.append(f"lr {rate:g} (by a range test)")
+    part = -(-config.recipe.batch // (config.recipe.accumulate * here.world))
+    need = recipe.memory_estimate(net, net.spec.clip, part, config.recipe)
+    console.say("\n".join([f"on {here.where}{f', {here.world} processes' if here.world > 1 else ''}: {net.spec.clip}", *notes,
+                           f"memory: about {1.2 * need / 2**30:.1f} GiB for a step of {part} clips in float32"]))
+    return net, config
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--lr {text!r} is no number", "for example --lr 3e-4, or --lr auto") from None
+
+
+def _recorded(run, here):
+    """`(net, found, config)` of a run as it was begun."""
+    import dataclasses
+
+    from . import checkpoint, data, model, spec
+
+    told = checkpoint.read_json(run / "config.json")
+    net = model.build(spec.from_json(told.get("model"), str(run / "config.json")))
+    config = dataclasses.replace(spec.train_config(told.get("train")), device=str(here.where))
+    found = data.scan(run / "videos.csv")
+    if found.classes != net.spec.classes:
+        raise UsageError(f"{run} was begun with videos of {len(net.spec.classes)} classes, and those of {len(found.classes)} are still there",
+                         "put the videos back, or begin a new run with another --name")
+    console.say(f"going on with {run} as it was begun")
+    if found.skipped:
+        console.warn(f"{len(found.skipped)} of its videos cannot be used any more: it will not end as it would have")
+    return net, data.split(found, config.val, config.seed), config
+
+
+def _refuse_other(run, config, net, found):
+    """An unfinished run is gone on with only where the same is asked."""
+    from . import train
+    from .spec import to_json
+
+    if changes := train.difference(run, config, to_json(net.spec), found):
+        rows = "\n".join(f"  {line}" for line in changes[:20])
+        raise UsageError(f"{run} is unfinished, and was begun otherwise:\n{rows}",
+                         "--resume goes on with it as it was begun; --name NEW begins another")
+
+
+def _rehearse(net, found, config):
+    """Says what a run would take, and begins none."""
+    from . import train
+
+    with console.progress("dry run") as bar:
+        told = train.rehearse(net, found, config, train.Talk(step=bar, say=console.say))
+    verdict = "learnt by heart" if told["learns"] else "NOT learnt by heart: look at the videos (nlzoo check), or try another --lr"
+    console.data(told, f"one batch, {train.REHEARSAL} steps: loss {told['first_loss']:.3f} to {told['last_loss']:.3f}: {verdict}\n"
+                       f"about {told['bytes'] / 2**30:.1f} GiB, {told['seconds_a_step']} s a step, {told['steps']} steps: {told['minutes']} minutes, "
+                       "and the validations; nothing was written")
 
 
 def _starting_model(start):
@@ -230,11 +365,28 @@ def _figure(told):
 
 
 def _in_words(result):
-    best, last = (result.map, result.last_map) if result.top1 is None else (result.top1, result.last_top1)
-    blind = "equal scores for all" if result.top1 is None else "always the most frequent class"
-    return (f"{_figure(result)} {best:.3f} on {result.val} videos ({blind}: {result.majority:.3f}); "
-            f"epoch {result.best_epoch} of {result.epochs}, the best on these videos; the last had {last:.3f}\n"
-            f"model {result.model}\nnext: nlzoo predict {result.run} VIDEO    nlzoo push {result.run}")
+    key, figure, blind = ("map", "mAP", "equal scores for all") if result["top1"] is None else ("top1", "top-1", "always the most frequent class")
+    return (f"{figure} {result[key]:.3f} on {result['val']} videos ({blind}: {result['majority']:.3f}); epoch {result['best_epoch']} of "
+            f"{result['epochs']}, the best on these videos; the last had {result['last_' + key]:.3f}\n"
+            f"model {result['model']}\nnext: nlzoo predict {result['run']} VIDEO    nlzoo push {result['run']}")
+
+
+def _over_seeds(results):
+    """The results, and mean and standard deviation (of a sample) of the last and the best epochs' figures."""
+    from statistics import mean, stdev
+
+    key = "map" if results[0]["top1"] is None else "top1"
+    told = {}
+    for name in (key, f"last_{key}"):
+        values = [r[name] for r in results]
+        told |= {f"{name}_mean": mean(values), f"{name}_std": stdev(values)}
+    return {"runs": results, **told}
+
+
+def _seeds_in_words(told):
+    key = "map" if "map_mean" in told else "top1"
+    return (f"over {len(told['runs'])} seeds: last epoch {told[f'last_{key}_mean']:.3f} ± {told[f'last_{key}_std']:.3f}, "
+            f"best epoch {told[f'{key}_mean']:.3f} ± {told[f'{key}_std']:.3f}")
 
 
 @app.command("eval")

@@ -5,18 +5,20 @@ Nothing that comes from outside (file and class names) is read as markup or as a
 
 import json
 import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from .errors import NlzooError
+from .errors import DiskError, NlzooError, shown
 
 _out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 _err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
-_state = {"json": False}
+_state = {"json": False, "mute": False, "log": None, "before": []}
 
 
 def use_json(on: bool) -> None:
@@ -29,18 +31,49 @@ def wants_json() -> bool:
     return _state["json"]
 
 
+def only_errors() -> None:
+    """From now on nothing but errors: this process is not the one that talks."""
+    _state["mute"] = True
+
+
+def log_to(file: Path | None) -> None:
+    """From now on talk goes to this file too, with the time, after what was said before. Raises `DiskError`."""
+    _state["log"] = file
+    if file:
+        _log(f"--- nlzoo {' '.join(map(shown, sys.argv[1:]))}", *_state["before"])
+    _state["before"] = []
+
+
+def _log(*texts):
+    if not (file := _state["log"]):
+        _state["before"] = [*_state["before"], *texts][-100:]
+    else:
+        try:
+            with open(file, "a", encoding="utf-8") as opened:
+                opened.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n" for text in texts)
+        except OSError as error:
+            _state["log"] = None
+            raise DiskError(f"{shown(file)} could not be written ({error.strerror})", "free some room, or check the folder's permissions") from error
+
+
 def say(text: str = "", style: str = "") -> None:
     """Talk, on stderr."""
-    _err.print(Text(text, style=style))
+    _log(text)
+    if not _state["mute"]:
+        _err.print(Text(text, style=style))
 
 
 def warn(text: str) -> None:
     """Something that the user should know, on stderr."""
-    _err.print(Text.assemble(("warning: ", "yellow"), text))
+    _log(f"warning: {text}")
+    if not _state["mute"]:
+        _err.print(Text.assemble(("warning: ", "yellow"), text))
 
 
 def data(value: object, text: str = "") -> None:
     """The answer of the command, on stdout: `value` as JSON with `--json`, `text` for a person otherwise."""
+    if _state["mute"]:
+        return
     if _state["json"]:
         sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
         sys.stdout.flush()
@@ -50,7 +83,7 @@ def data(value: object, text: str = "") -> None:
 
 def table(columns: list[str], rows: list[list[str]]) -> None:
     """Rows for a person, on stdout; nothing with `--json`."""
-    if _state["json"]:
+    if _state["json"] or _state["mute"]:
         return
     view = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
@@ -62,7 +95,7 @@ def table(columns: list[str], rows: list[list[str]]) -> None:
 
 def error(problem: NlzooError) -> None:
     """`error:` and `hint:` on stderr, or the object on stdout with `--json`."""
-    if _state["json"]:
+    if _state["json"] and not _state["mute"]:
         data({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code})
         return
     _err.print(Text.assemble(("error: ", "bold red"), problem.message))
@@ -75,6 +108,6 @@ def progress(what: str):
     """A bar on stderr; gives `update(done, total, note="")`. On a terminal only."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("{task.fields[note]}", markup=False))
-    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+    with Progress(*columns, console=_err, transient=True, disable=_state["mute"] or not _err.is_terminal) as bar:
         task = bar.add_task(what, total=None, note="")
         yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)

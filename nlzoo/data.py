@@ -218,6 +218,6 @@ def epoch_batches(total: int, batch: int, seed: int, epoch: int) -> list[list[tu
 
 
 def default_workers(device: str) -> int:
-    """Decoding processes: on a GPU one per core up to 16; on a CPU, which trains on all cores, one for every two."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores) if device != "cpu" else max(1, cores // 2)
+    """Decoding processes: on a GPU one per core up to 16; on a CPU, which trains on all cores, one for every two. Ranks share the cores."""
+    cores = max(1, records.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, min(16, cores) if device != "cpu" else cores // 2)

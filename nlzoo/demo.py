@@ -44,9 +44,8 @@ def run(say: Callable[[str], None]) -> dict:
         net.spec = dataclasses.replace(net.spec, clip=dataclasses.replace(net.spec.clip, **CLIP))
         model.set_head(net, found.classes)
         config, _ = train.plan(found, str(videos), str(start), "cpu", epochs=EPOCHS, lr=LR, batch=None, val="0.25", seed=0)
-        results[name] = train.finetune(net, found, config, new_run(name, named=False, root=FOLDER / "runs"),
-                                       lambda line: say(f"epoch {line.epoch}/{EPOCHS}: train loss {line.train_loss:.3f}, "
-                                                        f"top-1 {line.top1:.3f}"))
+        talk = train.Talk(lambda line: say(f"epoch {line.epoch}/{EPOCHS}: train loss {line.train_loss:.3f}, top-1 {line.top1:.3f}"))
+        results[name] = train.finetune(net, found, config, new_run(name, named=False, root=FOLDER / "runs"), talk)
     best = results["video"]
     item = random.Random(0).choice(data.items_in(found, data.VAL))
     answer = next(iter(predict.predict(checkpoint.load_model(Path(best.model)), [videos / item.path], where)))

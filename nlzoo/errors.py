@@ -61,6 +61,14 @@ class DivergedError(NlzooError):
     exit_code = 7
 
 
+class Stopped(NlzooError):
+    """A signal ended the run, and all is saved: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+
+    def __init__(self, message: str, hint: str, exit_code: int):
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+
 class MemoryError_(NlzooError):
     """Out of memory even with one clip per step."""
 

@@ -4,6 +4,7 @@ Every view gets its own softmax (or sigmoids, where a video may have several lab
 mean (paper, section 5).
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from . import clips, data
+from .engine import Engine
 from .errors import MemoryError_, UsageError, VideoError
 
 EVAL_BATCH = 8  # videos
@@ -105,16 +107,21 @@ def chance(net_classes: Sequence[str], train: Sequence[data.Item], val: Sequence
 
 
 def evaluate(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
-             progress=lambda done, total: None) -> tuple[dict, list[tuple[str, str]]]:
-    """`(metrics, [(path, reason) of videos that could not be read])` over the items of `source`."""
+             progress=lambda done, total: None, engine: Engine | None = None) -> tuple[dict, list[tuple[str, str]]]:
+    """`(metrics, [(path, reason) of videos that could not be read])` over the items of `source`, on every rank of `engine`.
+
+    Each rank looks at every so-manieth video, so that each is counted once.
+    """
     net.eval()
-    rows, bad = {}, []
-    for index, probs, reason in probabilities(net, source, where, workers):
-        if probs is None:
-            bad.append((source.items[index].path, reason))
-        else:
-            rows[index] = probs
-        progress(len(rows) + len(bad), len(source))
+    engine = engine or Engine(where)
+    mine = range(engine.rank, len(source), engine.world)
+    own, answers = dataclasses.replace(source, items=tuple(source.items[i] for i in mine)), []
+    for index, probs, reason in probabilities(net, own, where, workers) if own.items else ():
+        answers.append((mine[index], probs, reason))
+        progress(len(answers), len(own))
+    answers = sorted(engine.gathered(answers), key=lambda answer: answer[0])
+    rows = {index: probs for index, probs, _ in answers if probs is not None}
+    bad = [(source.items[index].path, reason) for index, probs, reason in answers if probs is None]
     if not rows:
         raise VideoError(f"none of the {len(source)} videos to evaluate on could be read",
                          f"the first: {data.shown(bad[0][0])}: {data.shown(bad[0][1])}")

@@ -158,6 +158,21 @@ def moving_average(net: nn.Module, decay: float) -> nn.Module:
     return ModelEmaV3(net, decay=decay, use_warmup=True)
 
 
+def add_blocks(net: nn.Module, nl: str) -> nn.Module:
+    """Fresh non-local blocks in a trained network without any, in place: it starts as what it was; returns `net`.
+
+    Raises `UsageError` where it has blocks, and for a placement that cannot be.
+    """
+    if net.spec.non_local:
+        raise UsageError("--nl adds blocks to a network without any; this one has some", "leave --nl out to train them on")
+    placement = parse_nl(nl, depths(net))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        insert_nonlocal_(net, placement)
+    net.spec = dataclasses.replace(net.spec, non_local=placement)
+    return net
+
+
 @dataclass(frozen=True)
 class Checks:
     """What was computed on the built network, on random input; relative errors are max |a - b| / max |b| of the logits."""

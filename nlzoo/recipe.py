@@ -56,7 +56,9 @@ def parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict]:
 @torch.no_grad()
 def kernel_size(weight: torch.Tensor) -> float:
     """Root mean square of a kernel `(O, I, t, h, w)`, summed over its taps: inflating a kernel does not change it."""
-    return weight.float().sum(2).square().mean().sqrt().item() or KERNEL_SIZE
+    taps = weight.float().sum(2)
+    size = taps.square().mean().sqrt().item()
+    return (size if math.isfinite(size) else taps.double().square().mean().sqrt().item()) or KERNEL_SIZE  # squares of huge weights overflow
 
 
 def layer_rates(net: nn.Module, decay: float) -> dict[str, float]:

@@ -612,7 +612,7 @@ def _reasons(recipe, base, preset, training_clips, classes, batch, device, settl
     side = "under" if preset == "small" else "not under"
     rule = "by the square root of the batch" if recipe.optimizer == "adamw" else "in proportion to the batch"
     frozen = "long clips on a network trained on videos: few of them fit in a step (paper)"
-    trained = "frozen, small sets learnt nothing" if preset == "small" else "as in the paper; its statistics over 200 batches before a validation"
+    trained = "with it frozen, small sets learnt nothing" if preset == "small" else "as in the paper; its statistics over 200 batches before a validation"
     rate = f"{base.lr:g} for {base.batch} clips a step, {rule}"
     lines = [f"recipe {preset} ({training_clips} training clips of {classes} classes, {side} {LARGE_SET:,})",
              f"epochs {recipe.epochs} (for {training_clips} training clips on {device})",
@@ -634,22 +634,29 @@ def parse_looks(text: str) -> Looks:
 class TrainConfig:
     """One fine-tuning run, as the user asked for it and as nlzoo filled it in."""
 
-    videos: str  # the folder
+    videos: str  # the folder or list
     start: str  # the model folder that it starts from
-    epochs: int  # passes over the training clips
-    batch: int  # clips per optimiser step
-    lr: float  # of the backbone at its highest; train.py has the factors of head and blocks
-    val: str  # share of the groups kept for validation, or names of groups
+    val: str  # share of the groups kept for validation, a fold, or names of groups
     seed: int  # of the split, the order, all that is drawn
     device: str
     workers: int  # decoding processes
+    recipe: Recipe = Recipe()
     augment: Augment = Augment()
     decoder: str = "auto"
     cache: str | None = None  # folder of decoded frames
+    world: int = 1  # processes that share each batch
 
     def __post_init__(self):
-        _between(self.epochs, 1, 100_000, "--epochs")
-        _between(self.batch, 1, 100_000, "--batch")
         _between(self.seed, 0, 2**31 - 1, "--seed")
-        if not 0 < self.lr < 100:
-            raise UsageError(f"--lr is {self.lr}; it must lie above 0 and below 100")
+        _between(self.world, 1, 100_000, "the number of processes")
+        if self.recipe.batch < self.world:
+            raise UsageError(f"a batch of {self.recipe.batch} clips cannot be shared by {self.world} processes", f"--batch {self.world} is the least")
+
+
+def train_config(data: dict) -> TrainConfig:
+    """The config that a run recorded. Raises `UsageError` for values that cannot be, `WeightsError` for other keys."""
+    try:
+        recipe = {k: tuple(v) if k == "milestones" else v for k, v in data["recipe"].items()}
+        return TrainConfig(**{**data, "recipe": Recipe(**recipe), "augment": Augment(**data["augment"])})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"the settings of the run are not this version's ({error!r})", "begin it again under another name") from None

@@ -9,6 +9,7 @@ from .spec import ModelSpec, from_json
 
 WEIGHTS = Path("weights")  # default output of `inflate`, in the working folder
 RUNS = Path("runs")  # default output of `finetune`
+_BEFORE_A_RUN = {".lock", "log.txt", "videos.csv", "skipped.csv", "environment.json"}  # written before config.json, by which a run is known
 
 # Backbones in the package: a timm architecture with its own arguments, trained by weights/make_tiny.py.
 EMBEDDED = {"tiny": {"architecture": "resnet18", "arguments": {"layers": (2, 2, 2, 2), "channels": (24, 48, 96, 160), "num_classes": 40}}}
@@ -79,13 +80,29 @@ def new_run(name: str, named: bool, root: Path = RUNS) -> Path:
     """A folder for a new run: ROOT/NAME when the user named it, ROOT/NAME-1, -2, … otherwise. Raises `UsageError`."""
     if named:
         run = root / folder_name(name)
-        if run.exists():
+        if _begun(run):
             raise UsageError(f"the run {run} is there already", "choose another --name, or leave it out")
         return run
     n = 1
-    while (root / f"{name}-{n}").exists():
+    while _begun(root / f"{name}-{n}"):
         n += 1
     return root / f"{name}-{n}"
+
+
+def unfinished_run(name: str, named: bool, root: Path = RUNS) -> Path | None:
+    """The newest run of that name that was begun and has not finished: ROOT/NAME when the user named it, else of ROOT/NAME-N."""
+    if named:
+        found = [root / folder_name(name)]
+    else:
+        pattern = re.compile(re.escape(name) + r"-\d+")
+        found = [p for p in root.iterdir() if pattern.fullmatch(p.name)] if root.is_dir() else []
+    begun = [p for p in found if (p / "config.json").is_file() and not (p / "result.json").exists()]
+    return max(begun, key=lambda p: (p / "config.json").stat().st_mtime, default=None)
+
+
+def _begun(run):
+    """Whether there is more than what a start leaves behind that was refused, or killed before it had said what it is."""
+    return run.exists() and (not run.is_dir() or any(p.name not in _BEFORE_A_RUN and p.suffix != ".part" for p in run.iterdir()))
 
 
 def find(name: str) -> Path | None:

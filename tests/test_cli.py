@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,3 +153,59 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
 
 def test_video_is_the_only_door(tmp_path):
     assert video.backends()
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    draw.write_videos(tmp_path / "videos", draw.CLASSES[:2], 4, seed=5, frames=8, size=(32, 48))
+    return tmp_path / "videos"
+
+
+def test_check_says_what_is_wrong_and_whether_training_could_start(nlzoo, drawn):
+    (drawn / "stray.mp4").write_bytes(next(drawn.glob("*/*.mp4")).read_bytes())
+    code, out, _ = nlzoo("check", "videos", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["could_train"] and (told["used"], told["ignored"]) == (8, 0) and told["files"] == 9
+    assert told["skipped"] == [{"path": "stray.mp4", "reason": "lies outside any class folder"}] and set(told["classes"]) == set(draw.CLASSES[:2])
+    code, out, _ = nlzoo("check", "videos", "--deep")
+    assert code == 0 and out.rstrip().endswith("training could start")
+    code, out, _ = nlzoo("check", "videos", "--classes", draw.CLASSES[0])
+    assert code == 3 and "training could not start: there is one class" in out
+    code, _, err = nlzoo("check", "videos", "--classes", "nobody")
+    assert code == 2 and "has no class 'nobody'" in err
+
+
+def test_prepared_videos_train_as_the_folder_or_the_list_that_they_came_from(nlzoo, drawn):
+    code, out, _ = nlzoo("prepare", "videos", "small", "--size", 24, "--json")
+    told = json.loads(out)
+    assert code == 0 and (told["done"], told["reused"], told["skipped"], told["videos"]) == (8, 0, [], "small")
+    assert nlzoo("check", "small")[0] == 0
+    assert json.loads(nlzoo("prepare", "videos", "small", "--size", 24, "--json")[1])["reused"] == 8
+    rows = [f"{f},{f.parent.name};x,{f.stem}" for f in sorted(drawn.glob("*/*.mp4"))]
+    (drawn.parent / "list.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+    code, out, _ = nlzoo("prepare", "list.csv", "listed", "--size", 24, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["videos"] == "listed/videos.csv" and told["done"] == 8
+    nlzoo("inflate", "tiny", "--nl", "none")
+    code, out, err = nlzoo("finetune", "listed/videos.csv", "--size", 24, "--frames", 4, "--epochs", 1, "--cache", "kept", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["top1"] is None and 0 < told["map"] <= 1 and "mAP" in err and any(Path("kept").iterdir())
+    code, out, _ = nlzoo("eval", "videos-1", "listed/videos.csv", "--views", "2x3", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["views"] == 6 and 0 < told["map"] <= 1
+    assert nlzoo("eval", "videos-1", "listed/videos.csv", "--views", "0x3")[0] == 2
+    assert nlzoo("prepare", "videos", "videos/inside")[0] == 2
+
+
+def test_a_dry_run_and_several_seeds(nlzoo, drawn):
+    nlzoo("inflate", "tiny", "--nl", "none")
+    rules = ("finetune", "videos", "--size", 32, "--frames", 4, "--epochs", 1, "--json")
+    code, out, _ = nlzoo(*rules, "--dry-run")
+    assert code == 0 and json.loads(out)["steps"] > 0 and not Path("runs").exists()
+    code, out, _ = nlzoo(*rules, "--seeds", 2)
+    told = json.loads(out)
+    values = [r["last_top1"] for r in told["runs"]]
+    assert code == 0 and told["last_top1_mean"] == pytest.approx(sum(values) / 2)
+    assert told["last_top1_std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    before = Path("runs/videos-s0/result.json").stat().st_mtime_ns
+    assert json.loads(nlzoo(*rules, "--seeds", 2)[1]) == told and Path("runs/videos-s0/result.json").stat().st_mtime_ns == before

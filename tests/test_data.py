@@ -168,7 +168,7 @@ class Bad(data.Clips):
 
 @pytest.mark.skipif(not pool.FORKS, reason="needs a fork")
 def test_a_file_that_crashes_hangs_or_eats_memory_costs_itself(tree, monkeypatch):
-    monkeypatch.setattr(data, "DEADLINE", 0.5)
+    monkeypatch.setattr(data, "DEADLINE", 3.0)
     monkeypatch.setattr(pool, "MEMORY", 2**27)
     found = data.scan(tree(*(f"a/{kind}{n}.mp4" for kind in ("crash", "hang", "eat", "fine") for n in range(3)), "b/fine3.mp4"))
     source = Bad(found.root, found.items, ClipSpec(2, None, 16))

@@ -8,7 +8,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 DOORS = {
     "timm": {"inflate", "model"}, "av": {"video", "encode"}, "decord": {"video"}, "huggingface_hub": {"hub"},
-    "rich": {"cli", "console"}, "typer": {"cli"}, "torchvision": {"vision"}, "sklearn": {"check", "evaluate", "splits"},
+    "rich": {"cli", "console"}, "typer": {"cli"}, "torchvision": {"vision"}, "sklearn": {"check", "evaluate", "splits"}, "accelerate": {"engine"},
 }
 
 

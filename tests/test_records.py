@@ -291,10 +291,10 @@ _look = records._look
 
 def test_a_file_that_breaks_its_worker_costs_itself_and_is_asked_again_by_the_next_process(videos, monkeypatch):
     monkeypatch.setattr(records, "_look", look_badly)
-    monkeypatch.setattr(records, "_deadline", lambda task: 1.0)
+    monkeypatch.setattr(records, "_deadline", lambda task: 4.0)
     found = records.examine(videos, 0, 2)
     assert [r.frames for r in found] == [6, 0, 0, 0, 10]
-    assert [word in r.problem for word, r in zip(("", "SIGSEGV", "longer than 1 s", "memory", ""), found)] == [True] * 5
+    assert [word in r.problem for word, r in zip(("", "SIGSEGV", "longer than 4 s", "memory", ""), found)] == [True] * 5
     assert records.examine(videos, 2, 2)[1:4] == found[1:4]  # not tried a second time
     monkeypatch.setattr(records, "_look", _look)
     forget()

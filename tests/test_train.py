@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from nlzoo import checkpoint, data, draw, evaluate, model, spec, train
-from nlzoo.errors import DivergedError, VideoError
+from nlzoo import checkpoint, data, draw, evaluate, model, recipe, spec, train
+from nlzoo.errors import DivergedError, UsageError, VideoError
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,11 @@ def prepared(videos, **changes):
 def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, tmp_path):
     net, found, config, _ = prepared(videos)
     lines = []
-    result = train.finetune(net, found, config, tmp_path / "run", lines.append)
+    result = train.finetune(net, found, config, tmp_path / "run", train.Talk(lines.append))
     model_files = {"model.safetensors", "config.json", "README.md", "metrics.json"}
-    names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert names == {"config.json", "videos.csv", "skipped.csv", "metrics.jsonl", "result.json",
+    names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file() and "checkpoints" not in p.parts}
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+    assert names == {".lock", "config.json", "environment.json", "videos.csv", "skipped.csv", "metrics.jsonl", "result.json",
                      *(f"{kind}/{n}" for kind in ("last", "best") for n in model_files)}
     assert [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == \
         [dataclasses.asdict(line) for line in lines]
@@ -93,7 +94,7 @@ def test_mixed_and_repeated_views_train_and_repeat(videos, tmp_path):
         net, found, config, notes = prepared(videos, augment="strong")
         assert config.augment.repeats == 2 and any("strong" not in n and "mixup=0.8" in n for n in notes)
         lines = []
-        train.finetune(net, found, config, tmp_path / name, lines.append)
+        train.finetune(net, found, config, tmp_path / name, train.Talk(lines.append))
         files.append((tmp_path / name / "last" / "model.safetensors").read_bytes())
         assert lines[0].clips == 12  # two views of each of six videos
     assert files[0] == files[1]
@@ -120,23 +121,16 @@ def test_nan_stops_before_the_step_and_names_step_and_files(videos, tmp_path):
 
 def test_videos_that_vanish_during_the_run_stop_it(videos, tmp_path):
     net, found, config, _ = prepared(videos)
+    gone = [dataclasses.replace(i, path=f"gone/{i.path}") if i.split == data.TRAIN else i for i in found.items]
     with pytest.raises(VideoError, match="could not be read in epoch 1"):
+        train.finetune(net, dataclasses.replace(found, items=tuple(gone)), config, tmp_path / "run")
+
+
+def test_what_cannot_be_validated_stops_before_the_first_epoch(videos, tmp_path):
+    net, found, config, _ = prepared(videos)
+    with pytest.raises(VideoError, match="none of the 2 videos to evaluate on"):
         train.finetune(net, dataclasses.replace(found, root=tmp_path / "gone"), config, tmp_path / "run")
-
-
-def test_every_parameter_is_in_one_group_and_norms_do_not_decay():
-    net = network()
-    groups = train.parameter_groups(net, 0.1)
-    ids = [id(p) for g in groups for p in g["params"]]
-    trained = [p for p in net.parameters() if p.requires_grad]
-    assert sorted(ids) == sorted(map(id, trained))
-    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
-    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
-    assert rate[id(net.fc.weight)] == pytest.approx(0.1 * train.HEAD_RATE)
-    assert rate[id(net.layer3.nl1.g.weight)] == pytest.approx(0.1)
-    own = net.conv1.weight[:, :, 2].square().mean().sqrt().item()
-    assert rate[id(net.conv1.weight)] == pytest.approx(0.1 * own / train.KERNEL_SIZE) and decay[id(net.conv1.weight)] > 0
-    assert all(decay[id(m.weight)] == 0 for m in net.modules() if isinstance(m, torch.nn.BatchNorm3d))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_network_with_smaller_kernels_and_the_same_outputs_moves_alike(seed):
@@ -153,7 +147,7 @@ def test_a_network_with_smaller_kernels_and_the_same_outputs_moves_alike(seed):
             net.fc.weight[1] *= -1
     moved = []
     for net in (big, small):
-        optimizer = torch.optim.AdamW(train.parameter_groups(net, 0.01), eps=1e-20, weight_decay=0)
+        optimizer = torch.optim.AdamW(recipe.parameter_groups(net, spec.Recipe(lr=0.01)), eps=1e-20, weight_decay=0)
         torch.manual_seed(seed)
         clip = torch.randn(2, 3, 4, 32, 32)
         torch.nn.functional.cross_entropy(net.train()(clip), torch.tensor([0, 1])).backward()
@@ -163,15 +157,118 @@ def test_a_network_with_smaller_kernels_and_the_same_outputs_moves_alike(seed):
     assert moved[0] > 0 and moved[1] == pytest.approx(moved[0].item(), rel=0.05)
 
 
-def test_the_rate_warms_up_and_ends_at_nothing():
-    factors = [train.rate_factor(s, 100) for s in range(100)]
-    peak = factors.index(max(factors))
-    assert factors[peak] == 1 and factors[:peak + 1] == sorted(factors[:peak + 1])
-    assert factors[peak:] == sorted(factors[peak:], reverse=True) and 0 <= factors[-1] < 0.01
-
-
 def test_what_was_asked_is_kept_and_what_was_filled_in_is_said(videos):
     _, _, config, notes = prepared(videos, epochs=None, batch=None, lr=None)
-    assert config.epochs == train.EPOCHS and config.batch == train.BATCH and config.lr == pytest.approx(train.LR)
-    assert any("6 training clips" in n for n in notes)
-    assert prepared(videos, epochs=7, batch=5, lr=0.5)[2].epochs == 7
+    assert config.recipe == spec.Recipe() and any("6 training clips" in n for n in notes)
+    _, _, config, notes = prepared(videos, epochs=7, batch=16, lr=None)
+    assert config.recipe == spec.Recipe(epochs=7, batch=16, lr=1e-3) and "epochs 7" in notes  # the rate by the root of the batch
+    _, _, config, notes = prepared(videos, epochs=7, batch=16, lr=0.5)
+    assert config.recipe == spec.Recipe(epochs=7, batch=16, lr=0.5) and not any(n.startswith("lr 0.0") for n in notes)
+    _, _, config, notes = prepared(videos, recipe="paper", epochs=7, batch=16, lr=None)
+    assert config.recipe == spec.change_recipe(spec.RECIPES["paper"], epochs=7, batch=16) and config.recipe.lr == pytest.approx(0.0025)
+
+
+# --- what the keys of a recipe do in a run
+
+
+def trained(videos, folder, recipe, **asked):
+    """`(network, lines)` of a run of that recipe."""
+    net, found, config, _ = prepared(videos, recipe=recipe, batch=None, lr=None, **asked)
+    lines = []
+    train.finetune(net, found, config, folder, train.Talk(lines.append))
+    return net, lines
+
+
+def weights(folder, name="last"):
+    return checkpoint.load_model(folder / name).state_dict()
+
+
+def test_a_batch_in_parts_is_the_batch(videos, tmp_path):
+    """With BN frozen and no dropout, since both look at what they are given at once; the block's own BN learns, so there is no block."""
+    nets = []
+    for parts in (1, 3):
+        net, found, config, _ = prepared(videos, recipe=f"small,bn=frozen,dropout=0,batch=6,accumulate={parts}", batch=None, lr=None)
+        plain = model.set_head(model.build(spec.ModelSpec("tiny", clip=net.spec.clip)), found.classes)
+        plain.load_state_dict({k: v for k, v in net.state_dict().items() if ".nl" not in k})
+        train.finetune(plain, found, config, tmp_path / str(parts))
+        nets.append(weights(tmp_path / str(parts)))
+    assert all(torch.allclose(nets[0][k], nets[1][k], atol=1e-5) for k in nets[0]) and nets[0]["fc.weight"].any()
+
+
+def test_recomputed_activations_change_no_bit(videos, tmp_path):
+    for name, more in (("a", ""), ("b", ",checkpointing=yes")):
+        trained(videos, tmp_path / name, f"small,batch=3{more}")
+    assert all(torch.equal(v, weights(tmp_path / "b")[k]) for k, v in weights(tmp_path / "a").items())
+
+
+def test_the_backbone_waits_until_it_is_unfrozen(videos, tmp_path):
+    net, *_ = prepared(videos)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    after, _ = trained(videos, tmp_path / "all", "small,batch=3,unfreeze=0.99,epochs=1", epochs=None)
+    moved = {k for k, v in after.named_parameters() if not torch.equal(v, before[k])}
+    assert moved and all(k.startswith("fc.") or ".nl" in k for k in moved)
+    after, _ = trained(videos, tmp_path / "late", "small,batch=3,unfreeze=0.4,epochs=2", epochs=None)
+    assert not torch.equal(after.conv1.weight, before["conv1.weight"])
+
+
+def test_a_run_that_gets_no_better_stops_early(videos, tmp_path):
+    _, lines = trained(videos, tmp_path / "run", "small,batch=6,lr=1e-8,early_stop=2,epochs=9", epochs=None)
+    best = max(lines, key=lambda line: (line.score, -line.loss)).epoch
+    assert len(lines) == best + 2 < 9
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == len(lines)
+
+
+def test_the_moving_average_is_what_is_kept(videos, tmp_path):
+    net, _ = trained(videos, tmp_path / "run", "small,batch=3,ema=0.9")
+    kept = weights(tmp_path / "run")
+    assert not torch.equal(kept["fc.weight"], net.fc.weight) and not torch.equal(kept["bn1.running_mean"], net.bn1.running_mean)
+
+
+@pytest.mark.parametrize("balance", ["sampler", "loss"])
+def test_balanced_classes_are_trained_on_equally(videos, tmp_path, balance):
+    net, found, config, _ = prepared(videos, recipe=f"small,batch=2,balance={balance},epochs=1", epochs=None, batch=None, lr=None)
+    rare = [i for i in found.items if i.split == "train" and i.labels[0] == found.classes[0]][1:]
+    found = dataclasses.replace(found, items=tuple(i for i in found.items if i not in rare))
+    seen, real = [], train._step
+
+    def step(job, indices, *rest):
+        seen.extend(job.source.items[i].labels[0] for i in indices)
+        return real(job, indices, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_step", step)
+        train.finetune(net, found, config, tmp_path / "run")
+    assert seen.count(found.classes[0]) == (2 if balance == "sampler" else 1)
+
+
+def test_precise_statistics_are_those_of_the_training_clips(videos, tmp_path):
+    plain, precise = (trained(videos, tmp_path / name, f"paper,batch=3,epochs=1,precise_bn={n}", epochs=None)[0] for name, n in (("a", 0), ("b", 2)))
+    assert torch.equal(plain.conv1.weight, precise.conv1.weight)
+    assert not torch.equal(plain.bn1.running_var, precise.bn1.running_var) and precise.bn1.running_var.min() >= 0
+
+
+def test_a_rehearsal_and_a_range_test_leave_the_network_alone(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net, found, config, _ = prepared(videos)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    told = train.rehearse(net, found, config)
+    assert told["learns"] and told["last_loss"] < told["first_loss"] and told["bytes"] > 1e6 and told["steps"] == 4
+    rate = train.find_rate(net, found, config)
+    assert config.recipe.lr / 100 <= rate <= config.recipe.lr * 100
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items()) and not list(tmp_path.iterdir())
+
+
+def test_a_long_clip_run_starts_from_a_short_one_with_fresh_blocks(videos, tmp_path):
+    net, found, config, _ = prepared(videos)
+    plain = model.set_head(model.build(spec.ModelSpec("tiny", clip=net.spec.clip)), found.classes)
+    clip = torch.randn(1, 3, 12, 32, 32)
+    expected = plain.eval()(clip)
+    model.add_blocks(plain, "res4:1")
+    assert torch.equal(plain.eval()(clip), expected)
+    recipe.lengthen(plain, 12, 1)
+    config, notes = train.plan(found, "v", "x", "cpu", fresh=False, frames=64, val="0.25", seed=0, epochs=1)
+    assert config.recipe.bn == "frozen" and any("long clips" in n for n in notes)
+    train.finetune(plain, found, dataclasses.replace(config, workers=0), tmp_path / "run")
+    assert checkpoint.read_spec(tmp_path / "run" / "last").clip.frames == 12
+    with pytest.raises(UsageError, match="this one has some"):
+        model.add_blocks(plain, "5")
