@@ -7,7 +7,7 @@ import sys
 
 
 def test_the_demo_beats_single_frames_offline(tmp_path):
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # threads wait for the tests beside it
     done = subprocess.run([sys.executable, "-m", "nlzoo", "demo", "--json"], cwd=tmp_path, env=env, text=True, capture_output=True,
                           timeout=580)
     assert done.returncode == 0, done.stderr

@@ -243,7 +243,8 @@ def test_f1_kills_at_random_times_change_no_bit(place, tmp_path, seed, count):
 
 
 @pytest.mark.parametrize("words", [
-    pytest.param(("--augment", "strong"), marks=pytest.mark.torture), ("--recipe", "small,ema=0.99,accumulate=2"), ("--recipe", "small,balance=sampler,precise_bn=3,early_stop=1")],
+    pytest.param(("--augment", "strong"), marks=pytest.mark.torture), ("--recipe", "small,ema=0.99,accumulate=2"),
+    ("--recipe", "small,balance=sampler,precise_bn=3,early_stop=1")],
     ids=["strong", "ema", "sampler"])
 def test_kills_in_the_middle_of_epochs_change_no_bit_whatever_the_recipe(place, tmp_path, seed, words):
     interrupted(place, tmp_path, random.Random(seed), 2, whole(place, tmp_path, *words), kill, *words, before=OFTEN)
