@@ -397,37 +397,40 @@ def parse_augment(text: str) -> Augment:
 
     Raises `UsageError`, naming all presets and keys, for another name or key, and for a value that cannot be.
     """
-    first, *parts = [part.strip().lower() for part in text.split(",")]
-    if "=" in first:
-        first, parts = "light", [first, *parts]
-    if first not in AUGMENTS:
-        raise UsageError(f"--augment {text!r}: there is no preset {first!r}", _augment_hint())
-    values = {}
-    for part in parts:
-        key, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or key not in _AUGMENT_KEYS:
-            raise UsageError(f"--augment {text!r}: {part!r} was not understood", _augment_hint())
-        if key in values:
-            raise UsageError(f"--augment {text!r}: {key} is said twice")
-        values[key] = _augment_value(text, key, value)
+    first, values = _changes("--augment", text, "light", AUGMENTS, Augment, "strong,flip=no,mixup=0")
     return dataclasses.replace(AUGMENTS[first], **values)
 
 
-_AUGMENT_KEYS = {f.name: type(f.default) for f in dataclasses.fields(Augment)}
-_READ = {bool: {"yes": True, "no": False}.__getitem__, int: int, float: float, str: str}
+def _shares(text):
+    return () if text == "none" else tuple(map(float, text.split("/")))
 
 
-def _augment_value(text, key, value):
-    kind = _AUGMENT_KEYS[key]
-    try:
-        return _READ[kind](value)
-    except (ValueError, KeyError):
-        wanted = {bool: "yes or no", int: "a whole number", float: "a number"}[kind]
-        raise UsageError(f"--augment {text!r}: {key} must be {wanted}; it is {value!r}", _augment_hint()) from None
+_READ = {bool: ({"yes": True, "no": False}.__getitem__, "yes or no"), int: (int, "a whole number"), float: (float, "a number"), str: (str, "a word"),
+         tuple: (_shares, "shares of the run such as 0.375/0.75, or none")}
 
 
-def _augment_hint():
-    return f"presets: {', '.join(AUGMENTS)}; keys: {', '.join(_AUGMENT_KEYS)}; for example: strong,flip=no,mixup=0"
+def _changes(option, text, usual, presets, cls, example):
+    """What `name,key=value,…` says: the name of a preset (`usual` where there is none), and the changes as fields of `cls`."""
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+    hint = f"presets: {', '.join(presets)}; keys: {', '.join(kinds)}; for example: {example}"
+    first, *parts = [part.strip().lower() for part in text.split(",")]
+    if "=" in first:
+        first, parts = usual, [first, *parts]
+    if first not in presets:
+        raise UsageError(f"{option} {text!r}: there is no preset {first!r}", hint)
+    values = {}
+    for part in parts:
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key not in kinds:
+            raise UsageError(f"{option} {text!r}: {part!r} was not understood", hint)
+        if key in values:
+            raise UsageError(f"{option} {text!r}: {key} is said twice")
+        read, wanted = _READ[kinds[key]]
+        try:
+            values[key] = read(value)
+        except (ValueError, KeyError):
+            raise UsageError(f"{option} {text!r}: {key} must be {wanted}; it is {value!r}", hint) from None
+    return first, values
 
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -555,40 +558,8 @@ def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
     for a value that cannot be.
     """
     presets = {"auto": auto or RECIPES["small"], **RECIPES}
-    first, *parts = [part.strip().lower() for part in text.split(",")]
-    if "=" in first:
-        first, parts = "auto", [first, *parts]
-    if first not in presets:
-        raise UsageError(f"--recipe {text!r}: there is no preset {first!r}", _recipe_hint())
-    values = {}
-    for part in parts:
-        key, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or key not in _RECIPE_KEYS:
-            raise UsageError(f"--recipe {text!r}: {part!r} was not understood", _recipe_hint())
-        if key in values:
-            raise UsageError(f"--recipe {text!r}: {key} is said twice")
-        values[key] = _recipe_value(text, key, value)
+    first, values = _changes("--recipe", text, "auto", presets, Recipe, "paper,epochs=20,batch=8")
     return change_recipe(presets[first], **values)
-
-
-def _shares(text):
-    return () if text == "none" else tuple(map(float, text.split("/")))
-
-
-_RECIPE_KEYS = {f.name: type(f.default) for f in dataclasses.fields(Recipe)}
-
-
-def _recipe_value(text, key, value):
-    kind = _RECIPE_KEYS[key]
-    try:
-        return _shares(value) if kind is tuple else _READ[kind](value)
-    except (ValueError, KeyError):
-        wanted = {bool: "yes or no", int: "a whole number", float: "a number", tuple: "shares of the run such as 0.375/0.75, or none"}[kind]
-        raise UsageError(f"--recipe {text!r}: {key} must be {wanted}; it is {value!r}", _recipe_hint()) from None
-
-
-def _recipe_hint():
-    return f"presets: auto, {', '.join(RECIPES)}; keys: {', '.join(_RECIPE_KEYS)}; for example: paper,epochs=20,batch=8"
 
 
 def auto_recipe(training_clips: int, classes: int, batch: int | None, device: str, fresh: bool, long: bool,
