@@ -218,7 +218,7 @@ def interrupted(place, folder, rng, count, wanted, how, *words, before="", longe
             else:
                 code, said = finished(started)
                 assert code == 0, said
-            if said_step(said) is not None or before_it is not None and (run / "metrics.jsonl").exists() and "epoch" in said:
+            if said_step(said) is not None or before_it is not None and re.search(r"^epoch \d+:", said, re.MULTILINE):
                 assert said_step(said) == before_it, said
             if (run / "result.json").exists():
                 break
