@@ -21,10 +21,10 @@ from .errors import VideoError
 from .listing import Item, shown
 from .spec import Augment, ClipSpec, Looks
 
-TRAIN, VAL, TEST = splits.TRAIN, splits.VAL, splits.TEST
+TRAIN, VAL, TEST = listing.TRAIN, listing.VAL, listing.TEST
 MOST_BAD = 0.2  # of the files, above which training does not start
 AHEAD = 4  # clips that each worker may be in advance
-DEADLINE, BYTES_A_SECOND = 60.0, 2e6  # for a clip: so long, and longer for a large file that has to be decoded from its start
+DEADLINE = 60.0  # seconds for a clip, and more for a large file, which may have to be decoded from its start
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _deadline(source, task):
         size = os.path.getsize(source.root / source.items[task[0][1]].path)
     except OSError:
         size = 0
-    return DEADLINE + size / BYTES_A_SECOND
+    return DEADLINE + size / records.SLOWEST
 
 
 def _shared(shape):

@@ -15,8 +15,11 @@ from torch import nn
 from . import clips, data
 from .engine import Engine
 from .errors import MemoryError_, UsageError, VideoError
+from .recipe import autocast
+from .spec import Recipe
 
 EVAL_BATCH = 8  # videos
+AUTO = Recipe()  # bf16 on a GPU that has it, float32 elsewhere
 
 
 def device(name: str | None) -> torch.device:
@@ -28,12 +31,6 @@ def device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}",
                          "leave --device out to take what there is; nlzoo doctor shows it") from None
-
-
-def precision(where: torch.device):
-    """Autocast to bf16 on a GPU that has it; float32 elsewhere."""
-    usable = where.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(where.type, torch.bfloat16, enabled=usable)
 
 
 @contextmanager
@@ -48,16 +45,16 @@ def memory_errors(what: str):
 
 @torch.inference_mode()
 def probabilities(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
-                  batch: int = EVAL_BATCH) -> Iterator[tuple[int, np.ndarray | None, str]]:
+                  batch: int = EVAL_BATCH, rules: Recipe = AUTO) -> Iterator[tuple[int, np.ndarray | None, str]]:
     """`(index, float64 (K,) probabilities, "")` for each video in order of its batch, or `(index, None, reason)`.
 
-    `net` is in eval mode on `where`; its `spec` says which clips it wants.
+    `net` is in eval mode on `where`; its `spec` says which clips it wants, `rules` the precision.
     """
     keys = [[(-1, i) for i in range(start, min(start + batch, len(source)))] for start in range(0, len(source), batch)]
     for indices, pixels, bad in data.load(source, keys, workers):
         if pixels is not None:
             videos, looks = pixels.shape[:2]
-            with precision(where), memory_errors(f"{videos} videos"):
+            with autocast(rules, where), memory_errors(f"{videos} videos"):
                 logits = net(clips.to_input(pixels.flatten(0, 1).to(where), net.spec.clip)).double()
             scores = logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
             yield from ((i, s, "") for i, s in zip(indices, scores.view(videos, looks, -1).mean(1).cpu().numpy()))
@@ -107,7 +104,7 @@ def chance(net_classes: Sequence[str], train: Sequence[data.Item], val: Sequence
 
 
 def evaluate(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
-             progress=lambda done, total: None, engine: Engine | None = None) -> tuple[dict, list[tuple[str, str]]]:
+             progress=lambda done, total: None, engine: Engine | None = None, rules: Recipe = AUTO) -> tuple[dict, list[tuple[str, str]]]:
     """`(metrics, [(path, reason) of videos that could not be read])` over the items of `source`, on every rank of `engine`.
 
     Each rank looks at every so-manieth video, so that each is counted once.
@@ -116,7 +113,7 @@ def evaluate(net: nn.Module, source: data.Clips, where: torch.device, workers: i
     engine = engine or Engine(where)
     mine = range(engine.rank, len(source), engine.world)
     own, answers = dataclasses.replace(source, items=tuple(source.items[i] for i in mine)), []
-    for index, probs, reason in probabilities(net, own, where, workers) if own.items else ():
+    for index, probs, reason in probabilities(net, own, where, workers, rules=rules) if own.items else ():
         answers.append((mine[index], probs, reason))
         progress(len(answers), len(own))
     answers = sorted(engine.gathered(answers), key=lambda answer: answer[0])

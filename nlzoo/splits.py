@@ -10,10 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from .errors import UsageError, VideoError
-from .listing import Item, shown
-
-TRAIN, VAL, TEST = "train", "val", "test"
-
+from .listing import TEST, TRAIN, VAL, Item, shown
 
 # --- groups
 

@@ -256,7 +256,7 @@ def _begin(job, found):
     if job.engine.main:
         start_run(job.run, job.net, found, job.config)
     some = dataclasses.replace(job.held, items=job.held.items[:SANITY_BATCHES * evaluate.EVAL_BATCH])
-    evaluate.evaluate(job.net, some, job.engine.where, job.config.workers)
+    evaluate.evaluate(job.net, some, job.engine.where, job.config.workers, rules=job.config.recipe)
     _save(job)
 
 
@@ -481,7 +481,7 @@ def _end_epoch(job):
             recipes.precise_bn_(job.net, _precise_batches(job), engine.where, config.recipe.bn)
     net = job.ema.module if job.ema else job.net
     engine.level(net)
-    scores, bad = evaluate.evaluate(net, job.held, engine.where, config.workers, partial(_looked, job), engine)
+    scores, bad = evaluate.evaluate(net, job.held, engine.where, config.workers, partial(_looked, job), engine, config.recipe)
     _stop_if_asked(job)  # then all of it is done again
     if not math.isfinite(scores["loss"]):
         raise DivergedError(f"the loss of validation is {scores['loss']} after epoch {at.epoch + 1}, step {job.step}",
@@ -640,7 +640,7 @@ def rehearse(net: nn.Module, found: data.Scan, config: TrainConfig, talk: Talk =
     job = _job(copy.deepcopy(net), found, dataclasses.replace(config, augment=dataclasses.replace(config.augment, mixup=0.0, cutmix=0.0)), Path(),
                talk, Engine(where), Stop())
     some = dataclasses.replace(job.held, items=job.held.items[:SANITY_BATCHES * evaluate.EVAL_BATCH])
-    _, bad = evaluate.evaluate(job.net, some, where, config.workers)
+    _, bad = evaluate.evaluate(job.net, some, where, config.workers, rules=config.recipe)
     recipes.train_mode_(job.net, config.recipe)
     batch = _batches(job, 0)[0]
     losses, began, steps = [], time.monotonic(), job.steps
