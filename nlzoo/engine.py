@@ -25,12 +25,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .errors import NlzooError, UsageError
+from .errors import DivergedError, NlzooError, Stopped, UsageError
 
 HUNG = 600.0  # seconds that a rank waits for another before the run ends; NLZOO_HUNG_SECONDS says otherwise
 GRACE = 8.0  # seconds that the other ranks have to end after the first has failed
 TRACKERS = ("tensorboard", "wandb", "trackio")
 _OTHERS_LATER, _LOST_LATER = 5.0, 3.0  # seconds; see `together`
+_OF_ALL = (Stopped, DivergedError)  # what every rank raises at the same step
 _LOST = re.compile(r"gloo|nccl|closed by peer|reset by peer|broken pipe|timed out|recvValue|failed to recv", re.IGNORECASE)
 
 
@@ -171,9 +172,11 @@ def together():
         time.sleep(_LOST_LATER)
         raise LostError(f"rank {rank} has lost another of the {world} processes: it has ended, or did not answer for {_hung():g} s",
                         "its own error may stand above; the same command goes on from the last checkpoint") from error
-    except NlzooError:
+    except NlzooError as error:
         if rank:
             time.sleep(_OTHERS_LATER)
+            if isinstance(error, _OF_ALL):  # rank 0 has told it, but may take longer than that to end
+                sys.exit(error.exit_code)
         raise
 
 

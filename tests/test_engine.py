@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from nlzoo import checkpoint, data, draw, engine, evaluate, model, spec, state, train
-from nlzoo.errors import UsageError
+from nlzoo.errors import DiskError, DivergedError, Stopped, UsageError
 
 RANKS = 2
 UNREADABLE = 1  # of the training videos, in the run of that name
@@ -344,6 +344,18 @@ def test_an_error_of_rank_0_or_of_all_is_told_once(here):
     (line,) = out.splitlines()
     assert code == json.loads(line)["exit_code"] == 7 and "error:" not in err and "Traceback" not in err, err
     assert json.loads(line)["error"].count(".mp4") == 3  # of both ranks
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped", "", 143), DivergedError("NaN"), DiskError("full")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_what_all_ranks_raise_rank_0_alone_tells(rank, error, monkeypatch):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", RANKS)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(engine, "_OTHERS_LATER", 0.0)
+    silent = rank and not isinstance(error, DiskError)  # that of one rank's own folder nobody else would tell
+    with pytest.raises(SystemExit if silent else type(error)) as raised, engine.together():
+        raise error
+    assert (raised.value.code if silent else raised.value.exit_code) == error.exit_code
 
 
 # --- trackers, and what is refused
