@@ -108,10 +108,15 @@ def mend(folder: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """A small file that is there whole or not at all."""
+    """A small file that is there whole or not at all. Raises `DiskError`."""
+    write_bytes(file, text.encode("utf-8"))
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """The same of bytes."""
     part = _beside(file, "part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         sync(part)
         os.replace(part, file)
         sync(file.parent)

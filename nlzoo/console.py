@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .errors import DiskError, NlzooError, shown
+from .errors import DiskError, NlzooError, as_text, shown
 
 _out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 _err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -75,7 +75,10 @@ def data(value: object, text: str = "") -> None:
     if _state["mute"]:
         return
     if _state["json"]:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        if as_text(text) != text:  # a path of bytes that are no UTF-8: JSON's own codes give them back
+            text = json.dumps(value, allow_nan=False)
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
     elif text:
         _out.print(Text(text))

@@ -8,10 +8,14 @@ import os
 import unicodedata
 
 
+def as_text(name: str | os.PathLike) -> str:
+    """A file or class name as text that any format holds: bytes that are no UTF-8 as codes."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def shown(name: str | os.PathLike) -> str:
     """A file or class name safe to print: control characters, also those of terminals, ends of lines and broken bytes as codes."""
-    text = os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else c.encode("unicode_escape").decode() for c in as_text(name))
 
 
 class NlzooError(Exception):

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from . import video
-from .errors import DiskError, UsageError, VideoError, shown
+from .errors import DiskError, UsageError, VideoError, as_text, shown
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "validate": VAL, "test": TEST, "testing": TEST}
@@ -100,9 +100,10 @@ def read(source: Path, classes: tuple[str, ...] = ()) -> Listing:
     labelled videos, `UsageError` for a class that is not there.
     """
     source = Path(source)
-    if os.path.isdir(source):
-        return _folder(source, tuple(classes))
-    return _from_lists(source.parent, [(source, "")], tuple(classes))
+    found = _folder(source, tuple(classes)) if os.path.isdir(source) else _from_lists(source.parent, [(source, "")], tuple(classes))
+    if all(as_text(label) == label for i in found.items for label in i.labels):
+        return found
+    return replace(found, items=tuple(replace(i, labels=tuple(map(as_text, i.labels))) for i in found.items))  # labels travel in JSON
 
 
 def _listed(names):

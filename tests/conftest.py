@@ -5,13 +5,16 @@ import random
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+for library in ("OMP", "OPENBLAS"):  # before they start; small networks gain nothing from more threads, and on a busy machine they wait for one another
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-from nlzoo import cli, console
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from nlzoo import cli, console  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
-torch.set_num_threads(1)  # small networks gain nothing from more, and on a busy machine threads wait for one another
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -468,3 +468,16 @@ def test_any_bytes_are_a_listing_or_a_sentence(tmp_path, work, seed):
                 listing.write(found, work / "again.csv")
                 assert set(listing.read(work / "again.csv").items) == set(found.items)
     assert 50 < used < 950
+
+
+def test_labels_are_text_whatever_the_bytes_of_their_folders(tmp_path):
+    """They travel in JSON to config.json and the Hub; a path stays what it is on the disk."""
+    raw = os.fsdecode(b"caf\xe9")
+    put(tmp_path, f"{raw}/a.mp4", "tea/b.mp4")
+    found = listing.read(tmp_path)
+    assert [(i.path, i.labels) for i in found.items] == [(f"{raw}/a.mp4", ("caf\\xe9",)), ("tea/b.mp4", ("tea",))]
+    assert [i.path for i in listing.read(tmp_path, (raw,)).items] == [f"{raw}/a.mp4"]  # as a shell passes it
+    file = text(tmp_path, "l.csv", f"path,label\n{raw}/a.mp4,{raw}\ntea/b.mp4,tea\n")
+    assert [i.labels for i in listing.read(file).items] == [("caf\\xe9",), ("tea",)]
+    listing.write(found, tmp_path / "written.csv")
+    assert listing.read(tmp_path / "written.csv").items == found.items
