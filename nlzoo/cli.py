@@ -19,6 +19,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout in
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; the GPU when there is one.")]
 Videos = Annotated[Path, typer.Argument(help="A folder with one sub-folder of videos per class, or train/ and val/ with such, or a list (CSV, TSV).")]
 Decoder = Annotated[str, typer.Option(help="auto, pyav or decord; auto reads every file exactly.")]
+Views = Annotated[str, typer.Option(help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 and 10xfull (the paper's).")]
+Val = Annotated[str, typer.Option(help="Share of the groups to validate on, a fold (2/5), or names of groups (8,9,10).")]
 Model = Annotated[str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, or user/name on the Hub.")]
 
 
@@ -141,7 +143,7 @@ def finetune(
     nl: Annotated[str | None, typer.Option(help="Add fresh non-local blocks to a model without any: 5, res4:5, as in inflate.")] = None,
     classes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
     augment: Annotated[str | None, typer.Option(help="light, medium, strong or paper, and changes: strong,flip=no; by the number of clips.")] = None,
-    val: Annotated[str, typer.Option(help="Share of the groups to validate on, a fold (2/5), or names of groups (8,9,10).")] = "0.25",
+    val: Val = "0.25",
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, the crops, dropout.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs with this many seeds, for a mean and its deviation.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Keep decoded frames in this folder; for sets that fit there.")] = None,
@@ -393,68 +395,174 @@ def _seeds_in_words(told):
 def eval_(
     model: Model,
     videos: Videos,
-    views: Annotated[str, typer.Option(help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 (the paper's).")] = "1x1",
+    views: Views = "1x1",
+    control: Annotated[bool, typer.Option("--control", help="Also with frames shuffled, and with one frame alone: does it see motion at all?")] = False,
+    out: Annotated[Path | None, typer.Option(help="A row for each video: FILE.csv, .jsonl or .parquet.")] = None,
     decoder: Decoder = "auto",
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure a model on labelled videos (test/ where there is one, else val/): top-1, top-5, mean class accuracy; mAP for several labels."""
-    from . import checkpoint, data, evaluate, hub
+    """Measure a model on labelled videos (test/ where there is one, else val/): top-1, classes, confusions, calibration, intervals; mAP."""
+    import dataclasses
+
+    from . import checkpoint, data, evaluate, hub, metrics, tables
     from .spec import parse_looks
 
     looks = parse_looks(views)
+    if out:
+        tables.check(out)
     net = checkpoint.load_model(hub.locate(model))
     where = evaluate.device(device)
     with console.progress("scanning") as bar:
         found = data.scan(videos, (), bar)
     items = data.items_in(found, data.TEST) or data.items_in(found, data.VAL) or list(found.items)
-    if unknown := {label for i in items for label in i.labels} - set(net.spec.classes):
-        raise UsageError(f"{model} does not know class {data.shown(min(unknown))!r}",
-                         f"its classes: {', '.join(map(data.shown, net.spec.classes[:12]))}")
+    classes, several = net.spec.classes, net.spec.multi_label
+    if unknown := {label for i in items for label in i.labels} - set(classes):
+        raise UsageError(f"{model} does not know class {data.shown(min(unknown))!r}", f"its classes: {', '.join(map(data.shown, classes[:12]))}")
+    if found.multi_label and not several:
+        raise UsageError(f"{model} gives each video one class, and these have several, or none", "measure it on videos of one label")
     source = data.Clips(found.root, tuple(items), net.spec.clip, looks=looks, decoder=decoder)
-    with console.progress("evaluating") as bar:
-        scores, bad = evaluate.evaluate(net.to(where), source, where, data.default_workers(str(where)), bar)
-    for path, reason in [*found.skipped, *bad]:
+
+    def said(order):
+        with console.progress("evaluating" if order == "true" else f"evaluating, frames {order}") as bar:
+            return evaluate.answers(net.to(where), dataclasses.replace(source, looks=dataclasses.replace(looks, order=order)), where,
+                                    data.default_workers(str(where)), bar)
+
+    true = said("true")
+    told = {**metrics.full(true.scores, true.items, classes, several), "views": looks.views, "look": str(looks),
+            "skipped": len(found.skipped) + len(true.bad)}
+    for path, reason in [*found.skipped, *true.bad]:
         console.warn(f"skipped {data.shown(path)}: {data.shown(reason)}")
-    told = (f"mAP {scores['map']:.3f}" if net.spec.multi_label else
-            f"top-1 {scores['top1']:.3f}, top-5 {scores['top5']:.3f}, mean class accuracy {scores['mean_class']:.3f}")
-    console.data({**scores, "skipped": len(found.skipped) + len(bad)},
-                 f"{told} on {scores['videos']} videos, {scores['views']} view{'s' if scores['views'] > 1 else ''} each")
+    if control:
+        told["control"] = {order: evaluate.beside(true, said(order), classes, several) for order in metrics.CONTROLS}
+    if out:
+        tables.write(out, evaluate.as_rows(true, classes, found.skipped))
+        console.say(f"wrote {data.shown(out)}")
+    console.data(told, metrics.in_words(told))
+    console.table(*metrics.class_table(told))
 
 
 @app.command()
 def predict(
     model: Model,
-    videos: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show; --json has all.")] = 5,
+    videos: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or - for names on standard input.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show; --json and --out have all.")] = 5,
+    views: Views = "1x1",
+    every: Annotated[str | None, typer.Option(help="Windows over long videos: one every so many seconds (1s), joined to segments.")] = None,
+    window: Annotated[str | None, typer.Option(help="Seconds of a window; as the network's clips, or twice --every.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A row for each video or window: FILE.csv, .jsonl or .parquet.")] = None,
+    features: Annotated[Path | None, typer.Option(help="What the last layer sees of each video instead: FILE.safetensors or .parquet.")] = None,
+    decoder: Decoder = "auto",
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Name what is in videos, with probabilities. Exit code 3 when one could not be read; the others are answered."""
-    from . import checkpoint, data, evaluate, hub
+    """Name what is in videos, with probabilities. Exit code 1 when some could not be read, 3 when none could; the others are answered."""
+    from . import checkpoint, data, evaluate, hub, tables
     from . import predict as answers
+    from .spec import parse_looks
 
+    looks = parse_looks(views)
+    if (out or every) and features or window and not every or every and looks.views > 1:
+        raise UsageError("these do not go together: --features with --out or --every, --every with --views, --window without --every")
+    for file, endings in ((out, tables.ENDINGS), (features, answers.FEATURES)):
+        if file:
+            tables.check(file, endings)
+    how = answers.Windows(_seconds("--every", every), _seconds("--window", window)) if every else None
     net = checkpoint.load_model(hub.locate(model))
     where = evaluate.device(device)
     paths = answers.find(videos)
-    rows, failed = [], 0
-    for row in answers.predict(net.to(where), paths, where, min(len(paths), data.default_workers(str(where)))):
-        rows.append(row)
-        failed += "error" in row
-        if not console.wants_json():
-            _tell_answer(row, top, data.shown)
-    console.data(rows)
-    if failed:
-        console.warn(f"{failed} of {len(paths)} videos could not be read")
-        raise typer.Exit(3)
+    workers = data.default_workers(str(where))
+    net.to(where)
+    if how:
+        found = (_windowed(net, path, where, how, workers, decoder) for path in paths)
+    else:
+        found = (answers.features if features else answers.predict)(net, paths, where, min(len(paths), workers), looks, decoder)
+    rows, bad = [], []
+    with console.progress("looking at videos") as bar:
+        for row in found:
+            rows.append(row)
+            bad += [row["error"]] if "error" in row else [part["error"] for part in row.get("windows", ()) if "error" in part]
+            bar(len(rows), len(paths))
+            if not console.wants_json() and not features and "error" not in row:
+                _tell_answer(row, top, data.shown)
+    good = sum("error" not in row for row in rows)
+    if out:
+        tables.write(out, answers.as_rows(rows), ("path",))
+    if features and good:
+        answers.write_features(features, rows)
+    for file in (out, features if good else None):
+        if file:
+            console.say(f"wrote {data.shown(file)}")
+    told = [{k: v for k, v in row.items() if k != "features"} for row in rows]
+    console.data({"features": str(features), "videos": good, "failed": [row for row in told if "error" in row]} if features else told)
+    for reason in bad:
+        console.warn(reason)
+    if bad:
+        console.warn(f"{len(bad)} {'parts of videos' if how else f'of {len(paths)} videos'} could not be read")
+        raise typer.Exit(1 if good else 3)
+
+
+def _windowed(net, path, where, how, workers, decoder):
+    from . import predict as answers
+
+    with console.progress("looking through the video") as bar:
+        return answers.windows(net, path, where, how, workers, decoder, bar)
+
+
+def _seconds(option, text):
+    """`1s`, `0.5`, `2 s` as a number."""
+    if text is None:
+        return None
+    try:
+        return float(text.strip().lower().removesuffix("s"))
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is no number of seconds", f"for example {option} 1s") from None
 
 
 def _tell_answer(row, top, shown):
-    if "error" in row:
-        return console.warn(row["error"])
     console.data(None, shown(row["path"]))
-    for name, score in list(row["scores"].items())[:top]:
+    for part in row.get("segments", ()):
+        console.data(None, f"  {part['start']:8.2f} to {part['end']:8.2f} s  {part['score']:6.3f}  {shown(part['class'])}")
+    for name, score in list(row.get("scores", {}).items())[:top]:
         console.data(None, f"  {score:6.3f}  {shown(name)}")
+
+
+@app.command()
+def probe(
+    model: Model,
+    videos: Videos,
+    val: Val = "0.25",
+    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
+    size: Annotated[int | None, typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder in runs/.")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """The fast baseline: a linear classifier on a model's features, nothing else trained. It becomes a model too: minutes instead of hours."""
+    import dataclasses
+
+    from . import checkpoint, data, evaluate, hub, metrics, zoo
+    from . import probe as linear
+
+    net = checkpoint.load_model(hub.locate(model))
+    where = evaluate.device(device)
+    net.spec = dataclasses.replace(net.spec, clip=dataclasses.replace(net.spec.clip, size=size or (112 if where.type == "cpu" else 224)))
+    with console.progress("scanning") as bar:
+        found = data.split(data.scan(videos, (), bar), val, seed)
+    _tell_scan(found)
+    with console.progress("looking at videos") as bar:
+        done = linear.probe(net, found, where, data.default_workers(str(where)), progress=bar)
+    for path, reason in [*done.bad, *done.said.bad]:
+        console.warn(f"skipped {data.shown(path)}: {data.shown(reason)}")
+    figures = metrics.full(done.said.scores, done.said.items, found.classes, found.multi_label)
+    blind = metrics.chance(found.classes, done.train, done.said.items, found.multi_label)
+    told = {k: figures[k] for k in ("top1", "top5", "map") if k in figures}
+    base = zoo.folder_name(name or f"{videos.stem if videos.is_file() else videos.resolve().name}-probe")
+    run = zoo.new_run(base, name is not None)
+    folder = checkpoint.save_model(run / "best", net, {**told, "majority": blind, "train": len(done.train), "val": figures["videos"]})
+    console.data({"run": str(run), "model": str(folder), "classes": list(found.classes), "train": len(done.train), "val": figures["videos"],
+                  "majority": blind, "C": done.strength, **figures},
+                 f"{metrics.in_words(figures)}\nan answer that never looks: {blind:.3f}\nmodel {folder}")
 
 
 @app.command("list")

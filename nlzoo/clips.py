@@ -5,7 +5,7 @@ docs/augmentation.md has the rules in words. A clip stays uint8 `(T, H, W, 3)` u
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -85,6 +85,24 @@ def views(total: int, clip: ClipSpec, looks: Looks = ONE_LOOK, aspect: float = 1
     return [View(indices, *crop) for indices in _clips(total, clip, looks.clips, fps) for crop in _crops(looks.crops, aspect)]
 
 
+def in_order(view: View, order: str, rng: np.random.Generator) -> View:
+    """The view with its frames in `order` (`spec.Looks`): as they are, shuffled by `rng` but never left so, or the middle one T times."""
+    count = len(view.indices)
+    if order == "true" or count == 1:
+        return view
+    if order == "one":
+        return replace(view, indices=(view.indices[count // 2],) * count)
+    places = np.arange(count)
+    while np.array_equal(places, np.arange(count)):
+        rng.shuffle(places)
+    return replace(view, indices=tuple(view.indices[p] for p in places))
+
+
+def view_side(clip: ClipSpec, looks: Looks) -> int:
+    """Side, pixels, of the squares of a test: the clip's; for three crops that of the frames' shorter side (paper: 256 where training has 224)."""
+    return decode_side(clip) if looks.crops == 3 else clip.size
+
+
 def _clips(total, clip, count, fps):
     """Dense clips from the first possible start to the last; or each part of a spread clip cut in `count`, the k-th for clip k."""
     if count == 1:
@@ -98,7 +116,7 @@ def _clips(total, clip, count, fps):
 
 def _crops(count, aspect):
     """`(top, left, height, width)` in fractions: the whole frame, or three squares of the shorter side along the longer."""
-    if count == 1:
+    if count != 3:
         return [(0.0, 0.0, 1.0, 1.0)]
     height, width = _square(1.0, aspect)
     return [(place * (1 - height), place * (1 - width), height, width) for place in (0, 0.5, 1)]
@@ -138,14 +156,14 @@ def decode_side(clip: ClipSpec) -> int:
     return round(clip.size * DECODE_RATIO)
 
 
-def cut(frames: np.ndarray, view: View, size: int) -> torch.Tensor:
-    """The view's rectangle of uint8 `(T, H, W, 3)` frames as uint8 `(T, size, size, 3)`, antialiased."""
+def cut(frames: np.ndarray, view: View, size: int | tuple[int, int]) -> torch.Tensor:
+    """The view's rectangle of uint8 `(T, H, W, 3)` frames as uint8 `(T, size, size, 3)`, antialiased; `size` may be (height, width)."""
     total, height, width, _ = frames.shape
     top, left = round(view.top * height), round(view.left * width)
     bottom = min(height, top + max(1, round(view.height * height)))
     right = min(width, left + max(1, round(view.width * width)))
     part = torch.from_numpy(frames[:, top:bottom, left:right]).permute(0, 3, 1, 2)
-    part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
+    part = F.interpolate(part, size, mode="bilinear", antialias=True)
     part = part.permute(0, 2, 3, 1)
     return part.flip(2).contiguous() if view.flip else part.contiguous()
 

@@ -139,23 +139,24 @@ class Clips:
         return len(self.items)
 
     def shape(self, epoch: int) -> tuple[int, ...]:
-        """Of what `read` gives: (V, T, size, size, 3)."""
-        views = self.looks.clips * self.looks.crops if epoch < 0 else self.augment.repeats
-        return views, self.clip.frames, self.clip.size, self.clip.size, 3
+        """Of what `read` gives: (V, T, S, S, 3); not for looks at whole frames as they are, which are of many shapes."""
+        side = self.clip.size if epoch >= 0 else clips.view_side(self.clip, self.looks)
+        return self.looks.views if epoch < 0 else self.augment.repeats, self.clip.frames, side, side, 3
 
     def read(self, epoch: int, index: int) -> torch.Tensor:
-        """uint8 (V, T, size, size, 3). Raises `VideoError`."""
+        """uint8 (V, T, H, W, 3). Raises `VideoError`."""
         item = self.items[index]
         info = records.probe(self.root / item.path)
         first, total = video.span(info, item.start, item.end)
         aspect, rng = info.width / info.height, np.random.default_rng([self.seed, max(epoch, 0), index])
         if epoch < 0:
-            looks = clips.views(total, self.clip, self.looks, aspect, info.fps)
+            looks = [clips.in_order(v, self.looks.order, rng) for v in clips.views(total, self.clip, self.looks, aspect, info.fps)]
         else:
             looks = [clips.training_view(total, self.clip, self.augment, rng, aspect, info.fps) for _ in range(self.augment.repeats)]
         frames = self._frames(info, [first + i for v in looks for i in v.indices])
         per_view = frames.reshape(len(looks), self.clip.frames, *frames.shape[1:])
-        views = [clips.cut(f, v, self.clip.size) for f, v in zip(per_view, looks)]
+        size = frames.shape[1:3] if epoch < 0 and self.looks.crops == "full" else self.shape(epoch)[3]
+        views = [clips.cut(f, v, size) for f, v in zip(per_view, looks)]
         return torch.stack(views if epoch < 0 else [augment.apply(v, self.augment, rng) for v in views])
 
     def _frames(self, info, indices):
@@ -169,10 +170,14 @@ def load(source: Clips, batches: Iterable[list[tuple[int, int]]], workers: int) 
     """Batches for lists of keys, in order: `(indices, uint8 (B, V, T, H, W, 3) or None, [(index, reason), …])`.
 
     Workers write into memory that is shared with this process: a tensor holds until the next one is asked for. A file
-    that crashes, hangs or eats the memory of its worker is a reason like any other.
+    that crashes, hangs or eats the memory of its worker is a reason like any other. Whole frames as they are (`spec.Looks`) come
+    one video at a time, since each may be of another shape.
     """
     batches = [b for b in batches if b]
     if not batches:
+        return
+    if source.looks.crops == "full" and batches[0][0][0] < 0:
+        yield from _one_by_one(source, batches, workers)
         return
     shape, most = source.shape(batches[0][0][0]), max(map(len, batches))
     depth = -(-workers * AHEAD // min(map(len, batches))) + 2  # batches that are being filled, read, and in between
@@ -190,6 +195,20 @@ def load(source: Clips, batches: Iterable[list[tuple[int, int]]], workers: int) 
 def _fill(source, buffers, task):
     (epoch, index), buffer, row = task
     buffers[buffer, row] = source.read(epoch, index)
+
+
+def _one_by_one(source, batches, workers):
+    tasks = ((key,) for batch in batches for key in batch)
+    with closing(pool.run(partial(_pixels, source), tasks, workers, partial(_deadline, source), ahead=2)) as answers:
+        for ((_, index),), result in answers:
+            if isinstance(result, pool.Failure):
+                yield [], None, [(index, result.reason)]
+            else:
+                yield [index], torch.from_numpy(result)[None], []
+
+
+def _pixels(source, task):
+    return source.read(*task[0]).numpy()
 
 
 def _deadline(source, task):

@@ -4,21 +4,21 @@ Every view gets its own softmax (or sigmoids, where a video may have several lab
 mean (paper, section 5).
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from . import clips, data
+from . import clips, data, metrics
 from .engine import Engine
 from .errors import MemoryError_, UsageError, VideoError
 from .recipe import autocast
 from .spec import Recipe
 
-EVAL_BATCH = 8  # videos
+CLIPS = 8  # in a forward pass
 AUTO = Recipe()  # bf16 on a GPU that has it, float32 elsewhere
 
 
@@ -43,85 +43,95 @@ def memory_errors(what: str):
                            "lower --batch, --frames or --size") from error
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Answers:
+    """What a network said of labelled videos."""
+
+    items: tuple[data.Item, ...]  # those that could be read
+    scores: np.ndarray  # float64 (N, K) probabilities
+    bad: list[tuple[str, str]]  # (path, reason) of the others
+
+
 def probabilities(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
-                  batch: int = EVAL_BATCH, rules: Recipe = AUTO) -> Iterator[tuple[int, np.ndarray | None, str]]:
+                  rules: Recipe = AUTO) -> Iterator[tuple[int, np.ndarray | None, str]]:
     """`(index, float64 (K,) probabilities, "")` for each video in order of its batch, or `(index, None, reason)`.
 
     `net` is in eval mode on `where`; its `spec` says which clips it wants, `rules` the precision.
     """
-    keys = [[(-1, i) for i in range(start, min(start + batch, len(source)))] for start in range(0, len(source), batch)]
+    def forward(clips_):
+        logits = net(clips_).double()
+        return logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
+
+    return _looked(forward, net.spec.clip, source, where, workers, rules)
+
+
+def features(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
+             rules: Recipe = AUTO) -> Iterator[tuple[int, np.ndarray | None, str]]:
+    """The same with what the last layer sees, float64 (C,): the mean over a video's views, frames and positions of the last stage."""
+    return _looked(lambda clips_: net.forward_head(net.forward_features(clips_), pre_logits=True).double(), net.spec.clip, source, where, workers, rules)
+
+
+@torch.inference_mode()
+def _looked(forward, clip, source, where, workers, rules):
+    """The mean over a video's views of `forward`'s rows, `CLIPS` views at a time."""
+    together = max(1, CLIPS // source.looks.views)
+    keys = [[(-1, i) for i in range(start, min(start + together, len(source)))] for start in range(0, len(source), together)]
     for indices, pixels, bad in data.load(source, keys, workers):
         if pixels is not None:
             videos, looks = pixels.shape[:2]
-            with autocast(rules, where), memory_errors(f"{videos} videos"):
-                logits = net(clips.to_input(pixels.flatten(0, 1).to(where), net.spec.clip)).double()
-            scores = logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
-            yield from ((i, s, "") for i, s in zip(indices, scores.view(videos, looks, -1).mean(1).cpu().numpy()))
+            with autocast(rules, where), memory_errors(f"{min(CLIPS, videos * looks)} clips"):
+                rows = torch.cat([forward(clips.to_input(part.to(where), clip)) for part in pixels.flatten(0, 1).split(CLIPS)])
+            yield from ((i, row, "") for i, row in zip(indices, rows.view(videos, looks, -1).mean(1).cpu().numpy()))
         yield from ((i, None, reason) for i, reason in bad)
 
 
-def metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Of float `(N, K)` probabilities and int `(N,)` labels, as fractions: top-1, top-5, mean class accuracy, log loss.
-
-    A class that ties with others counts as ranked behind them, so that an undecided network gets nothing for free.
-    """
-    own = scores[np.arange(len(labels)), labels]
-    ahead = (scores >= own[:, None]).sum(1) - 1
-    right = ahead < 1
-    per_class = [right[labels == k].mean() for k in np.unique(labels)]
-    return {"top1": float(right.mean()), "top5": float((ahead < 5).mean()), "mean_class": float(np.mean(per_class)),
-            "loss": float(-np.log(np.maximum(own, 1e-12)).mean())}
-
-
-def multi_label_metrics(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Of float `(N, K)` probabilities and `(N, K)` targets of 0 and 1: mean average precision over the classes that occur, log loss."""
-    from sklearn.metrics import average_precision_score
-
-    occurs = targets.any(0)
-    likely = np.clip(np.where(targets > 0, scores, 1 - scores), 1e-12, 1)
-    return {"map": float(average_precision_score(targets[:, occurs], scores[:, occurs], average="macro")), "loss": float(-np.log(likely).mean())}
-
-
-def targets(items: Sequence[data.Item], classes: Sequence[str]) -> np.ndarray:
-    """float32 `(N, K)` of 0 and 1: which of `classes` each item has."""
-    position = {c: k for k, c in enumerate(classes)}
-    out = np.zeros((len(items), len(classes)), np.float32)
-    for row, item in zip(out, items):
-        row[[position[label] for label in item.labels]] = 1
-    return out
-
-
-def chance(net_classes: Sequence[str], train: Sequence[data.Item], val: Sequence[data.Item], multi_label: bool) -> float:
-    """What an answer that never looks gets on `val`: accuracy of the most frequent class of `train` (the first of equals);
-    mean average precision of equal scores, which is the mean share of a class."""
-    if multi_label:
-        shares = targets(val, net_classes).mean(0)
-        return float(shares[shares > 0].mean()) if shares.any() else 0.0
-    labels = [i.labels[0] for i in train]
-    most = max(sorted(set(labels)), key=labels.count)
-    return sum(i.labels[0] == most for i in val) / len(val)
-
-
-def evaluate(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
-             progress=lambda done, total: None, engine: Engine | None = None, rules: Recipe = AUTO) -> tuple[dict, list[tuple[str, str]]]:
-    """`(metrics, [(path, reason) of videos that could not be read])` over the items of `source`, on every rank of `engine`.
+def answers(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0, progress=lambda done, total: None,
+            engine: Engine | None = None, rules: Recipe = AUTO) -> Answers:
+    """What `net` says of the items of `source`, on every rank of `engine`. Raises `VideoError` where none could be read.
 
     Each rank looks at every so-manieth video, so that each is counted once.
     """
     net.eval()
     engine = engine or Engine(where)
     mine = range(engine.rank, len(source), engine.world)
-    own, answers = dataclasses.replace(source, items=tuple(source.items[i] for i in mine)), []
-    for index, probs, reason in probabilities(net, own, where, workers, rules=rules) if own.items else ():
-        answers.append((mine[index], probs, reason))
-        progress(len(answers), len(own))
-    answers = sorted(engine.gathered(answers), key=lambda answer: answer[0])
-    rows = {index: probs for index, probs, _ in answers if probs is not None}
-    bad = [(source.items[index].path, reason) for index, probs, reason in answers if probs is None]
+    own, found = replace(source, items=tuple(source.items[i] for i in mine)), []
+    for index, probs, reason in probabilities(net, own, where, workers, rules) if own.items else ():
+        found.append((mine[index], probs, reason))
+        progress(len(found), len(own))
+    found = sorted(engine.gathered(found), key=lambda answer: answer[0])
+    rows = {index: probs for index, probs, _ in found if probs is not None}
+    bad = [(source.items[index].path, reason) for index, probs, reason in found if probs is None]
     if not rows:
         raise VideoError(f"none of the {len(source)} videos to evaluate on could be read",
                          f"the first: {data.shown(bad[0][0])}: {data.shown(bad[0][1])}")
-    wanted, scores = targets([source.items[i] for i in rows], net.spec.classes), np.stack(list(rows.values()))
-    told = multi_label_metrics(scores, wanted) if net.spec.multi_label else metrics(scores, wanted.argmax(1))
-    return {"videos": len(rows), "views": source.looks.clips * source.looks.crops, **told}, bad
+    return Answers(tuple(source.items[i] for i in rows), np.stack(list(rows.values())), bad)
+
+
+def beside(true: Answers, other: Answers, classes: Sequence[str], multi_label: bool) -> dict:
+    """`metrics.brief` of a control, and `gain`: the 95 % interval of what `true` is better by, on the videos that both could read."""
+    place = {item: n for n, item in enumerate(other.items)}
+    mine = [n for n, item in enumerate(true.items) if item in place]
+    items = [true.items[n] for n in mine]
+    scores = other.scores[[place[item] for item in items]]
+    return {**metrics.brief(scores, items, classes, multi_label), "gain": metrics.difference(true.scores[mine], scores, items, classes, multi_label)}
+
+
+def as_rows(said: Answers, classes: Sequence[str], skipped: Sequence[tuple[str, str]] = ()) -> list[dict]:
+    """A row for each video, for `tables.write`: path, part, group, labels, answer, its score, whether it is right, `p:CLASS` for each class.
+
+    `skipped`: `(path, reason)` of those that were not asked about; `error` says why one has no answer.
+    """
+    names = list(classes)
+    rows = []
+    for item, scores in zip(said.items, said.scores):
+        best = int(scores.argmax())
+        rows.append({"path": item.path, "start": item.start, "end": item.end, "group": item.group, "labels": ";".join(item.labels), "answer": names[best],
+                     "score": float(scores[best]), "right": names[best] in item.labels, "error": ""} | {f"p:{c}": float(p) for c, p in zip(names, scores)})
+    return rows + [{"path": path, "error": reason} for path, reason in [*skipped, *said.bad]]
+
+
+def evaluate(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
+             progress=lambda done, total: None, engine: Engine | None = None, rules: Recipe = AUTO) -> tuple[dict, list[tuple[str, str]]]:
+    """`(metrics.brief and the number of videos, [(path, reason) of videos that could not be read])`; see `answers`."""
+    said = answers(net, source, where, workers, progress, engine, rules)
+    return {"videos": len(said.items), **metrics.brief(said.scores, said.items, net.spec.classes, net.spec.multi_label)}, said.bad

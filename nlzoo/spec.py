@@ -330,14 +330,24 @@ def parse_name(name: str) -> Named | None:
 
 @dataclass(frozen=True)
 class Looks:
-    """How often a video is looked at in a test; its answer is the mean over `clips` x `crops`."""
+    """How often a video is looked at in a test; its answer is the mean over all views."""
 
     clips: int = 1  # in time, evenly; from 2 on the last one reaches the video's end
-    crops: int = 1  # 1: the whole frame; 3: squares at both ends and in the middle of the longer side
+    crops: int | str = 1  # 1: the whole frame squeezed to a square; 3: squares at both ends and in the middle of the longer side; full: as it is
+    order: str = "true"  # of a clip's frames; shuffled, or one: the middle one in place of all (controls)
 
     def __post_init__(self):
         _between(self.clips, 1, 100, "clips per video")
-        _one_of(self.crops, (1, 3), "crops per clip")
+        _one_of(self.crops, (1, 3, "full"), "crops per clip")
+        _one_of(self.order, ("true", "shuffled", "one"), "order of the frames")
+
+    @property
+    def views(self) -> int:
+        """Of each video."""
+        return self.clips * (3 if self.crops == 3 else 1)
+
+    def __str__(self):
+        return f"{self.clips}x{self.crops}"
 
 
 CROPS = ("area", "jitter")
@@ -595,10 +605,10 @@ def _reasons(recipe, base, preset, training_clips, classes, batch, device, settl
 
 
 def parse_looks(text: str) -> Looks:
-    """`10x3`: clips x crops. Raises `UsageError`."""
-    if not (found := re.fullmatch(r"\s*(\d{1,3})\s*x\s*(\d)\s*", text)):
-        raise UsageError(f"--views {text!r} was not understood", "clips x crops: 1x1, 10x1, 10x3")
-    return Looks(int(found[1]), int(found[2]))
+    """`10x3`, `10xfull`: clips x crops. Raises `UsageError`."""
+    if not (found := re.fullmatch(r"\s*(\d{1,3})\s*x\s*(\d|full)\s*", text)):
+        raise UsageError(f"--views {text!r} was not understood", "clips x crops: 1x1, 10x1, 10x3, 10xfull")
+    return Looks(int(found[1]), int(found[2]) if found[2].isdigit() else found[2])
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,7 @@ same bits. What the defaults are and the measurements behind them: docs/training
 
 import contextlib
 import copy
-import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -30,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import __version__, augment, checkpoint, clips, data, evaluate, frames_cache, listing, records, state
+from . import __version__, augment, checkpoint, clips, data, evaluate, frames_cache, listing, metrics, records, state, tables
 from . import recipe as recipes
 from .engine import Engine
 from .errors import DiskError, DivergedError, MemoryError_, Stopped, VideoError
@@ -255,7 +253,7 @@ def _begin(job, found):
         _check_room(found, job.net.spec.clip, Path(job.config.cache))
     if job.engine.main:
         start_run(job.run, job.net, found, job.config)
-    some = dataclasses.replace(job.held, items=job.held.items[:SANITY_BATCHES * evaluate.EVAL_BATCH])
+    some = dataclasses.replace(job.held, items=job.held.items[:SANITY_BATCHES * evaluate.CLIPS])
     evaluate.evaluate(job.net, some, job.engine.where, job.config.workers, rules=job.config.recipe)
     _save(job)
 
@@ -263,9 +261,7 @@ def _begin(job, found):
 def start_run(run: Path, net: nn.Module, found: data.Scan, config: TrainConfig) -> None:
     """Writes all that is known before the first step; `config.json`, by which a run is known, last. Raises `DiskError`."""
     listing.write(listing.Listing(found.root, found.items, (), 0, found.multi_label, found.kind), run / "videos.csv")
-    rows = io.StringIO(newline="")
-    csv.writer(rows).writerows([("path", "reason"), *found.skipped])
-    checkpoint.write_text(run / "skipped.csv", rows.getvalue())
+    tables.write(run / "skipped.csv", [{"path": path, "reason": reason} for path, reason in found.skipped], ("path", "reason"))
     checkpoint.write_text(run / "environment.json", checkpoint.dump(environment()))
     checkpoint.write_text(run / "config.json", checkpoint.dump({"train": dataclasses.asdict(config), "model": to_json(net.spec)}))
 
@@ -287,14 +283,14 @@ def _check_room(found, clip, cache):
 
 def _targets(net, items):
     """Class numbers `(N,)`; float `(N, K)` of 0 and 1 where videos may have several labels."""
-    wanted = torch.from_numpy(evaluate.targets(items, net.spec.classes))
+    wanted = torch.from_numpy(metrics.targets(items, net.spec.classes))
     return wanted if net.spec.multi_label else wanted.argmax(1)
 
 
 def _finish(job, found, resumed):
     lines = [Epoch(**line) for line in job.at.lines]
     best = _best(job)
-    blind = evaluate.chance(job.net.spec.classes, job.source.items, job.held.items, job.net.spec.multi_label)
+    blind = metrics.chance(job.net.spec.classes, job.source.items, job.held.items, job.net.spec.multi_label)
     result = Result(str(job.run), str(job.run / "best"), list(job.net.spec.classes), len(job.source), len(job.held), len(lines), best.top1, best.top5,
                     best.mean_class, best.map, blind, best.epoch, lines[-1].top1, lines[-1].map, round(job.at.spent, 1), resumed)
     if job.engine.main:
@@ -491,7 +487,7 @@ def _end_epoch(job):
     better = line.better_than(_best(job))
     if engine.main:
         told = {k: v for k, v in (("top1", line.top1), ("top5", line.top5), ("map", line.map)) if v is not None}
-        told |= {"majority": evaluate.chance(net.spec.classes, job.source.items, job.held.items, net.spec.multi_label), "train": len(job.source),
+        told |= {"majority": metrics.chance(net.spec.classes, job.source.items, job.held.items, net.spec.multi_label), "train": len(job.source),
                  "val": scores["videos"], "epochs": line.epoch, "step": job.step}
         _append(job.run / "metrics.jsonl", dataclasses.asdict(line))
         for name in ("last", "best")[:1 + better]:
@@ -639,7 +635,7 @@ def rehearse(net: nn.Module, found: data.Scan, config: TrainConfig, talk: Talk =
     where = torch.device(config.device)
     job = _job(copy.deepcopy(net), found, dataclasses.replace(config, augment=dataclasses.replace(config.augment, mixup=0.0, cutmix=0.0)), Path(),
                talk, Engine(where), Stop())
-    some = dataclasses.replace(job.held, items=job.held.items[:SANITY_BATCHES * evaluate.EVAL_BATCH])
+    some = dataclasses.replace(job.held, items=job.held.items[:SANITY_BATCHES * evaluate.CLIPS])
     _, bad = evaluate.evaluate(job.net, some, where, config.workers, rules=config.recipe)
     recipes.train_mode_(job.net, config.recipe)
     batch = _batches(job, 0)[0]

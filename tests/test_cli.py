@@ -1,5 +1,6 @@
 """The whole job through the command line, to the last file, and what a wrong input gets."""
 
+import csv
 import json
 import os
 import shutil
@@ -127,7 +128,13 @@ def test_one_bad_file_costs_itself_and_names_are_shown_safely(nlzoo, tmp_path):
     nasty = tmp_path / "[red]\x1b[31m\n.mp4"
     nasty.write_bytes(b"no video")
     code, out, err = nlzoo("predict", "m", good, nasty, tmp_path / "missing.mp4")
-    assert code == 3 and "2 of 3" in err and "\x1b[31m" not in out + err and "[red]" in err and good.name in out
+    assert code == 1 and "2 of 3" in err and "\x1b[31m" not in out + err and "[red]" in err and good.name in out
+
+
+def test_none_that_can_be_read_is_code_3(nlzoo, tmp_path):
+    nlzoo("inflate", "tiny", "--nl", "none", "--name", "m")
+    code, _, err = nlzoo("predict", "m", "missing.mp4")
+    assert code == 3 and "missing.mp4 does not exist" in err
 
 
 def test_a_bug_keeps_its_traceback(nlzoo, monkeypatch):
@@ -209,3 +216,72 @@ def test_a_dry_run_and_several_seeds(nlzoo, drawn):
     assert told["last_top1_std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     before = Path("runs/videos-s0/result.json").stat().st_mtime_ns
     assert json.loads(nlzoo(*rules, "--seeds", 2)[1]) == told and Path("runs/videos-s0/result.json").stat().st_mtime_ns == before
+
+
+HOSTILE = "<b>&amp;$x$ [red]\x1b[31m \"q\" 👩‍👩‍👧"  # a folder's name
+
+
+@pytest.fixture
+def trained(nlzoo, tmp_path):
+    """A small model of two classes, one with a nasty name, and its videos, one of them broken and of a name that is no text."""
+    draw.write_videos(tmp_path / "videos", draw.DEMO[:2], 4, seed=7, frames=8, size=(32, 48))
+    (tmp_path / "videos" / draw.DEMO[0]).rename(tmp_path / "videos" / HOSTILE)
+    (tmp_path / "videos" / HOSTILE / os.fsdecode(b"bad\xff.mp4")).write_bytes(b"no video")
+    assert nlzoo("inflate", "tiny", "--nl", "res3:1", "--name", "m")[0] == 0
+    code, out, err = nlzoo("finetune", "videos", "--epochs", 1, "--frames", 4, "--size", 32, "--device", "cpu", "--name", "r", "--json")
+    assert code == 0 and json.loads(out)["classes"] == sorted([HOSTILE, draw.DEMO[1]]), err
+    return "r"
+
+
+def read_rows(file):
+    with open(file, encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_eval_says_all_that_can_be_said(nlzoo, trained, tmp_path):
+    code, out, err = nlzoo("eval", trained, "videos", "--views", "2xfull", "--control", "--out", "rows.csv", "--json")
+    told = json.loads(out)
+    assert code == 0 and (told["videos"], told["views"], told["look"], told["skipped"]) == (8, 2, "2xfull", 1), err
+    assert {"top1", "top5", "mean_class", "macro_f1", "ece", "intervals", "per_class", "confusion", "calibration"} <= set(told)
+    assert set(told["control"]) == {"shuffled", "one"} and len(told["control"]["one"]["gain"]) == 2
+    rows = read_rows(tmp_path / "rows.csv")
+    good = [r for r in rows if not r["error"]]
+    assert len(rows) == 9 and rows[-1]["path"].endswith("bad\\xff.mp4") and "is not a video" in rows[-1]["error"]
+    assert told["top1"] == sum(r["answer"] == r["labels"] for r in good) / 8 == sum(r["right"] == "True" for r in good) / 8
+    assert all(abs(float(r[f"p:{HOSTILE}"]) + float(r[f"p:{draw.DEMO[1]}"]) - 1) < 1e-6 for r in good)
+    code, out, err = nlzoo("eval", trained, "videos", "--control")
+    assert code == 0 and "frames shuffled: top-1" in out and "taken for" in out and "\x1b[31m" not in out + err and "\\x1b[31m" in out
+    code, out, err = nlzoo("eval", trained, "videos", "--out", "rows.xlsx")
+    assert code == 2 and ".parquet" in err and nlzoo("eval", trained, "videos", "--views", "2x2")[0] == 2
+
+
+def test_predict_windows_tables_and_features(nlzoo, trained, tmp_path, monkeypatch):
+    code, out, err = nlzoo("predict", trained, "videos", "--every", "0.25s", "--window", "0.3", "--out", "w.jsonl", "--json")
+    told = {Path(row["path"]).name: row for row in json.loads(out)}
+    assert code == 1 and "error" in told[os.fsdecode(b"bad\xff.mp4")] and len(told) == 9, err  # JSON gives the bytes back
+    good = [row for row in told.values() if "error" not in row]
+    assert all(row["segments"][0]["start"] == 0 and row["segments"][-1]["end"] == pytest.approx(8 / 12) and len(row["windows"]) == 3 for row in good)
+    assert len((tmp_path / "w.jsonl").read_text().splitlines()) == 8 * 3 + 1
+    code, out, err = nlzoo("predict", trained, "videos", "--every", "0.25s")
+    assert code == 1 and out.count(" s  ") >= 8 and "\x1b[31m" not in out + err
+    code, out, err = nlzoo("predict", trained, "videos", "--features", "f.safetensors", "--json")
+    assert code == 1 and json.loads(out)["videos"] == 8 and len(json.loads(out)["failed"]) == 1 and (tmp_path / "f.safetensors").is_file()
+    whole = json.loads(nlzoo("predict", trained, "videos", "--json")[1])
+    code, out, _ = nlzoo("eval", trained, "videos", "--json", "--out", "e.csv")
+    same = {r["path"]: float(r["score"]) for r in read_rows(tmp_path / "e.csv") if not r["error"]}
+    for row in whole:  # predict equals eval on the same video
+        if "scores" in row:
+            assert max(row["scores"].values()) == pytest.approx(same[row["path"].removeprefix("videos/")], abs=1e-6)
+    for words in (["--every", "soon"], ["--window", "1s"], ["--every", "1s", "--views", "2x1"], ["--features", "f.csv"], ["--features", "f.parquet",
+                  "--every", "1s"], ["--every", "0"]):
+        code, _, err = nlzoo("predict", trained, "videos", *words)
+        assert code == 2 and err.startswith("error: "), words
+
+
+def test_a_probe_is_a_model(nlzoo, trained):
+    code, out, err = nlzoo("probe", "m", "videos", "--size", 32, "--json")
+    told = json.loads(out)
+    assert code == 0 and (told["run"], told["train"], told["val"]) == ("runs/videos-probe-1", 6, 2) and 0 <= told["top1"] <= 1, err
+    answers = json.loads(nlzoo("predict", told["run"], "videos", "--json")[1])
+    assert sum("scores" in a for a in answers) == 8 and set(answers[0]["scores"]) == set(told["classes"])
+    assert [r["run"] for r in json.loads(nlzoo("list", "--json")[1])["runs"]] == ["runs/r"]  # push and finetune take no probe by themselves

@@ -242,3 +242,12 @@ def test_to_input_normalises_each_channel(seed):
     got = clips.to_input(pixels, clip)
     expected = (pixels.double().numpy() / 255 - np.array(clip.mean)) / np.array(clip.std)
     assert got.shape == (2, 3, 4, 8, 8) and np.allclose(got.numpy(), expected.transpose(0, 4, 1, 2, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 8])
+def test_orders_of_frames(frames, seed):
+    view, rng = clips.View(tuple(range(5, 5 + frames)), 0.1), np.random.default_rng(seed)
+    assert clips.in_order(view, "true", rng) == view and clips.in_order(view, "one", rng).indices == (5 + frames // 2,) * frames
+    for _ in range(20):
+        shuffled = clips.in_order(view, "shuffled", rng)
+        assert sorted(shuffled.indices) == list(view.indices) and (shuffled != view or frames == 1) and shuffled.top == 0.1

@@ -107,6 +107,13 @@ def test_looks_have_bounds():
     for clips, crops in ((0, 1), (101, 1), (1, 2), (1, 0), (2.0, 1), (True, 1)):
         with pytest.raises(UsageError):
             spec.Looks(clips, crops)
+    with pytest.raises(UsageError, match="order of the frames"):
+        spec.Looks(order="backwards")
+    assert [spec.parse_looks(text) for text in ("1x1", " 10x3", "2 x full")] == [spec.Looks(), spec.Looks(10, 3), spec.Looks(2, "full")]
+    assert [(str(looks), looks.views) for looks in (spec.Looks(10, 3), spec.Looks(10, "full"))] == [("10x3", 30), ("10xfull", 10)]
+    for text in ("10", "x3", "10x2", "10xhalf", "0x1"):
+        with pytest.raises(UsageError):
+            spec.parse_looks(text)
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3, {}])
