@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nlzoo import listing
-from nlzoo.errors import DiskError, UsageError, VideoError
+from nlzoo.errors import DiskError, UsageError, VideoError, as_text
 from nlzoo.listing import Item
 
 RAW = os.fsdecode(b"caf\xe9 \xff.mp4")  # no UTF-8
@@ -308,7 +308,7 @@ def random_name(rng):
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_what_is_written_reads_back_the_same(tmp_path, work, seed, multi_label):
     rng = random.Random(seed)
-    labels = [f"{random_name(rng)}{n}" for n in range(20)] + [" x", "y ", ";", "\\", "\\;", "p\\", '"', "\n", "😀"]
+    labels = [f"{as_text(random_name(rng))}{n}" for n in range(20)] + [" x", "y ", ";", "\\", "\\;", "p\\", '"', "\n", "😀"]
     paths = sorted({f"{random_name(rng)}{n}.mp4" for n in range(100)} | {f"d/{n}" for n in NASTY})
     put(tmp_path, *paths)
     items = []
