@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import card, spec
-from .errors import DiskError, WeightsError
+from .errors import DiskError, WeightsError, as_json
 from .model import build
 
 MAX_CONFIG = 16 * 2**20  # bytes; 100,000 class names fit
@@ -51,7 +51,7 @@ def save_model(folder: Path, net: nn.Module, metrics: dict | None = None, checks
 
 def dump(data: object) -> str:
     """Readable JSON, a line's end included; NaN is refused, since it is no JSON."""
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return as_json(data, indent=2) + "\n"
 
 
 def write_folder(folder: Path, fill) -> Path:

@@ -3,7 +3,6 @@
 Nothing that comes from outside (file and class names) is read as markup or as a terminal's escape code.
 """
 
-import json
 import sys
 import time
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .errors import DiskError, NlzooError, as_text, shown
+from .errors import DiskError, NlzooError, as_json, shown
 
 _out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 _err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -75,10 +74,7 @@ def data(value: object, text: str = "") -> None:
     if _state["mute"]:
         return
     if _state["json"]:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        if as_text(text) != text:  # a path of bytes that are no UTF-8: JSON's own codes give them back
-            text = json.dumps(value, allow_nan=False)
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(as_json(value) + "\n")
         sys.stdout.flush()
     elif text:
         _out.print(Text(text))

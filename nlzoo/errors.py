@@ -4,6 +4,7 @@ A library module raises one of these; `cli.main` catches `NlzooError` once and p
 Anything else is a bug and keeps its traceback.
 """
 
+import json
 import os
 import unicodedata
 
@@ -16,6 +17,12 @@ def as_text(name: str | os.PathLike) -> str:
 def shown(name: str | os.PathLike) -> str:
     """A file or class name safe to print: control characters, also those of terminals, ends of lines and broken bytes as codes."""
     return "".join(c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else c.encode("unicode_escape").decode() for c in as_text(name))
+
+
+def as_json(value: object, indent: int | None = None) -> str:
+    """JSON in UTF-8, as people read it; where a name is no UTF-8, with JSON's own codes, which give its bytes back. NaN is refused."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return text if as_text(text) == text else json.dumps(value, indent=indent, allow_nan=False)
 
 
 class NlzooError(Exception):

@@ -5,14 +5,13 @@ A file is there whole or not at all. Names go in as they are: it is whoever show
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from . import checkpoint
-from .errors import UsageError, as_text, shown
+from .errors import UsageError, as_json, as_text, shown
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
@@ -29,7 +28,7 @@ def write(file: Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None
     """Writes `rows`, whose keys may differ: numbers, text, None; `columns` come first. Raises `UsageError` (`check`), `DiskError`."""
     check(file)
     if file.suffix.lower() == ".jsonl":
-        return checkpoint.write_text(file, "".join(json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in rows))
+        return checkpoint.write_text(file, "".join(as_json(row) + "\n" for row in rows))
     rows = [{_text(k): _text(v) for k, v in row.items()} for row in rows]
     columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
     if file.suffix.lower() == ".parquet":

@@ -278,6 +278,17 @@ def test_predict_windows_tables_and_features(nlzoo, trained, tmp_path, monkeypat
         assert code == 2 and err.startswith("error: "), words
 
 
+def test_a_folder_whose_name_is_no_text(nlzoo, drawn):
+    raw = drawn.rename(drawn.with_name(os.fsdecode(b"caf\xe9")))
+    (raw / os.fsdecode(b"x\xff.mp4")).write_bytes(b"")
+    nlzoo("inflate", "tiny", "--nl", "none")
+    code, out, err = nlzoo("finetune", raw.name, "--epochs", 1, "--frames", 4, "--size", 32, "--device", "cpu", "--json")
+    assert code == 0 and "x\\xff.mp4" in err, err
+    run = Path(json.loads(out)["run"])
+    assert json.loads((run / "config.json").read_text())["train"]["videos"] == raw.name and "x\\xff.mp4" in (run / "skipped.csv").read_text()
+    assert nlzoo("eval", run, run / "videos.csv")[0] == 0
+
+
 def test_a_probe_is_a_model(nlzoo, trained):
     code, out, err = nlzoo("probe", "m", "videos", "--size", 32, "--json")
     told = json.loads(out)
