@@ -100,7 +100,7 @@ class NonLocalBlock(nn.Module):
             raise UsageError(f"the input is {tuple(x.shape)}; this block takes (B, {self.channels}, T, H, W), or (B, "
                              f"{self.channels}, H, W)")
         q, k, v = self.project(x)
-        y = self._combine(*(_fold(t, self.span) for t in (q, k, v)))
+        y = self.combine(*(_fold(t, self.span) for t in (q, k, v)))
         z = self.w_z(_unfold(y, q, self.span))
         if self.norm == "bn":
             z = self.bn(z)
@@ -114,7 +114,7 @@ class NonLocalBlock(nn.Module):
         v = self.g(keys)
         return (q, _pool(k), _pool(v)) if subsample == "after" else (q, k, v)
 
-    def _combine(self, q, k, v):
+    def combine(self, q, k, v):
         """y (B', Nq, C') of q (B', Nq, D), k (B', Nk, D) and v (B', Nk, C')."""
         if self.form == "dot":
             return pairwise.dot(q, k, v)

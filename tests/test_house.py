@@ -8,7 +8,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 DOORS = {
     "timm": {"inflate", "model"}, "av": {"video", "encode"}, "decord": {"video"}, "huggingface_hub": {"hub"},
-    "rich": {"cli", "console"}, "typer": {"cli"}, "torchvision": {"vision"}, "sklearn": {"check", "evaluate", "splits"}, "accelerate": {"engine"},
+    "rich": {"cli", "console"}, "typer": {"cli"}, "torchvision": {"vision"}, "sklearn": {"check", "metrics", "probe", "splits"},
+    "scipy": {"metrics"}, "accelerate": {"engine"}, "matplotlib": {"pictures", "charts"}, "pyarrow": {"tables"}, "gradio": {"serve"},
 }
 
 
