@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import __version__, console
-from .errors import NlzooError, UsageError
+from .errors import NlzooError, UsageError, shown
 
 app = typer.Typer(name="nlzoo", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False,
@@ -565,6 +565,45 @@ def probe(
                  f"{metrics.in_words(figures)}\nan answer that never looks: {blind:.3f}\nmodel {folder}")
 
 
+@app.command("explain")
+def explain_(
+    model: Model,
+    video: Annotated[Path, typer.Argument(help="A video file.")],
+    of: Annotated[str | None, typer.Option(help="The class that evidence is wanted for; the answered one.")] = None,
+    at: Annotated[list[str] | None, typer.Option(metavar="FRAME,Y,X", help="A point that arrows start from: frame of the clip, from 0; "
+                                                 "y and x, 0 to 1. May be repeated.")] = None,
+    points: Annotated[int, typer.Option(min=1, help="Without --at: points of each block, where it changes its input most.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; explain-NAME of the video.")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Show where an answer comes from: what the non-local blocks look at, and which parts of the video speak for the class; PNG and mp4."""
+    from . import checkpoint, evaluate, explain, hub, pictures
+
+    asked = [explain.point(text) for text in at or ()]
+    where = evaluate.device(device)
+    net = checkpoint.load_model(hub.locate(model)).to(where)
+    told = explain.explain(net, video, where, of, asked, points)
+    files = pictures.write(told, folder := out or Path(f"explain-{video.stem}"))
+    console.data({**told.told(), "files": [str(f) for f in files]}, f"{explain.in_words(told)}\nwrote {len(files)} files into {shown(folder)}")
+
+
+@app.command()
+def serve(
+    model: Model,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets everybody in your network in.")] = "127.0.0.1",
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """A page of this machine where one drops a video: its classes, over time too, and what spoke for the answer. Ctrl-C ends it."""
+    from . import checkpoint, evaluate, hub
+    from . import serve as page
+
+    net, where = checkpoint.load_model(hub.locate(model)), evaluate.device(device)
+    page.serve(net.to(where), where, host, port, model, lambda url: console.data({"url": url}, f"{url}\nCtrl-C ends it"))
+
+
 @app.command("list")
 def list_(json: Json = False) -> None:
     """The models in weights/ and the finished runs in runs/, newest first, and the starts that can be fetched."""
@@ -611,30 +650,38 @@ def push(
     repo: Annotated[str | None, typer.Option(help="user/name or name on the Hub; the run's name.")] = None,
     private: Annotated[bool, typer.Option("--private/--public", help="Who may see it.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    space: Annotated[bool, typer.Option("--space", help="Also a Space: a page of that name where one drops a video.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and bytes, send nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Publish a model to the Hugging Face Hub, private unless you say otherwise."""
-    import dataclasses
-
     from . import hub, zoo
 
     folder = hub.locate(model) if model else zoo.newest_run()
     repo = repo or (folder.parent.name if folder.name in ("best", "last") else folder.name)
-    plan = hub.push(folder, repo, private, dry_run=True)
-    listing = "\n".join(f"  {f['path']:20} {f['bytes']:>12,} bytes" for f in plan.files)
+    plans = {"model": hub.push(folder, repo, private, dry_run=True)} | ({"space": hub.push_space(folder, repo, private, dry_run=True)} if space else {})
     who = "only you can see" if private else "everybody can see"
-    console.say(f"{folder} to {plan.repo}, which {who}:\n{listing}")
+    for kind, plan in plans.items():
+        listing = "\n".join(f"  {f['path']:20} {f['bytes']:>12,} bytes" for f in plan.files)
+        console.say(f"{folder} to the {kind} {plan.repo}, which {who}:\n{listing}")
     if dry_run:
-        return console.data(dataclasses.asdict(plan), "nothing was sent (--dry-run)")
+        return console.data(_pushed(plans), "nothing was sent (--dry-run)")
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("push asks before it sends, and there is nobody to ask", "add --yes")
         if not typer.confirm("send it?", err=True):
             raise typer.Exit(0)
-    done = hub.push(folder, repo, private)
-    console.data(dataclasses.asdict(done), f"{done.url}\n{done.uploaded_bytes:,} bytes sent\n"
-                                           f"load it with: nlzoo.load({done.repo!r})")
+    done = {"model": hub.push(folder, repo, private)}
+    if space:
+        done["space"] = hub.push_space(folder, done["model"].repo, private)
+    console.data(_pushed(done), "\n".join(f"{d.url}\n{d.uploaded_bytes:,} bytes sent" for d in done.values())
+                 + f"\nload it with: nlzoo.load({done['model'].repo!r})")
+
+
+def _pushed(done):
+    import dataclasses
+
+    return dataclasses.asdict(done["model"]) | {kind: dataclasses.asdict(what) for kind, what in done.items() if kind != "model"}
 
 
 @app.command()

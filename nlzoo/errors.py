@@ -11,7 +11,11 @@ import unicodedata
 
 def as_text(name: str | os.PathLike) -> str:
     """A file or class name as text that any format holds: bytes that are no UTF-8 as codes."""
-    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = os.fspath(name)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which JSON may hold
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(name: str | os.PathLike) -> str:

@@ -59,7 +59,7 @@ def probabilities(net: nn.Module, source: data.Clips, where: torch.device, worke
     `net` is in eval mode on `where`; its `spec` says which clips it wants, `rules` the precision.
     """
     def forward(clips_):
-        logits = net(clips_).double()
+        logits = net(clips_).cpu().double()  # not on the device: Metal has no float64
         return logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
 
     return _looked(forward, net.spec.clip, source, where, workers, rules)
@@ -68,7 +68,7 @@ def probabilities(net: nn.Module, source: data.Clips, where: torch.device, worke
 def features(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
              rules: Recipe = AUTO) -> Iterator[tuple[int, np.ndarray | None, str]]:
     """The same with what the last layer sees, float64 (C,): the mean over a video's views, frames and positions of the last stage."""
-    return _looked(lambda clips_: net.forward_head(net.forward_features(clips_), pre_logits=True).double(), net.spec.clip, source, where, workers, rules)
+    return _looked(lambda clips_: net.forward_head(net.forward_features(clips_), pre_logits=True).cpu().double(), net.spec.clip, source, where, workers, rules)
 
 
 @torch.inference_mode()
@@ -81,7 +81,7 @@ def _looked(forward, clip, source, where, workers, rules):
             videos, looks = pixels.shape[:2]
             with autocast(rules, where), memory_errors(f"{min(CLIPS, videos * looks)} clips"):
                 rows = torch.cat([forward(clips.to_input(part.to(where), clip)) for part in pixels.flatten(0, 1).split(CLIPS)])
-            yield from ((i, row, "") for i, row in zip(indices, rows.view(videos, looks, -1).mean(1).cpu().numpy()))
+            yield from ((i, row, "") for i, row in zip(indices, rows.view(videos, looks, -1).mean(1).numpy()))
         yield from ((i, None, reason) for i, reason in bad)
 
 

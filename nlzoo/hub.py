@@ -1,14 +1,16 @@
 """Model folders to the Hugging Face Hub and back: the only module that imports huggingface_hub.
 
-Unusual: nothing but four named files travels, in one commit on top of the commit that was looked at; a push is private
-unless asked otherwise and never changes who may see a repository; and since the client does not retry a commit, and a
-lost reply looks like a failure, every new try first asks the Hub whether the last one arrived. Clients 1.x and 2.x.
+Unusual: nothing but four named files travels (three of a Space), in one commit on top of the commit that was looked at;
+a push is private unless asked otherwise and never changes who may see a repository; and since the client does not retry a
+commit, and a lost reply looks like a failure, every new try first asks the Hub whether the last one arrived. Clients 1.x
+and 2.x.
 """
 
 import dataclasses
 import errno
 import getpass
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -24,15 +26,18 @@ import huggingface_hub
 from huggingface_hub import errors as theirs
 from huggingface_hub.utils import disable_progress_bars, get_session
 
-from . import card, zoo
+from . import __version__, card, zoo
 from .errors import DiskError, HubError, UsageError, WeightsError
 from .spec import from_json
 
 if TYPE_CHECKING:
     from torch import nn  # `load` imports torch when it is called: pushing needs none
 
-FILES = ("model.safetensors", "config.json", "README.md", "metrics.json")  # all that is ever pushed or pulled
+FILES = ("model.safetensors", "config.json", "README.md", "metrics.json")  # of a model: all that is ever pushed or pulled
 NEEDED = FILES[:2]
+SPACE_FILES = ("app.py", "requirements.txt", "README.md")
+_OURS = {"model": FILES, "space": SPACE_FILES}
+GRADIO, PYTHON = "6.31.0", "3.11"  # that a Space runs on; what the tests run with
 WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth try
 TIMEOUT = 60.0  # seconds without a byte; the client's own default is to wait for ever
 _MOST_TEXT = 16 << 20  # bytes of config.json, README.md or metrics.json
@@ -57,8 +62,21 @@ class Pushed:
     repo: str  # user/name
     url: str
     commit: str  # that holds these files; empty after a dry run
-    files: list[dict]  # {"path", "bytes"} of every file of the model, also those that were there already
+    files: list[dict]  # {"path", "bytes"} of every file of the push, also those that were there already
     uploaded_bytes: int  # of the files that were new or had changed
+
+
+@dataclass(frozen=True)
+class _Repo:
+    name: str  # user/name
+    kind: str = "model"  # or "space": a model and a Space may have the same name
+
+    def __str__(self):
+        return self.name if self.kind == "model" else f"the Space {self.name}"
+
+    @property
+    def url(self):
+        return f"{huggingface_hub.constants.ENDPOINT}/{'spaces/' if self.kind == 'space' else ''}{self.name}"
 
 
 @dataclass(frozen=True)
@@ -88,39 +106,45 @@ def push(folder: Path, repo: str, private: bool = True, dry_run: bool = False) -
     Raises `WeightsError` for a folder that is not a sound model; `HubError` for text that gives this machine away, a
     repository whose visibility is not the one asked for or that changed meanwhile, and whatever the Hub refuses.
     """
-    folder = Path(folder)
+    return _push(Path(folder), _Repo(repo), private, dry_run)
+
+
+def push_space(folder: Path, repo: str, private: bool = True, dry_run: bool = False) -> Pushed:
+    """Put a Space `repo` on the Hub: the page of `nlzoo serve` for the model that `push` put there from `folder` under that name.
+
+    As careful as `push`, and raises the same; also `HubError` for a Space that holds an app which is not ours.
+    """
+    return _push(Path(folder), _Repo(repo, "space"), private, dry_run)
+
+
+def _push(folder, repo, private, dry_run):
     _quiet_without_terminal()
-    if not (looks_like_repo(repo) or looks_like_repo(f"user/{repo}")):
-        raise HubError(f"{repo!r} is not a name for a model on the Hub",
+    if not (looks_like_repo(repo.name) or looks_like_repo(f"user/{repo.name}")):
+        raise HubError(f"{repo.name!r} is not a name for a model on the Hub",
                        "user/name, of letters, digits, '-', '_' and '.', as in: nlzoo push me/waving")
     sound = _sound(folder)  # before the first request
     if dry_run:
-        files = _files(folder, repo, *sound)
-        return Pushed(repo, _url(repo), "", _listing(files), 0)
+        return Pushed(repo.name, repo.url, "", _listing(_files(folder, repo, *sound)), 0)
     if not has_token():
         raise HubError("this machine is not logged in to the Hub", _LOGIN)
-    if "/" not in repo:
-        repo = f"{whoami()}/{repo}"
+    if "/" not in repo.name:
+        repo = dataclasses.replace(repo, name=f"{whoami()}/{repo.name}")
     files = _files(folder, repo, *sound)
     info = _repository(repo, private)
     commit, sent = _commit(repo, files, info)
-    return Pushed(repo, _url(repo), commit, _listing(files), sent)
+    return Pushed(repo.name, repo.url, commit, _listing(files), sent)
 
 
 def _listing(files):
     return [{"path": f.name, "bytes": f.size} for f in files]
 
 
-def _url(repo):
-    return f"{huggingface_hub.constants.ENDPOINT}/{repo}"
-
-
 def _repository(repo, private):
     """The repository as it is, created if need be, and seen by those it was asked for."""
-    info = _info(repo)
+    info, sdk = _info(repo), {"space_sdk": "gradio"} if repo.kind == "space" else {}
     if info is None:
         try:
-            _patiently(repo, lambda: _api().create_repo(repo, private=private))
+            _patiently(repo, lambda: _api().create_repo(repo.name, private=private, repo_type=repo.kind, **sdk))
         except HubError as error:
             if _status(error.__cause__) != 409:  # it exists: a try of ours whose reply was lost, or somebody was first
                 raise
@@ -129,35 +153,43 @@ def _repository(repo, private):
         raise HubError(f"{repo} was created, but this login may not see it", "check the rights of the token")
     if info.private is not private and private:
         raise HubError(f"{repo} is public on the Hub; nothing was uploaded",
-                       "--public if everybody may see the model; otherwise push to another name")
+                       "--public if everybody may see it; otherwise push to another name")
     if info.private is not private:
         raise HubError(f"{repo} is private on the Hub; nothing was uploaded",
                        "push without --public, or make it public in its settings on the Hub first")
-    other = getattr(info, "library_name", None)
-    if other not in (None, "nlzoo"):
-        raise HubError(f"{repo} holds a model of {other}; nothing was uploaded", "push to another name")
+    if other := _other(repo, info):
+        raise HubError(f"{repo} holds {other}; nothing was uploaded", "push to another name")
     return info
+
+
+def _other(repo, info):
+    """What a repository holds that is not ours, in words; empty where nothing is, or an older push."""
+    if repo.kind == "model":
+        library = getattr(info, "library_name", None)
+        return f"a model of {library}" if library not in (None, "nlzoo") else ""
+    ours = "nlzoo" in (getattr(info.card_data, "tags", None) or ())
+    return "" if ours or "app.py" not in {s.rfilename for s in info.siblings or ()} else "an app of another kind"
 
 
 def _info(repo):
     """The Hub's description of the repository at its newest commit, or None where there is none."""
     try:
-        return _patiently(repo, lambda: _model_info(repo))
+        return _patiently(repo, lambda: _repo_info(repo))
     except HubError as error:
         if type(error.__cause__) is theirs.RepositoryNotFoundError:  # not its child for a gated one
             return None
         raise
 
 
-def _model_info(repo, revision=None):
-    return _api().model_info(repo, revision=revision, files_metadata=True, timeout=_limit_waiting())
+def _repo_info(repo, revision=None):
+    return _api().repo_info(repo.name, repo_type=repo.kind, revision=revision, files_metadata=True, timeout=_limit_waiting())
 
 
 def _commit(repo, files, info):
     """`(commit, uploaded bytes)`: at most one commit, on top of `info.sha`, however often a reply is lost."""
     parent, sent = info.sha, 0
     for wait in (*WAITS, None):
-        changed, gone = _difference(files, info)
+        changed, gone = _difference(repo, files, info)
         if not changed and not gone:
             return info.sha, sent
         sent = sum(f.size for f in changed)
@@ -170,7 +202,7 @@ def _commit(repo, files, info):
             _raise(problem, repo)
         time.sleep(0 if moved or wait is None else wait)
         info = _info(repo)  # is it already there?
-        if info is not None and not any(_difference(files, info)):
+        if info is not None and not any(_difference(repo, files, info)):
             return info.sha, sent
         if moved or info is None or info.sha != parent:
             raise HubError(f"{repo} changed on the Hub during the push; nothing of this push was committed",
@@ -182,14 +214,15 @@ def _send(repo, changed, gone, parent):
     operations = [huggingface_hub.CommitOperationAdd(f.name, f.content) for f in changed]
     operations += [huggingface_hub.CommitOperationDelete(name) for name in gone]
     _limit_waiting()
-    return _api().create_commit(repo, operations, commit_message="Model by nlzoo", parent_commit=parent).oid
+    return _api().create_commit(repo.name, operations, repo_type=repo.kind, commit_message=f"{repo.kind.capitalize()} by nlzoo",
+                                parent_commit=parent).oid
 
 
-def _difference(files, info):
+def _difference(repo, files, info):
     """`(files to send, names to delete)`; only our own names are ever deleted, as metrics.json of an earlier model."""
     there = {s.rfilename: s for s in info.siblings or ()}
     changed = [f for f in files if f.name not in there or not _same(f, there[f.name])]
-    return changed, [n for n in FILES if n in there and n not in {f.name for f in files}]
+    return changed, [n for n in _OURS[repo.kind] if n in there and n not in {f.name for f in files}]
 
 
 def _same(file, sibling):
@@ -202,13 +235,18 @@ def _same(file, sibling):
 
 
 def _files(folder, repo, spec, metrics, texts):
-    """The files of a sound model folder as they will be on the Hub, README.md with the Hub's front matter."""
-    readme = card.addressed(_without_front_matter(texts["README.md"].decode()), repo)
-    texts = {**texts, "README.md": (_front_matter(repo, spec, metrics) + readme).encode()}
+    """The files of a sound model folder as they will be on the Hub, README.md with the Hub's front matter; or those of its Space."""
+    if repo.kind == "space":
+        return _from_memory(_space_texts(repo.name, spec))
+    readme = card.addressed(_without_front_matter(texts["README.md"].decode()), repo.name)
+    texts = {**texts, "README.md": (_front_matter(repo.name, spec, metrics) + readme).encode()}
     weights = folder / "model.safetensors"
     size = weights.stat().st_size
-    return [_File(weights.name, weights, size, *_hashes(_chunks(weights), size)),
-            *(_File(n, texts[n], len(texts[n]), *_hashes([texts[n]], len(texts[n]))) for n in FILES if n in texts)]
+    return [_File(weights.name, weights, size, *_hashes(_chunks(weights), size)), *_from_memory({n: texts[n] for n in FILES if n in texts})]
+
+
+def _from_memory(texts):
+    return [_File(name, text, len(text), *_hashes([text], len(text))) for name, text in texts.items()]
 
 
 def _chunks(file):
@@ -339,6 +377,51 @@ def _front_matter(repo, spec, metrics):
     return f"---\n{data.to_yaml()}\n---\n\n"
 
 
+def _space_texts(model, spec):
+    """`SPACE_FILES` as bytes. Nothing in them is of this machine, but for the place that nlzoo came from where that is a public one."""
+    app = _APP.format(model=model)
+    data = huggingface_hub.SpaceCardData(
+        title=model.rpartition("/")[2], sdk="gradio", sdk_version=GRADIO, python_version=PYTHON, app_file="app.py", models=[model],
+        tags=["nlzoo", "video-classification"], **_licence(spec.licence))
+    forbids = "\nThe weights that its model was trained from are {}: no commercial use, of this page either.\n"
+    readme = _SPACE_CARD.format(yaml=data.to_yaml(), name=model.rpartition("/")[2], model=model, url=_Repo(model).url,
+                                limits=forbids.format(card.escape(spec.licence)) if "-nc" in spec.licence.lower() else "")
+    requirements = f"{_requirement()}\ntorch\n"
+    return {name: text.encode() for name, text in zip(SPACE_FILES, (app, requirements, readme))}
+
+
+_APP = '''"""The page of {model}, as `nlzoo push --space` wrote it; the next one writes it again."""
+
+import nlzoo
+from nlzoo import evaluate, serve
+
+serve.serve(nlzoo.load("{model}"), evaluate.device(None), host="0.0.0.0", port=7860, name="{model}")
+'''
+_SPACE_CARD = """---
+{yaml}
+---
+
+# {name}
+
+Drop a video on the page, and see what the model [{model}]({url}) says is in it, when, and what spoke for it.
+Made with nlzoo; videos are removed as soon as they are answered.
+{limits}
+If the model is private, the Space needs a secret `HF_TOKEN` that may read it.
+"""
+
+
+def _requirement():
+    """What pip is asked for in a Space: this version, or the commit of a public git address that it was installed from (PEP 610)."""
+    try:
+        told = json.loads(importlib.metadata.distribution("nlzoo").read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that nobody installed
+        told = {}
+    commit = told.get("vcs_info", {}).get("commit_id", "")
+    if re.fullmatch(r"https://[\w.\-/]+ [0-9a-f]{40}", f"{told.get('url')} {commit}"):
+        return f"nlzoo[serve] @ git+{told['url']}@{commit}"
+    return f"nlzoo[serve]=={__version__}"
+
+
 def _licence(licence):
     if not licence:
         return {}
@@ -384,7 +467,7 @@ def backbone_weights(repo: str) -> Path:
     try:
         return Path(_api().hf_hub_download(repo, "model.safetensors", local_files_only=True))
     except theirs.LocalEntryNotFoundError:
-        _patiently(repo, lambda: _model_info(repo))
+        _patiently(repo, lambda: _repo_info(_Repo(repo)))
         return Path(_patiently(repo, lambda: _api().hf_hub_download(repo, "model.safetensors")))
 
 
@@ -408,7 +491,7 @@ def pull(repo: str, revision: str | None = None) -> Path:
     _quiet_without_terminal()
     what = repo if revision is None else f"{repo}@{revision}"
     try:
-        info = _patiently(what, lambda: _model_info(repo, revision))
+        info = _patiently(what, lambda: _repo_info(_Repo(repo), revision))
     except Unreachable:
         if folder := _cached(repo, revision):
             return folder
@@ -560,7 +643,7 @@ _TABLE = (
     (theirs.GatedRepoError, HubError, "{repo} is only for those its author lets in ({said})",
      "ask for access on its page on the Hub, then: hf auth login"),
     (theirs.DisabledRepoError, HubError, "{repo} was disabled on the Hub ({said})", ""),
-    (theirs.RepositoryNotFoundError, HubError, "{repo} is not a model on the Hub, or it is private and hidden from you",
+    (theirs.RepositoryNotFoundError, HubError, "{repo} is not on the Hub, or it is private and hidden from you",
      "check the spelling; for a private model: hf auth login, or set HF_TOKEN"),
     (theirs.RevisionNotFoundError, HubError, "there is no such revision: {repo}", "the newest needs none"),
     (theirs.RemoteEntryNotFoundError, HubError, "a file of {repo} is not on the Hub ({said})", "push the model again"),
@@ -590,5 +673,5 @@ def _raise(error, repo):
     said = " ".join(str(getattr(error, "server_message", None) or error).split())[:300] or type(error).__name__
     for kind, ours, message, hint in _TABLE:
         if _status(error) == kind if isinstance(kind, int) else isinstance(error, kind):
-            raise ours(message.format(repo=repo, said=said), hint) from error
+            raise ours(message.format(repo=str(repo), said=said), hint) from error
     raise error

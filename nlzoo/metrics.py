@@ -13,6 +13,7 @@ from .listing import Item, shown
 
 BINS = 15  # of confidence, for the calibration
 DRAWS, MAP_DRAWS = 1000, 200  # of the bootstrap; of mean average precision, each of which ranks every class anew
+FEW_GROUPS = 10  # from here on intervals are drawn: over fewer, draws of groups are too much alike, and an interval too narrow
 CONTROLS = {"shuffled": "frames shuffled", "one": "one frame alone"}  # orders of `spec.Looks`
 CHOSEN = 0.5  # probability from which on a label counts as given, where a video may have several
 
@@ -106,12 +107,12 @@ def in_words(told: dict) -> str:
     figures += [f"{words} {told[name]:.3f}" for name, words in (("top5", "top-5"), ("ece", "calibration error"), ("loss", "log loss")) if name in told]
     look = f", {told['look']}: {told['views']} view{'s' if told['views'] > 1 else ''} of each" if "look" in told else ""
     lines = [", ".join(figures), f"  on {told['videos']} videos of {told['groups']} group{'s' if told['groups'] > 1 else ''}{look}"
-             + ("; in brackets 95 %, over the groups" if between else "")]
+             + ("; in brackets 95 %, over the groups" if between else f", too few groups (under {FEW_GROUPS}) for intervals")]
     key = next(iter(names))
     for order, words in CONTROLS.items() if "control" in told else ():
         gain = told["control"][order]["gain"]
         verdict = (f"the true order is better by {gain[0]:.3f} to {gain[1]:.3f}{'' if gain[0] > 0 else ', which may be nothing'}" if gain
-                   else "one group alone does not tell")
+                   else f"too few groups (under {FEW_GROUPS}) to tell whether that is more than chance")
         lines.append(f"  {words}: {names[key]} {told['control'][order][key]:.3f}; {verdict}")
     return "\n".join(lines)
 
@@ -167,11 +168,11 @@ def _calibration(confidence, right):
 
 
 def _interval(groups: np.ndarray, of, draws: int = DRAWS) -> list[float] | None:
-    """95 % of `of(weights)` over draws of whole groups with replacement; None where there is one group alone."""
+    """95 % of `of(weights)` over draws of whole groups with replacement; None where there are fewer than `FEW_GROUPS`."""
     from scipy.stats import bootstrap
 
     count = int(groups.max()) + 1
-    if count < 2:
+    if count < FEW_GROUPS:
         return None
 
     def drawn(chosen):

@@ -5,8 +5,8 @@
         hub.fail("POST", "/commit/", drop="after")                 # the next commit arrives, its reply does not
         assert hub.files("alice/model")["config.json"] == b"..."
 
-Standard library only; `python tests/hub_server.py` serves until Ctrl-C. The environment must be set before
-huggingface_hub is imported, so use a subprocess. Nothing is stored on disk.
+Models and Spaces; a Space is `repos["spaces/user/name"]`. Standard library and PyYAML only; `python tests/hub_server.py`
+serves until Ctrl-C. The environment must be set before huggingface_hub is imported, so use a subprocess. Nothing is stored on disk.
 """
 
 import base64
@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKENS = {"token-of-alice": "alice", "token-of-bob": "bob"}
 
 
@@ -34,7 +36,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    name: str  # user/name
+    name: str  # user/name, or spaces/user/name
     private: bool
     commits: list = field(default_factory=list)  # oldest first; the first holds .gitattributes alone, as on the Hub
 
@@ -174,9 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
     def repo(self, name, write=False):
         """The repository; to a stranger a private one does not exist, and without a login nothing missing does."""
         user, repo = self.user(must=write), self.server.hub.repos.get(name)
-        if repo is None or (repo.private and user != name.partition("/")[0]):
+        if repo is None or (repo.private and user != name.split("/")[-2]):
             raise _Refused(404 if user else 401, "RepoNotFound", "Repository not found")
-        if write and user != name.partition("/")[0]:
+        if write and user != name.split("/")[-2]:
             raise _Refused(403, words=f"you are not allowed to write to {name}")
         return repo
 
@@ -203,21 +205,28 @@ class _Handler(BaseHTTPRequestHandler):
         if owner != user:
             raise _Refused(403, words=f"you don't have the rights to create a model under {owner}")
         name = f"{owner}/{asked['name']}"
+        if asked.get("type") == "space":
+            name = f"spaces/{name}"
+            if asked.get("sdk") not in ("gradio", "docker", "static"):
+                raise _Refused(400, words="a Space needs an sdk")
         if name in self.server.hub.repos:
-            raise _Refused(409, words="You already created this model repo", url=f"{self.server.hub.url}/{name}")
+            raise _Refused(409, words="You already created this repo", url=f"{self.server.hub.url}/{name}")
         self.server.hub.create(name, private=asked.get("private") is True or asked.get("visibility") == "private")
         return {"url": f"{self.server.hub.url}/{name}", "name": name}
 
-    def model_info(self, name, revision, content, query):
+    def repo_info(self, name, revision, content, query):
         repo = self.repo(name)
         commit = self.commit_of(repo, revision or "main")
         siblings = [{"rfilename": path} for path in commit.files]
         if "blobs" in query:
             siblings = [{"rfilename": path, "size": len(data), "blobId": _blob(path, data),
                          **_lfs(path, data, "sha256")} for path, data in commit.files.items()]
-        return {"_id": "0", "id": name, "modelId": name, "author": name.partition("/")[0], "sha": commit.oid,
+        plain = name.removeprefix("spaces/")
+        info = {"_id": "0", "id": plain, "modelId": plain, "author": plain.partition("/")[0], "sha": commit.oid,
                 "private": repo.private, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
                 "siblings": siblings}
+        block = re.match(r"---\n(.*?)\n---\n", commit.files.get("README.md", b"").decode(), re.DOTALL)
+        return info | ({"cardData": yaml.safe_load(block[1])} if block and plain != name else {})
 
     def tree(self, name, revision, content, query):
         commit = self.commit_of(self.repo(name), revision)
@@ -278,17 +287,18 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, headers, data
 
 
-_REPO = r"([\w.\-]+/[\w.\-]+)"
+_REPO = r"((?:spaces/)?[\w.\-]+/[\w.\-]+)"
+_API = f"/api/(?:models/|(?=spaces/)){_REPO}"
 _ROUTES = (
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("POST", "/api/repos/create", _Handler.create_repo),
-    ("GET", f"/api/models/{_REPO}(?:/revision/(.+))?", _Handler.model_info),
-    ("GET", f"/api/models/{_REPO}/tree/(.+)", _Handler.tree),
-    ("POST", f"/api/models/{_REPO}/preupload/main", _Handler.preupload),
+    ("GET", f"{_API}(?:/revision/(.+))?", _Handler.repo_info),
+    ("GET", f"{_API}/tree/(.+)", _Handler.tree),
+    ("POST", f"{_API}/preupload/main", _Handler.preupload),
     ("POST", f"/{_REPO}.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/(\w+)", _Handler.lfs_put),
-    ("POST", f"/api/models/{_REPO}/commit/main", _Handler.commit),
+    ("POST", f"{_API}/commit/main", _Handler.commit),
     (("GET", "HEAD"), f"/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 )
 

@@ -11,14 +11,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from hub_server import HubServer
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 from safetensors.torch import save_file
 
+import nlzoo
 from nlzoo.spec import ClipSpec, ModelSpec, NonLocal, to_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,11 +102,11 @@ def model(tmp_path):
     return write_model(tmp_path / "best")
 
 
-def write_model(folder, source="timm/resnet18.a1_in1k", metadata=None):
+def write_model(folder, source="timm/resnet18.a1_in1k", metadata=None, licence="apache-2.0"):
     folder.mkdir()
     spec = ModelSpec("resnet18.a1_in1k", non_local=(NonLocal("res4", (0,)),), clip=ClipSpec(size=64),
                      classes=("one hand", "b|c", "d", "e", "f", "<i>g"), num_outputs=6, source=source,
-                     licence="apache-2.0")
+                     licence=licence)
     save_file({"fc.weight": torch.arange(600.0).view(6, 100)}, folder / "model.safetensors", metadata)
     (folder / "config.json").write_text(json.dumps(to_json(spec), indent=1))
     (folder / "metrics.json").write_text(json.dumps(FIGURES))
@@ -110,6 +115,10 @@ def write_model(folder, source="timm/resnet18.a1_in1k", metadata=None):
 
 def push(folder, repo="alice/waving", **more):
     return f"hub.push(Path({str(folder)!r}), {repo!r}, **{more!r})"
+
+
+def push_space(folder, repo="alice/waving", **more):
+    return f"hub.push_space(Path({str(folder)!r}), {repo!r}, **{more!r})"
 
 
 def commits(hub, repo="alice/waving"):
@@ -240,6 +249,84 @@ def test_dry_run_lists_what_a_push_sends_and_asks_nothing(hub, machine, model):
     assert machine(token=None).do(push(model, "waving", dry_run=True))["repo"] == "waving"
 
 
+# --- Spaces
+
+
+def test_a_space_is_one_commit_of_three_files_beside_the_model_of_its_name(hub, machine, model):
+    one = machine()
+    plan = one.do(push_space(model, dry_run=True))
+    assert hub.calls == [] and plan["commit"] == ""
+    one.do(push(model))
+    done = one.do(push_space(model, "waving"))  # a bare name becomes the user's
+    (commit,) = commits(hub, "spaces/alice/waving")
+    assert set(commit.files) == {"app.py", "requirements.txt", "README.md", ".gitattributes"}
+    assert hub.repos["spaces/alice/waving"].private and done["url"] == plan["url"] == f"{hub.url}/spaces/alice/waving"
+    assert done["repo"] == "alice/waving" and done["commit"] == commit.oid and done["files"] == plan["files"]
+    assert done["uploaded_bytes"] == sum(f["bytes"] for f in done["files"]) == sum(len(commit.files[f["path"]]) for f in done["files"])
+    assert set(hub.files("alice/waving")) == FILES | {".gitattributes"} and len(commits(hub)) == 1
+    assert one.do(push_space(model))["uploaded_bytes"] == 0 and len(commits(hub, "spaces/alice/waving")) == 1
+
+
+def test_what_is_in_a_space(hub, machine, model):
+    machine().do(push_space(model))
+    files = {name: text.decode() for name, text in hub.files("spaces/alice/waving").items()}
+    data = yaml.safe_load(files["README.md"].split("---\n")[1])
+    assert data["sdk"] == "gradio" and data["app_file"] == "app.py" and data["models"] == ["alice/waving"] and data["license"] == "apache-2.0"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert Version(data["python_version"]) in SpecifierSet(project["requires-python"])
+    (needs,) = project["optional-dependencies"]["serve"]
+    assert Version(data["sdk_version"]) in Requirement(needs).specifier
+    assert Requirement(files["requirements.txt"].splitlines()[0]).name == "nlzoo"
+    assert "commercial" not in files["README.md"]
+    for name in {str(Path.home()), str(model), socket.gethostname(), "token-of-alice"}:
+        assert not any(name in text for text in files.values()), name
+
+
+def test_a_licence_against_commercial_use_is_said_in_the_space(hub, machine, tmp_path):
+    machine().do(push_space(write_model(tmp_path / "m", licence="CC-BY-NC-4.0")))
+    text = hub.files("spaces/alice/waving")["README.md"].decode()
+    assert "CC-BY-NC-4.0: no commercial use" in text and yaml.safe_load(text.split("---\n")[1])["license"] == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize("url, named", [("https://example.org/me/nlzoo.git", True), ("https://me:secret@example.org/nlzoo", False),
+                                        ("ssh://git@example.org/nlzoo", False), ("file:///home/me/nlzoo", False)])
+def test_a_space_asks_for_nlzoo_from_where_this_one_came(hub, machine, model, tmp_path, url, named):
+    told = tmp_path / "site" / "nlzoo-0.1.0.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: nlzoo\nVersion: 0.1.0\n")
+    (told / "direct_url.json").write_text(json.dumps({"url": url, "vcs_info": {"vcs": "git", "commit_id": "0a" * 20}}))
+    one = machine()
+    one.do(f"sys.path.insert(0, {str(told.parent)!r})")
+    one.do(push_space(model))
+    line = hub.files("spaces/alice/waving")["requirements.txt"].decode().splitlines()[0]
+    assert line == (f"nlzoo[serve] @ git+{url}@{'0a' * 20}" if named else f"nlzoo[serve]=={nlzoo.__version__}")
+
+
+def test_an_app_of_somebodys_own_is_left_alone(hub, machine, model):
+    one, space = machine(), "spaces/alice/waving"
+    repo = hub.create(space, private=True)
+    repo.add({"app.py": b"mine", "README.md": b"---\ntags:\n- mine\n---\n"}, "by hand")
+    assert "the Space alice/waving holds an app of another kind" in one.refused(push_space(model))
+    assert len(commits(hub, space)) == 1
+    repo.add({"README.md": b"# as the Hub makes it", "metrics.json": b"theirs"}, "no app yet")
+    one.do(push_space(model))
+    assert hub.files(space)["metrics.json"] == b"theirs" and len(commits(hub, space)) == 3
+    assert "the Space alice/waving is private" in one.refused(push_space(model, private=False))
+
+
+def test_a_space_after_a_passing_fault_is_exactly_one_commit(hub, machine, model):
+    one, space = machine(), "spaces/alice/waving"
+    hub.fail(*CALLS["create"], drop="after")
+    hub.fail(*CALLS["commit"], drop="after")
+    one.do(push_space(model))
+    assert all(f.times == 0 for f in hub.faults) and len(commits(hub, space)) == 1
+    hub.fail(*CALLS["commit"], status=403)
+    (model / "config.json").write_text((model / "config.json").read_text().replace("apache-2.0", "mit"))
+    assert "did not allow this for the Space alice/waving" in one.refused(push_space(model))
+    one.do(push_space(model))
+    assert len(commits(hub, space)) == 2
+
+
 # --- refusals
 
 
@@ -260,7 +347,7 @@ def test_repositories_that_cannot_be_had(hub, machine, model):
     bob, nobody = machine(token="token-of-bob"), machine(token=None)
     for who in (bob, nobody):
         for repo in ("alice/secret", "alice/missing"):
-            assert f"{repo} is not a model on the Hub, or it is private" in who.refused(f"hub.pull({repo!r})")
+            assert f"{repo} is not on the Hub, or it is private" in who.refused(f"hub.pull({repo!r})")
     assert "did not allow this for alice/secret" in bob.refused(push(model, "alice/secret"))
     assert "did not allow this for alice/new" in bob.refused(push(model, "alice/new"))
     assert "alice/new" not in hub.repos and commits(hub, "alice/secret") == []

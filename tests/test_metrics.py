@@ -111,8 +111,9 @@ def test_intervals_are_drawn_over_groups(seed):
     draws = np.sort([np.mean(rng.choice(right[::12], 10)) for _ in range(20_000)])
     assert wide == pytest.approx([draws[500], draws[-500]], abs=0.11)  # a group is 0.1
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0]) and narrow[0] < 0.7 < narrow[1]
-    one = [Item(f"{n}.mp4", ("a",), group="g") for n in range(120)]
-    assert metrics.full(scores, one, "ab", False)["intervals"]["top1"] is None  # one recording says nothing of others
+    few = [Item(f"{n}.mp4", ("a",), group=f"g{n % 9}") for n in range(120)]
+    assert metrics.full(scores, few, "ab", False)["intervals"]["top1"] is None  # draws of so few are too much alike
+    assert "too few groups" in metrics.in_words(metrics.full(scores, few, "ab", False))
 
 
 def test_every_figure_lies_in_its_interval_and_what_is_drawn_is_what_is_told(seed):
