@@ -171,10 +171,25 @@ def finetune(
         engine.claim()
         here = engine.begin(evaluate.device(device), track)
         results = [_run(asked, here, seed + n, base if seeds == 1 else f"{base}-s{seed + n}", name is not None or seeds > 1) for n in range(seeds)]
+    for result in results if here.main and not dry_run else ():  # here, where no rank waits for another
+        _report(Path(result["run"]), here.where)
     if seeds > 1:
         console.data(_over_seeds(results), "\n".join(map(_in_words, results)) + "\n" + _seeds_in_words(_over_seeds(results)))
     elif results[0] is not None:
         console.data(results[0], _in_words(results[0]))
+
+
+def _report(run, where):
+    """The run's page; the run has finished, whatever becomes of that."""
+    from . import data, report
+
+    if (run / "report.html").exists():
+        return
+    try:
+        with console.progress("writing the report") as bar:
+            console.say(f"report {report.write(run, where, data.default_workers(str(where)), bar)}")
+    except NlzooError as problem:
+        console.warn(f"there is no report: {problem.message}; nlzoo report {shown(run)} tries again")
 
 
 def _without(words, option):
@@ -586,6 +601,24 @@ def explain_(
     told = explain.explain(net, video, where, of, asked, points)
     files = pictures.write(told, folder := out or Path(f"explain-{video.stem}"))
     console.data({**told.told(), "files": [str(f) for f in files]}, f"{explain.in_words(told)}\nwrote {len(files)} files into {shown(folder)}")
+
+
+@app.command()
+def report(
+    run: Annotated[str | None, typer.Argument(help="A run's folder, or its name in runs/; the newest finished run.")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Write RUN/report.html: curves, classes, confusions, calibration, best and worst clips, on one page that needs nothing else."""
+    from . import data, evaluate, zoo
+    from . import report as pages
+
+    where = evaluate.device(device)
+    places = [zoo.newest_run().parent] if run is None else [Path(run), zoo.RUNS / run]
+    folder = next((p for p in places if (p / "config.json").is_file()), places[0])
+    with console.progress("looking at the run's videos") as bar:
+        file = pages.write(folder, where, data.default_workers(str(where)), bar)
+    console.data({"report": str(file)}, f"wrote {shown(file)}")
 
 
 @app.command()

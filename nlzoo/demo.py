@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, data, draw, model, predict, train
+from . import checkpoint, data, draw, model, predict, report, train
 from .errors import HubError
 from .spec import Inflation
 from .zoo import new_run
@@ -53,7 +53,7 @@ def run(say: Callable[[str], None]) -> dict:
     say(f"\npredict {videos / item.path}: {name} ({score:.2f}); it is {item.labels[0]}")
     chance = 1 / len(CLASSES)
     say(f"top-1 on {best.val} videos never trained on: {best.last_top1:.2f} with an eye for time, {results['frames'].last_top1:.2f} on single "
-        f"frames; guessing gives {chance:.2f}\nmodel folder: {best.model}")
+        f"frames; guessing gives {chance:.2f}\nmodel folder: {best.model}\nthe run on one page: {report.write(Path(best.run), where)}")
     say("\nyour own videos, one folder per class:\n    nlzoo inflate resnet50 --nl res4:5\n    nlzoo finetune ./videos\n    nlzoo push")
     return {"video_top1": best.last_top1, "frames_top1": results["frames"].last_top1, "chance": chance, "model": best.model, "run": best.run}
 

@@ -68,7 +68,10 @@ def probabilities(net: nn.Module, source: data.Clips, where: torch.device, worke
 def features(net: nn.Module, source: data.Clips, where: torch.device, workers: int = 0,
              rules: Recipe = AUTO) -> Iterator[tuple[int, np.ndarray | None, str]]:
     """The same with what the last layer sees, float64 (C,): the mean over a video's views, frames and positions of the last stage."""
-    return _looked(lambda clips_: net.forward_head(net.forward_features(clips_), pre_logits=True).cpu().double(), net.spec.clip, source, where, workers, rules)
+    def forward(clips_):
+        return net.forward_head(net.forward_features(clips_), pre_logits=True).cpu().double()
+
+    return _looked(forward, net.spec.clip, source, where, workers, rules)
 
 
 @torch.inference_mode()

@@ -38,6 +38,7 @@ def test_the_whole_job(nlzoo, tmp_path):
     assert {"run", "model", "classes", "train", "val", "epochs", "top1", "top5", "majority", "resumed_from"} <= set(done)
     assert done["classes"] == sorted(draw.CLASSES[:2]) and done["majority"] == 0.5 and "0 in both" in err
     assert "weights/start" in err and "nlzoo list" in err and (tmp_path / "runs/first/result.json").is_file()
+    assert "report runs/first/report.html" in err and "<h1>first</h1>" in (tmp_path / "runs/first/report.html").read_text()
     code, out, err = nlzoo("finetune", "my videos", "--from", "first", "--epochs", "1", "--batch", "2", "--size", "32", "--name", "again")
     assert code == 0 and load("again").spec.clip.frames == 4 and "images only" not in err  # the model's clip, unless told otherwise
     shutil.rmtree(tmp_path / "runs/again")
@@ -276,6 +277,39 @@ def test_predict_windows_tables_and_features(nlzoo, trained, tmp_path, monkeypat
                   "--every", "1s"], ["--every", "0"]):
         code, _, err = nlzoo("predict", trained, "videos", *words)
         assert code == 2 and err.startswith("error: "), words
+
+
+def test_explain_by_the_command(nlzoo, trained, tmp_path):
+    video_ = sorted((tmp_path / "videos" / HOSTILE).glob("*.mp4"))[1]
+    code, out, err = nlzoo("explain", trained, video_, "--of", HOSTILE, "--at", "1,0.5,0.25", "--at", "3,0,1", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["of"] == HOSTILE and [len(b["queries"]) for b in told["blocks"]] == [2], err
+    assert told["blocks"][0]["queries"][0]["frame"] == 1 and all((tmp_path / f).is_file() for f in told["files"])
+    assert {Path(f).name for f in told["files"]} == {"evidence.png", "evidence.mp4", "explain.json", "res3-1-1.png", "res3-1-2.png"}
+    code, out, err = nlzoo("explain", trained, video_, "--points", 1, "--out", "pictures")
+    assert code == 0 and "res3 after 1: embedded, spacetime" in out and "\x1b[31m" not in out + err
+    for words, said in ((["--of", "nobody"], "does not know class"), (["--at", "here"], "no point"), (["--at", "9,0,0"], "outside the clip")):
+        code, _, err = nlzoo("explain", trained, video_, *words)
+        assert code == 2 and said in err, err
+    code, _, err = nlzoo("explain", trained, "missing.mp4")
+    assert code == 3 and "does not exist" in err
+
+
+def test_report_by_the_command(nlzoo, trained, tmp_path):
+    page = tmp_path / "runs" / trained / "report.html"
+    first = page.read_text()
+    page.unlink()
+    code, out, err = nlzoo("report", trained, "--json")
+    assert code == 0 and json.loads(out) == {"report": f"runs/{trained}/report.html"} and page.read_text() == first, err
+    assert nlzoo("report")[0] == 0  # the newest
+    assert "&lt;b&gt;" in first and "<b>&amp;" not in first.replace("&amp;amp;", "")
+    code, _, err = nlzoo("report", "m")
+    assert code == 2 and "is no run" in err
+    for file in (tmp_path / "videos").rglob("*.mp4"):
+        file.unlink()
+    code, _, err = nlzoo("report", trained)
+    assert code == 3 and "Traceback" not in err and page.read_text() == first
+    page.unlink()
 
 
 def test_a_folder_whose_name_is_no_text(nlzoo, drawn):

@@ -13,5 +13,5 @@ def test_the_demo_beats_single_frames_offline(tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["video_top1"] >= 0.8 and told["frames_top1"] <= told["chance"] + 0.25
-    assert (tmp_path / told["model"] / "model.safetensors").is_file()
+    assert (tmp_path / told["model"] / "model.safetensors").is_file() and (tmp_path / told["run"] / "report.html").is_file()
     assert "bit-identical" in done.stderr and "nlzoo finetune ./videos" in done.stderr

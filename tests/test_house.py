@@ -9,7 +9,7 @@ REPO = Path(__file__).resolve().parent.parent
 DOORS = {
     "timm": {"inflate", "model"}, "av": {"video", "encode"}, "decord": {"video"}, "huggingface_hub": {"hub"},
     "rich": {"cli", "console"}, "typer": {"cli"}, "torchvision": {"vision"}, "sklearn": {"check", "metrics", "probe", "splits"},
-    "scipy": {"metrics"}, "accelerate": {"engine"}, "matplotlib": {"pictures", "charts"}, "pyarrow": {"tables"}, "gradio": {"serve"},
+    "scipy": {"metrics"}, "accelerate": {"engine"}, "matplotlib": {"pictures", "charts"}, "pyarrow": {"tables"}, "gradio": {"serve"}, "jinja2": {"report"},
 }
 
 
