@@ -161,7 +161,7 @@ def _calibration(confidence, right):
     from sklearn.calibration import calibration_curve
 
     accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
-    counts = np.histogram(confidence, np.linspace(0, 1, BINS + 1))[0]
+    counts = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence))  # an edge belongs to the bin below it, as there
     counts = counts[counts > 0]
     error = float(np.average(np.abs(accuracy - mean), weights=counts))
     return error, [{"confidence": c, "accuracy": a, "videos": n} for c, a, n in zip(mean.tolist(), accuracy.tolist(), counts.tolist())]

@@ -65,9 +65,10 @@ def test_the_whole_job(nlzoo, tmp_path):
         assert code == 0 and hub.repos == {} and sum(f["bytes"] for f in json.loads(out)["files"]) > 1_000_000, err
         code, out, err = shell(["push", "--json"], tmp_path, env)
         assert code == 2 and "--yes" in json.loads(out)["hint"] and hub.repos == {}
-        code, out, err = shell(["push", "--yes", "--json"], tmp_path, env)
+        code, out, err = shell(["push", "--yes", "--space", "--json"], tmp_path, env)
         assert code == 0, out + err
-        assert json.loads(out)["repo"] == "alice/first" and hub.repos["alice/first"].private
+        assert json.loads(out)["repo"] == json.loads(out)["space"]["repo"] == "alice/first"
+        assert hub.repos["alice/first"].private and hub.repos["spaces/alice/first"].private
         code, out, err = shell(["pull", "alice/first", "--name", "back", "--json"], tmp_path, env)
         assert code == 0, out + err
     with torch.inference_mode():

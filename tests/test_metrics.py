@@ -100,6 +100,14 @@ def test_calibration_by_its_definition(seed):
     assert told["calibration"] == rows and told["ece"] == pytest.approx(error)
 
 
+def test_confidence_on_the_edge_of_a_bin():
+    """A network that knows nothing gives each of five classes 0.2, which is 3/15."""
+    sure = np.linspace(0, 1, metrics.BINS + 1)[[3, 3, 6, 9]].tolist() + [0.21, 0.15]
+    scores = np.array([[s, 0.1] for s in sure])
+    told = metrics.full(scores, [Item(f"{n}.mp4", ("a",)) for n in range(6)], "ab", False)
+    assert [row["videos"] for row in told["calibration"]] == [3, 1, 1, 1] and sum(row["videos"] for row in told["calibration"]) == 6
+
+
 def test_intervals_are_drawn_over_groups(seed):
     """Clips of one recording fail together: ten recordings of twelve clips say less than a hundred and twenty of one."""
     rng = np.random.default_rng(seed)
