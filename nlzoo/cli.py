@@ -477,27 +477,24 @@ def predict(
     from .spec import parse_looks
 
     looks = parse_looks(views)
-    if (out or every) and features or window and not every or every and looks.views > 1:
-        raise UsageError("these do not go together: --features with --out or --every, --every with --views, --window without --every")
-    for file, endings in ((out, tables.ENDINGS), (features, answers.FEATURES)):
-        if file:
-            tables.check(file, endings)
-    how = answers.Windows(_seconds("--every", every), _seconds("--window", window)) if every else None
+    how = _windows(every, window, features, looks)
+    _refuse_files(out, features)
     net = checkpoint.load_model(hub.locate(model))
     where = evaluate.device(device)
     paths = answers.find(videos)
     workers = data.default_workers(str(where))
     net.to(where)
-    if how:
-        found = (_windowed(net, path, where, how, workers, decoder) for path in paths)
-    else:
-        found = (answers.features if features else answers.predict)(net, paths, where, min(len(paths), workers), looks, decoder)
     rows, bad = [], []
-    with console.progress("looking at videos") as bar:
+    with console.progress("looking at windows" if how else "looking at videos") as bar:
+        if how:
+            found = (answers.windows(net, path, where, how, workers, decoder, bar) for path in paths)
+        else:
+            found = (answers.features if features else answers.predict)(net, paths, where, min(len(paths), workers), looks, decoder)
         for row in found:
             rows.append(row)
             bad += [row["error"]] if "error" in row else [part["error"] for part in row.get("windows", ()) if "error" in part]
-            bar(len(rows), len(paths))
+            if not how:
+                bar(len(rows), len(paths))
             if not console.wants_json() and not features and "error" not in row:
                 _tell_answer(row, top, data.shown)
     good = sum("error" not in row for row in rows)
@@ -517,11 +514,25 @@ def predict(
         raise typer.Exit(1 if good else 3)
 
 
-def _windowed(net, path, where, how, workers, decoder):
-    from . import predict as answers
+def _windows(every, window, features, looks):
+    """How windows lie, where they are asked for; None for whole videos."""
+    from .predict import Windows
 
-    with console.progress("looking through the video") as bar:
-        return answers.windows(net, path, where, how, workers, decoder, bar)
+    if every and (features or looks.views > 1) or window and not every:
+        raise UsageError("these do not go together: --every with --views or --features, --window without --every", "leave one of them out")
+    return Windows(_seconds("--every", every), _seconds("--window", window)) if every else None
+
+
+def _refuse_files(out, features):
+    """Before the work, not after it."""
+    from . import tables
+    from .predict import FEATURES
+
+    if out and features:
+        raise UsageError("--features goes without --out: its videos have no answers", "ask twice")
+    for file, endings in ((out, tables.ENDINGS), (features, FEATURES)):
+        if file:
+            tables.check(file, endings)
 
 
 def _seconds(option, text):

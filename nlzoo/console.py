@@ -17,7 +17,7 @@ from .errors import DiskError, NlzooError, as_json, shown
 
 _out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 _err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
-_state = {"json": False, "mute": False, "log": None, "before": []}
+_state = {"json": False, "mute": False, "log": None, "before": [], "bar": False}
 
 
 def use_json(on: bool) -> None:
@@ -77,7 +77,7 @@ def data(value: object, text: str = "") -> None:
         sys.stdout.write(as_json(value) + "\n")
         sys.stdout.flush()
     elif text:
-        _out.print(Text(text))
+        (_err if _state["bar"] and _out.is_terminal else _out).print(Text(text))  # the bar's own console, or they would write over one another
 
 
 def table(columns: list[str], rows: list[list[str]]) -> None:
@@ -107,6 +107,11 @@ def progress(what: str):
     """A bar on stderr; gives `update(done, total, note="")`. On a terminal only."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("{task.fields[note]}", markup=False))
-    with Progress(*columns, console=_err, transient=True, disable=_state["mute"] or not _err.is_terminal) as bar:
+    shows = _err.is_terminal and not _state["mute"]
+    with Progress(*columns, console=_err, transient=True, disable=not shows) as bar:
         task = bar.add_task(what, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+        _state["bar"] = shows
+        try:
+            yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+        finally:
+            _state["bar"] = False
