@@ -162,7 +162,7 @@ class Bad(data.Clips):
         if name.startswith("hang"):
             time.sleep(1000)
         if name.startswith("eat"):
-            return np.ones(2**28, np.uint8)
+            return np.ones(2**33, np.uint8)
         return super().read(epoch, index)
 
 
