@@ -49,15 +49,21 @@ def nlzoo(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["nlzoo", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            console.use_json(False)
+        code = command(*words)
         out, err = capfd.readouterr()
         return code, out, err
 
     return run
+
+
+def command(*words) -> int:
+    """Runs one command in this process, in the working folder; its exit code."""
+    before, sys.argv = sys.argv, ["nlzoo", *map(str, words)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = before
+        console.use_json(False)
+    return 0

@@ -19,7 +19,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.figure  # noqa: F401
 import pytest
+import sklearn.metrics  # noqa: F401 - a report needs both: here once, not in every fork
 import torch
 from safetensors.torch import load_file, save_file
 
