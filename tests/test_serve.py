@@ -145,7 +145,8 @@ def test_an_answer_is_what_predict_and_explain_say(page, videos, tmp_path):
     pictures.write(explain.explain(net, file, CPU), tmp_path)
     (encoded,) = re.findall(r'src="data:video/mp4;base64,([^"]+)"', overlay)
     (tmp_path / "answered.mp4").write_bytes(base64.b64decode(encoded))
-    assert (video.read_frames(tmp_path / "answered.mp4", range(4)) == video.read_frames(tmp_path / "evidence.mp4", range(4))).all()
+    answered, expected = (video.read_frames(tmp_path / name, range(4)).astype(float) for name in ("answered.mp4", "evidence.mp4"))
+    assert abs(answered - expected).mean() < 1 < abs(answered[0] - expected[3]).mean()  # libx264 does not give the same bits twice
     assert page.left() == []
 
 
