@@ -62,7 +62,7 @@ def test_equals_the_2d_network(name, seed):
 @pytest.mark.torture
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_equals_the_2d_network_at_full_width(name, seed):
-    holds(build(name), 64, 1e-5)
+    holds(build(name).double(), 64, 1e-9)
 
 
 @torch.no_grad()

@@ -699,13 +699,10 @@ else:
     with_lock = state.lock(Path(sys.argv[1]))
     with_lock.__enter__()
     before = os.fork()
-if before == 0:
-    if os.fork() == 0:
-        time.sleep(60)
-    time.sleep(60)
-    os._exit(0)
-print(before, flush=True)
+if before == 0 and os.fork() == 0:
+    print("both have begun, and let go of what they do not hold", flush=True)
 time.sleep(60)
+os._exit(0)
 """
 
 
