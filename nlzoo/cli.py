@@ -472,7 +472,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Name what is in videos, with probabilities. Exit code 1 when some could not be read, 3 when none could; the others are answered."""
-    from . import checkpoint, data, evaluate, hub, tables
+    from . import checkpoint, data, evaluate, hub
     from . import predict as answers
     from .spec import parse_looks
 
@@ -498,13 +498,7 @@ def predict(
             if not console.wants_json() and not features and "error" not in row:
                 _tell_answer(row, top, data.shown)
     good = sum("error" not in row for row in rows)
-    if out:
-        tables.write(out, answers.as_rows(rows), ("path",))
-    if features and good:
-        answers.write_features(features, rows)
-    for file in (out, features if good else None):
-        if file:
-            console.say(f"wrote {data.shown(file)}")
+    _keep(rows, out, features if good else None)
     told = [{k: v for k, v in row.items() if k != "features"} for row in rows]
     console.data({"features": str(features), "videos": good, "failed": [row for row in told if "error" in row]} if features else told)
     for reason in bad:
@@ -514,11 +508,24 @@ def predict(
         raise typer.Exit(1 if good else 3)
 
 
+def _keep(rows, out, features):
+    """The files that were asked for."""
+    from . import predict, tables
+
+    if out:
+        tables.write(out, predict.as_rows(rows), ("path",))
+    if features:
+        predict.write_features(features, rows)
+    for file in filter(None, (out, features)):
+        console.say(f"wrote {shown(file)}")
+
+
 def _windows(every, window, features, looks):
     """How windows lie, where they are asked for; None for whole videos."""
     from .predict import Windows
+    from .spec import Looks
 
-    if every and (features or looks.views > 1) or window and not every:
+    if every and (features or looks != Looks()) or window and not every:
         raise UsageError("these do not go together: --every with --views or --features, --window without --every", "leave one of them out")
     return Windows(_seconds("--every", every), _seconds("--window", window)) if every else None
 
@@ -529,7 +536,7 @@ def _refuse_files(out, features):
     from .predict import FEATURES
 
     if out and features:
-        raise UsageError("--features goes without --out: its videos have no answers", "ask twice")
+        raise UsageError("--features goes without --out: its videos have no answers", "leave one of them out")
     for file, endings in ((out, tables.ENDINGS), (features, FEATURES)):
         if file:
             tables.check(file, endings)

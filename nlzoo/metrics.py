@@ -5,6 +5,7 @@ defined (precision of a class that was never answered) is None and no number.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,9 +60,14 @@ def chance(classes: Sequence[str], train: Sequence[Item], val: Sequence[Item], m
     if multi_label:
         shares = targets(val, classes).mean(0)
         return float(shares[shares > 0].mean()) if shares.any() else 0.0
-    labels = [i.labels[0] for i in train]
-    most = max(sorted(set(labels)), key=labels.count)
+    most = commonest(train)
     return sum(i.labels[0] == most for i in val) / len(val)
+
+
+def commonest(items: Sequence[Item]) -> str:
+    """The most frequent label, the first of equals."""
+    counts = Counter(label for i in items for label in i.labels)
+    return min(counts, key=lambda label: (-counts[label], label))
 
 
 def brief(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], multi_label: bool) -> dict[str, float]:

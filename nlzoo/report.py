@@ -211,7 +211,8 @@ def page(facts: Facts) -> str:
     return paper.get_template("report.html.j2").render(
         facts=facts, told=facts.figures, name=Path(facts.run).resolve().name, several=several, key="map" if several else "top1",
         figure="mAP" if several else "top-1", intervals=_intervals(facts), light=charts.LIGHT, dark=charts.DARK, many=MANY, limit=LOST,
-        newline=Markup("\n"), common=_common(facts), drawn=_drawn(facts), best=_cards(facts, facts.best), worst=_cards(facts, facts.worst),
+        newline=Markup("\n"), common=None if several else metrics.commonest([i for i in facts.items if i.split == data.TRAIN]),
+        drawn=_drawn(facts), best=_cards(facts, facts.best), worst=_cards(facts, facts.worst),
         why=[_reasoned(*pair) for pair in facts.why], confusion=None if several else _confusion(facts), hardest=_hardest(facts), split=_split(facts),
         settings=_settings(facts), use=_use(facts)) + "\n"
 
@@ -240,12 +241,6 @@ def _both(light, dark=None):
     """A chart for a light page and for a dark one: an SVG, or two PNGs."""
     kind = "png" if dark else "svg+xml"
     return {"light": _picture(light, kind), "dark": _picture(dark or charts.in_dark(light), kind)}
-
-
-def _common(facts):
-    """The class that `metrics.chance` answers."""
-    labels = [i.labels[0] for i in facts.items if i.split == data.TRAIN and i.labels]
-    return max(sorted(set(labels)), key=labels.count)
 
 
 def _intervals(facts):

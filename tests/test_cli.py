@@ -285,9 +285,9 @@ def test_predict_windows_tables_and_features(nlzoo, trained, tmp_path, monkeypat
     for row in whole:  # predict equals eval on the same video
         if "scores" in row:
             assert max(row["scores"].values()) == pytest.approx(same[row["path"].removeprefix("videos/")], abs=1e-6)
-    for words in (["--every", "soon"], ["--window", "1s"], ["--every", "1s", "--views", "2x1"], ["--features", "f.csv"], ["--features", "f.parquet",
-                  "--every", "1s"], ["--every", "0"]):
-        code, _, err = nlzoo("predict", trained, "videos", *words)
+    for words in ("--every soon", "--window 1s", "--every 0", "--every 1s --views 2x1", "--every 1s --views 1xfull", "--features f.csv",
+                  "--features f.parquet --every 1s", "--features f.parquet --out a.csv", "--out a.xlsx"):
+        code, _, err = nlzoo("predict", trained, "videos", *words.split())
         assert code == 2 and err.startswith("error: "), words
 
 
