@@ -7,16 +7,26 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_WHERE = {"NonLocalBlock": "layers", "NonLocal": "spec", "Inflation": "spec", "ClipSpec": "spec", "ModelSpec": "spec",
-          "NlzooError": "errors", "inflate_": "inflate", "insert_nonlocal_": "inflate", "load": "hub", "build": "model"}
-__all__ = ["__version__", *_WHERE]
+_MODULES = {
+    "NlzooError": "core.errors",
+    "ClipSpec": "core.view_spec",
+    "Inflation": "core.model_spec",
+    "ModelSpec": "core.model_spec",
+    "NonLocal": "core.model_spec",
+    "NonLocalBlock": "networks.layers",
+    "inflate_": "networks.inflate",
+    "insert_nonlocal_": "networks.inflate",
+    "build": "networks.model",
+    "load": "apps.hub",
+}
+__all__ = ["__version__", *_MODULES]
 
 
-def __getattr__(name):
-    if name not in _WHERE:
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
         raise AttributeError(f"module 'nlzoo' has no attribute {name!r}")
-    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

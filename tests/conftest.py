@@ -5,13 +5,17 @@ import random
 import sys
 from pathlib import Path
 
-for library in ("OMP", "OPENBLAS"):  # before they start; small networks gain nothing from more threads, and on a busy machine they wait for one another
+for library in (
+    "OMP",
+    "OPENBLAS",
+):  # before they start; small networks gain nothing from more threads, and on a busy machine they wait for one another
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from nlzoo import cli, console  # noqa: E402
+from nlzoo.cli import app as cli  # noqa: E402
+from nlzoo.cli import console
 
 REPO = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)

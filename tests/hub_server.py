@@ -219,25 +219,48 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.commit_of(repo, revision or "main")
         siblings = [{"rfilename": path} for path in commit.files]
         if "blobs" in query:
-            siblings = [{"rfilename": path, "size": len(data), "blobId": _blob(path, data),
-                         **_lfs(path, data, "sha256")} for path, data in commit.files.items()]
+            siblings = [
+                {"rfilename": path, "size": len(data), "blobId": _blob(path, data), **_lfs(path, data, "sha256")}
+                for path, data in commit.files.items()
+            ]
         plain = name.removeprefix("spaces/")
-        info = {"_id": "0", "id": plain, "modelId": plain, "author": plain.partition("/")[0], "sha": commit.oid,
-                "private": repo.private, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
-                "siblings": siblings}
+        info = {
+            "_id": "0",
+            "id": plain,
+            "modelId": plain,
+            "author": plain.partition("/")[0],
+            "sha": commit.oid,
+            "private": repo.private,
+            "gated": False,
+            "disabled": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "siblings": siblings,
+        }
         block = re.match(r"---\n(.*?)\n---\n", commit.files.get("README.md", b"").decode(), re.DOTALL)
         return info | ({"cardData": yaml.safe_load(block[1])} if block and plain != name else {})
 
     def tree(self, name, revision, content, query):
         commit = self.commit_of(self.repo(name), revision)
-        return [{"type": "file", "path": path, "size": len(data), "oid": _blob(path, data), **_lfs(path, data, "oid")}
-                for path, data in commit.files.items()]
+        return [
+            {"type": "file", "path": path, "size": len(data), "oid": _blob(path, data), **_lfs(path, data, "oid")}
+            for path, data in commit.files.items()
+        ]
 
     def preupload(self, name, content, query):
         there = self.repo(name, write=True).commits[-1].files
-        return {"files": [{"path": f["path"], "uploadMode": "lfs" if _is_lfs(f["path"]) else "regular",
-                           "shouldIgnore": False, "oid": _oid(f["path"], there.get(f["path"]))}
-                          for f in json.loads(content)["files"]]}
+        return {
+            "files": [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if _is_lfs(f["path"]) else "regular",
+                    "shouldIgnore": False,
+                    "oid": _oid(f["path"], there.get(f["path"])),
+                }
+                for f in json.loads(content)["files"]
+            ]
+        }
 
     def lfs_batch(self, name, content, query):
         self.repo(name, write=True)
@@ -278,12 +301,17 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in commit.files:
             raise _Refused(404, "EntryNotFound", "Entry not found")
         data = commit.files[path]
-        headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{_oid(path, data)}"', "Accept-Ranges": "bytes",
-                   "X-Linked-Etag": f'"{_oid(path, data)}"', "X-Linked-Size": str(len(data)),
-                   "Content-Type": "application/octet-stream"}
+        headers = {
+            "X-Repo-Commit": commit.oid,
+            "ETag": f'"{_oid(path, data)}"',
+            "Accept-Ranges": "bytes",
+            "X-Linked-Etag": f'"{_oid(path, data)}"',
+            "X-Linked-Size": str(len(data)),
+            "Content-Type": "application/octet-stream",
+        }
         if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             first, last = int(part[1]), int(part[2] or len(data) - 1)
-            return 206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}, data[first:last + 1]
+            return 206, {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"}, data[first : last + 1]
         return 200, headers, data
 
 

@@ -64,7 +64,11 @@ class NonLocal(nn.Module):
         self.form = form
         if form != "gaussian":
             self.theta, self.phi = nn.Conv3d(channels, inner, 1), nn.Conv3d(channels, inner, 1)
-        self.g, self.w_z, self.bn = nn.Conv3d(channels, inner, 1), nn.Conv3d(inner, channels, 1), nn.BatchNorm3d(channels)
+        self.g, self.w_z, self.bn = (
+            nn.Conv3d(channels, inner, 1),
+            nn.Conv3d(inner, channels, 1),
+            nn.BatchNorm3d(channels),
+        )
         if form == "concat":
             self.w_f = nn.Conv1d(2 * inner, 1, 1, bias=False)
 
@@ -75,7 +79,9 @@ class NonLocal(nn.Module):
         if self.form == "concat":
             d = q.shape[1]
             w = self.w_f.weight.flatten()
-            f = (torch.einsum("bci,c->bi", q, w[:d])[:, :, None] + torch.einsum("bcj,c->bj", k, w[d:])[:, None]).clamp_min(0)
+            f = (
+                torch.einsum("bci,c->bi", q, w[:d])[:, :, None] + torch.einsum("bcj,c->bj", k, w[d:])[:, None]
+            ).clamp_min(0)
         else:
             f = torch.einsum("bci,bcj->bij", q, k)
         if self.form in ("dot", "concat"):
@@ -101,7 +107,9 @@ class I3D(nn.Module):
             layer = nn.Sequential()
             for i in range(count):
                 taps = 3 if arch != "c2d" and TEMPORAL[stage](i) else 1
-                layer.add_module(str(i), Residual(channels, width, 2 if stage and not i else 1, taps, arch, bottleneck, padding))
+                layer.add_module(
+                    str(i), Residual(channels, width, 2 if stage and not i else 1, taps, arch, bottleneck, padding)
+                )
                 channels = width * 4 if bottleneck else width
                 if (stage, i) in blocks:
                     layer.add_module(f"nl{i}", NonLocal(channels, blocks[stage, i]))

@@ -11,4 +11,8 @@ def test_the_python_page_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     assert len(blocks) == 4
     exec(compile("\n".join(blocks), str(PAGE), "exec"), {})
-    assert sorted(p.name for p in (tmp_path / "weights/mine").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "weights/mine").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]

@@ -12,8 +12,14 @@ CLASSES = ("handshaking", "hugging", "kicking", "punching", "pushing")  # pointi
 
 def nlzoo(folder, *words, code=0):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads wait for the tests beside it
-    done = subprocess.run([sys.executable, "-m", "nlzoo", *map(str, words), "--json"], cwd=folder, env=env, text=True, capture_output=True,
-                          timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-m", "nlzoo", *map(str, words), "--json"],
+        cwd=folder,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=500,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -29,12 +35,25 @@ def videos(shared, tmp_path_factory):
 
 def test_inflate_finetune_predict(videos, shared):
     work = videos.parent
-    made, _ = nlzoo(work, "inflate", "resnet18", "--weights", shared / "weights" / "resnet18_imagenet.safetensors", "--nl",
-                    "res3:1,res4:1")
+    made, _ = nlzoo(
+        work,
+        "inflate",
+        "resnet18",
+        "--weights",
+        shared / "weights" / "resnet18_imagenet.safetensors",
+        "--nl",
+        "res3:1,res4:1",
+    )
     assert made["nonlocal_identical"] is True and made["still_clip_error"] < 1e-5 and made["moving_clip_error"] < 1e-5
-    done, told = nlzoo(work, "finetune", "videos", "--epochs", 1, "--frames", 4, "--size", 64, "--val", "8,9,10", "--device", "cpu")
-    assert tuple(done["classes"]) == CLASSES and done["train"] == 34 and done["val"] == 16 and done["majority"] == 3 / 16
-    assert "split by part 2 of the name: 7 groups to train, 3 to validate, 0 in both" in told and "0 skipped" in told
+    done, summary = nlzoo(
+        work, "finetune", "videos", "--epochs", 1, "--frames", 4, "--size", 64, "--val", "8,9,10", "--device", "cpu"
+    )
+    assert (
+        tuple(done["classes"]) == CLASSES and done["train"] == 34 and done["val"] == 16 and done["majority"] == 3 / 16
+    )
+    assert (
+        "split by part 2 of the name: 7 groups to train, 3 to validate, 0 in both" in summary and "0 skipped" in summary
+    )
     held = [f for f in sorted(videos.glob("*/*.avi")) if f.stem.split("_")[1] in ("8", "9", "10")]
     answers, _ = nlzoo(work, "predict", done["run"], *held)
     right = sum(max(a["scores"], key=a["scores"].get) == a["path"].split("/")[-2] for a in answers)
@@ -42,8 +61,18 @@ def test_inflate_finetune_predict(videos, shared):
 
 
 def test_resnet50_inflates(shared, tmp_path):
-    made, _ = nlzoo(tmp_path, "inflate", "resnet50", "--weights", shared / "weights" / "resnet50_imagenet.safetensors", "--nl", "res4:5")
+    made, _ = nlzoo(
+        tmp_path,
+        "inflate",
+        "resnet50",
+        "--weights",
+        shared / "weights" / "resnet50_imagenet.safetensors",
+        "--nl",
+        "res4:5",
+    )
     assert made["nonlocal"] == {"res4": [0, 1, 2, 3, 4]} and made["nonlocal_identical"] is True
     assert made["still_clip_error"] < 1e-5 and made["moving_clip_error"] < 1e-5
-    wrong, _ = nlzoo(tmp_path, "inflate", "resnet18", "--weights", shared / "weights" / "resnet50_imagenet.safetensors", code=4)
+    wrong, _ = nlzoo(
+        tmp_path, "inflate", "resnet18", "--weights", shared / "weights" / "resnet50_imagenet.safetensors", code=4
+    )
     assert "does not fit this backbone" in wrong["error"]

@@ -18,9 +18,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from nlzoo import draw, zoo  # noqa: E402
-from nlzoo.model import plain_resnet  # noqa: E402
-from nlzoo.spec import ClipSpec  # noqa: E402
+from nlzoo.apps import draw
+from nlzoo.core.view_spec import ClipSpec  # noqa: E402
+from nlzoo.networks import zoo  # noqa: E402
+from nlzoo.networks.model import plain_resnet  # noqa: E402
 
 SEED = 0
 DRAWN, SIZE = 72, 64  # pixels of an image as drawn, and of the random crop that the network sees
@@ -63,7 +64,7 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 def augment(pixels: torch.Tensor) -> torch.Tensor:
     """One random crop, flip, transposition and order of colours for the batch: `(B, 3, SIZE, SIZE)` uint8."""
     top, left = torch.randint(0, DRAWN - SIZE + 1, (2,)).tolist()
-    pixels = pixels[:, torch.randperm(3), top:top + SIZE, left:left + SIZE]
+    pixels = pixels[:, torch.randperm(3), top : top + SIZE, left : left + SIZE]
     if torch.rand(()) < 0.5:
         pixels = pixels.flip(3)
     return pixels.transpose(2, 3) if torch.rand(()) < 0.5 else pixels
@@ -77,7 +78,7 @@ def train(net: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> N
     net.train()
     for epoch in range(EPOCHS):
         hits = 0
-        for batch in torch.randperm(len(pixels))[:steps // EPOCHS * BATCH].view(-1, BATCH):
+        for batch in torch.randperm(len(pixels))[: steps // EPOCHS * BATCH].view(-1, BATCH):
             logits = net(normalise(augment(pixels[batch])))
             F.cross_entropy(logits, labels[batch], label_smoothing=0.05).backward()
             optimiser.step()
@@ -92,7 +93,7 @@ def accuracy(net: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -
     """Share named right, centre crop."""
     net.eval()
     edge = (DRAWN - SIZE) // 2
-    pixels = pixels[:, :, edge:edge + SIZE, edge:edge + SIZE]
+    pixels = pixels[:, :, edge : edge + SIZE, edge : edge + SIZE]
     said = torch.cat([net(normalise(part)).argmax(1) for part in pixels.split(200)])
     return float((said == labels).float().mean())
 
@@ -127,9 +128,20 @@ def main() -> None:
     top1 = accuracy(net, held_pixels, held_labels)
     size = (FOLDER / "model.safetensors").stat().st_size / 1e6
     arguments = ", ".join(f"`{k}={v}`" for k, v in recipe["arguments"].items())
-    (FOLDER / "README.md").write_text(README.format(
-        architecture=recipe["architecture"], arguments=arguments, params=sum(p.numel() for p in net.parameters()) / 1e6,
-        size=size, train=TRAIN, px=SIZE, labels=len(LABELS), top1=top1, held=HELD_OUT, chance=1 / len(LABELS)))
+    (FOLDER / "README.md").write_text(
+        README.format(
+            architecture=recipe["architecture"],
+            arguments=arguments,
+            params=sum(p.numel() for p in net.parameters()) / 1e6,
+            size=size,
+            train=TRAIN,
+            px=SIZE,
+            labels=len(LABELS),
+            top1=top1,
+            held=HELD_OUT,
+            chance=1 / len(LABELS),
+        )
+    )
     print(f"held-out accuracy {top1:.3f}, {size:.2f} MB, {time.monotonic() - began:.0f} s in all")
 
 

@@ -23,9 +23,9 @@ import torch
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO)]
 
-from nlzoo import clips, frames_cache, video  # noqa: E402
-from nlzoo.encode import transcode  # noqa: E402
-from nlzoo.spec import ClipSpec  # noqa: E402
+from nlzoo.core.view_spec import ClipSpec  # noqa: E402
+from nlzoo.videos import clips, frame_cache, video  # noqa: E402
+from nlzoo.videos.encode import transcode  # noqa: E402
 
 CLIPS = {"8 spread": ClipSpec(8), "8 x 8": ClipSpec(8, 8)}
 
@@ -33,12 +33,21 @@ CLIPS = {"8 spread": ClipSpec(8), "8 x 8": ClipSpec(8, 8)}
 def texture(rng, height, width, cell):
     """Smooth blobs of `cell` pixels, uint8 (height, width, 3)."""
     small = torch.from_numpy(rng.integers(0, 256, (1, 3, height // cell + 2, width // cell + 2)).astype(np.float32))
-    return torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 255)[0].permute(1, 2, 0).numpy().astype(np.uint8)
+    return (
+        torch.nn.functional.interpolate(small, (height, width), mode="bicubic")
+        .clamp(0, 255)[0]
+        .permute(1, 2, 0)
+        .numpy()
+        .astype(np.uint8)
+    )
 
 
 def scene(frames, rng, height=1080, width=1920):
     back = texture(rng, height + 400, width + 400, 30) // 3 + texture(rng, height + 400, width + 400, 150) // 2
-    front, noise = texture(rng, height // 2, width // 6, 40), rng.integers(-3, 4, (height + 64, width + 64, 1), np.int16)
+    front, noise = (
+        texture(rng, height // 2, width // 6, 40),
+        rng.integers(-3, 4, (height + 64, width + 64, 1), np.int16),
+    )
     for i in range(frames):
         y, x = int(200 + 150 * np.sin(i / 40)), int(200 + 150 * np.cos(i / 55))
         image = back[y : y + height, x : x + width].copy()
@@ -71,7 +80,7 @@ def compare(source, prepared, cache, side, clip, count, seed) -> list[float]:
     ways = {
         "source": lambda indices: video.read_frames(source, indices, side),
         "prepared": lambda indices: video.read_frames(prepared, indices, side),
-        "cached": lambda indices: frames_cache.read_frames(source, indices, side, cache),
+        "cached": lambda indices: frame_cache.read_frames(source, indices, side, cache),
     }
     rng, times = random.Random(seed), {way: [] for way in ways}
     for number in range(count):
@@ -94,11 +103,15 @@ def measure(folder, gop, count, seed) -> list[str]:
     print(f"| {gop} | prepared | {size(prepared)} | {seconds:.1f} | {spent(video.probe, prepared):.0f} |", flush=True)
     for side in (256, 128):
         before = set(cache.glob("*"))
-        seconds = spent(frames_cache.read_frames, source, [0], side, cache) / 1000
-        print(f"| {gop} | cached, {side} | {size((set(cache.glob('*')) - before).pop())} | {seconds:.1f} | |", flush=True)
+        seconds = spent(frame_cache.read_frames, source, [0], side, cache) / 1000
+        print(
+            f"| {gop} | cached, {side} | {size((set(cache.glob('*')) - before).pop())} | {seconds:.1f} | |", flush=True
+        )
         for what, clip in CLIPS.items():
             slow, quick, kept = compare(source, prepared, cache, side, clip, count, seed)
-            rows.append(f"| {gop} | {side} | {what} | {slow:.0f} | {quick:.1f} | {slow / quick:.0f}x | {kept:.2f} | {slow / kept:.0f}x |")
+            rows.append(
+                f"| {gop} | {side} | {what} | {slow:.0f} | {quick:.1f} | {slow / quick:.0f}x | {kept:.2f} | {slow / kept:.0f}x |"
+            )
     return rows
 
 
@@ -111,7 +124,9 @@ def main():
     print("| GOP | file | MB | CPU s to make | CPU ms to probe |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for gop in (250, 60) for row in measure(Path(folder), gop, chosen.clips, chosen.seed)]
-    print("\nCPU ms per clip:\n\n| GOP | short side | clip | source | prepared | ratio | cached | ratio |\n|---|---:|---|---:|---:|---:|---:|---:|")
+    print(
+        "\nCPU ms per clip:\n\n| GOP | short side | clip | source | prepared | ratio | cached | ratio |\n|---|---:|---|---:|---:|---:|---:|---:|"
+    )
     print("\n".join(rows))
 
 

@@ -17,20 +17,32 @@ from pathlib import Path
 
 import torch
 
-from nlzoo import checkpoint, draw, encode, hub, model, video, zoo
+from nlzoo.apps import draw, hub
+from nlzoo.networks import checkpoint, model, zoo
+from nlzoo.videos import encode, video
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CLIPS = SHARED / "videos" / "interactions"
 NL = "res3:1,res4:1"
 # name: what `nlzoo inflate resnet18` gets beside the weights; None is the default's spec with fresh weights
-STARTS = {"default": ["--nl", NL], "mean": ["--nl", NL, "--init", "mean"], "random": None, "c2d": ["--nl", "none", "--arch", "c2d"]}
+STARTS = {
+    "default": ["--nl", NL],
+    "mean": ["--nl", NL, "--init", "mean"],
+    "random": None,
+    "c2d": ["--nl", "none", "--arch", "c2d"],
+}
 SEEDS = (0, 1, 2, 3, 4)  # docs/training.md says how many of them each row has
 LEAVE_OUT = "pointing"  # its frame shape gives it away
 
 
 def nlzoo(scratch, *words):
-    done = subprocess.run([sys.executable, "-m", "nlzoo", *map(str, words), "--json"], cwd=scratch, text=True, stdout=subprocess.PIPE,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "nlzoo", *map(str, words), "--json"],
+        cwd=scratch,
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     return json.loads(done.stdout)
 
 
@@ -97,21 +109,42 @@ def measure(job, scratch, extra):
             start(scratch, name)
             run = f"{job}-{name}-{seed}"
             if not (scratch / "runs" / run / "result.json").is_file():
-                nlzoo(scratch, "finetune", videos, "--from", f"weights/{name}", "--name", run, "--seed", seed, "--val", val, "--device",
-                      "cpu", *extra)
+                nlzoo(
+                    scratch,
+                    "finetune",
+                    videos,
+                    "--from",
+                    f"weights/{name}",
+                    "--name",
+                    run,
+                    "--seed",
+                    seed,
+                    "--val",
+                    val,
+                    "--device",
+                    "cpu",
+                    *extra,
+                )
 
 
 def table(scratch):
     """Mean and range over the seeds; the last epoch's, since the best is chosen on the clips it is measured on."""
-    results = [json.loads(f.read_text()) | {"key": f.parent.name.rsplit("-", 1)[0]} for f in sorted(scratch.glob("runs/*/result.json"))]
-    print("| videos | start | seeds | top-1, last epoch | top-1, best epoch | majority | clips trained / validated | minutes |")
+    results = [
+        json.loads(f.read_text()) | {"key": f.parent.name.rsplit("-", 1)[0]}
+        for f in sorted(scratch.glob("runs/*/result.json"))
+    ]
+    print(
+        "| videos | start | seeds | top-1, last epoch | top-1, best epoch | majority | clips trained / validated | minutes |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for key in sorted({r["key"] for r in results}):
         rows = [r for r in results if r["key"] == key]
         last, best = ([r[k] for r in rows] for k in ("last_top1", "top1"))
-        print(f"| {key.replace('-', ' | ')} | {len(rows)} | {statistics.mean(last):.2f} ({min(last):.2f}-{max(last):.2f}) "
-              f"| {statistics.mean(best):.2f} | {statistics.mean(r['majority'] for r in rows):.2f} "
-              f"| {rows[0]['train']} / {rows[0]['val']} | {statistics.mean(r['seconds'] for r in rows) / 60:.0f} |")
+        print(
+            f"| {key.replace('-', ' | ')} | {len(rows)} | {statistics.mean(last):.2f} ({min(last):.2f}-{max(last):.2f}) "
+            f"| {statistics.mean(best):.2f} | {statistics.mean(r['majority'] for r in rows):.2f} "
+            f"| {rows[0]['train']} / {rows[0]['val']} | {statistics.mean(r['seconds'] for r in rows) / 60:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ import numpy as np
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from nlzoo import check, encode, listing, records  # noqa: E402
+from nlzoo.apps import check
+from nlzoo.videos import encode, listing, records  # noqa: E402
 
 
 def make(folder, count):
@@ -69,7 +70,11 @@ def random_folder(rng, classes, each):
     """Labels, aspects and seconds that have nothing to do with one another."""
     shapes = rng.choice([4 / 3, 16 / 9, 1.0, 9 / 16, 1.25], rng.integers(2, 6), replace=False)
     aspects = rng.choice(shapes, classes * each, p=rng.dirichlet(np.ones(len(shapes))))
-    return np.repeat(np.arange(classes), each).astype(str), aspects, rng.lognormal(1.5, rng.uniform(0.1, 1), classes * each)
+    return (
+        np.repeat(np.arange(classes), each).astype(str),
+        aspects,
+        rng.lognormal(1.5, rng.uniform(0.1, 1), classes * each),
+    )
 
 
 def alarms(count, classes, each, recordings="none"):
@@ -78,7 +83,11 @@ def alarms(count, classes, each, recordings="none"):
     for seed in range(count):
         rng = np.random.default_rng([1, seed])
         labels, aspects, seconds = random_folder(rng, classes, each)
-        group = {"none": None, "of one class": np.arange(classes * each) // 3, "of all classes": np.tile(np.arange(each), classes)}[recordings]
+        group = {
+            "none": None,
+            "of one class": np.arange(classes * each) // 3,
+            "of all classes": np.tile(np.arange(each), classes),
+        }[recordings]
         if group is not None:  # clips of a recording have one shape and much the same length
             aspects, seconds = aspects[group], seconds[group] * rng.lognormal(0, 0.1, len(group))
         groups = [""] * len(labels) if group is None else [f"g{g}" for g in group]
@@ -93,9 +102,11 @@ def findings(count, classes, each, kind):
         rng = np.random.default_rng([2, seed])
         labels, aspects, seconds = random_folder(rng, classes, each)
         own = np.arange(len(labels)) < each
-        values = {"one class has a shape of its own": np.where(own, 1.19, aspects),
-                  "so have 9 in 10 of its clips": np.where(own & (rng.random(len(labels)) < 0.9), 1.19, aspects),
-                  "one class is three times as long": rng.lognormal(1.5, 0.4, len(labels)) * np.where(own, 3, 1)}[kind]
+        values = {
+            "one class has a shape of its own": np.where(own, 1.19, aspects),
+            "so have 9 in 10 of its clips": np.where(own & (rng.random(len(labels)) < 0.9), 1.19, aspects),
+            "one class is three times as long": rng.lognormal(1.5, 0.4, len(labels)) * np.where(own, 3, 1),
+        }[kind]
         found = check.leak(values, labels, [""] * len(labels), seed)
         right += found is not None and found.label == "0"
     return right
@@ -103,12 +114,27 @@ def findings(count, classes, each, kind):
 
 def leaks(count):
     print("| random folders: classes x clips | recordings | warned of |\n|---|---|---:|")
-    for classes, each, recordings in ((5, 12, "none"), (5, 12, "of one class"), (5, 12, "of all classes"), (2, 20, "none"), (20, 6, "none")):
-        print(f"| {classes} x {each} | {recordings} | {alarms(count, classes, each, recordings)} of {count} |", flush=True)
+    for classes, each, recordings in (
+        (5, 12, "none"),
+        (5, 12, "of one class"),
+        (5, 12, "of all classes"),
+        (2, 20, "none"),
+        (20, 6, "none"),
+    ):
+        print(
+            f"| {classes} x {each} | {recordings} | {alarms(count, classes, each, recordings)} of {count} |", flush=True
+        )
     print("\n| given away | classes x clips | found and named |\n|---|---|---:|")
-    for kind in ("one class has a shape of its own", "so have 9 in 10 of its clips", "one class is three times as long"):
+    for kind in (
+        "one class has a shape of its own",
+        "so have 9 in 10 of its clips",
+        "one class is three times as long",
+    ):
         for classes, each in ((2, 12), (5, 12), (20, 12)):
-            print(f"| {kind} | {classes} x {each} | {findings(count // 10, classes, each, kind)} of {count // 10} |", flush=True)
+            print(
+                f"| {kind} | {classes} x {each} | {findings(count // 10, classes, each, kind)} of {count // 10} |",
+                flush=True,
+            )
 
 
 def main():
@@ -133,8 +159,11 @@ def main():
         words = [sys.executable, __file__, str(asked.scratch), "--one", "--workers", str(asked.workers)]
         row = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         parts = [row[part] for part in ("listing", "records", "digests", "check")]
-        print(f"| {name} | {row['files']} | {' | '.join(f'{p:.2f} s' for p in (*parts, sum(parts)))} | {row['files'] / sum(parts):.0f} | "
-              f"{row['peak'][0]:.0f} | {row['peak'][1]:.0f} |", flush=True)
+        print(
+            f"| {name} | {row['files']} | {' | '.join(f'{p:.2f} s' for p in (*parts, sum(parts)))} | {row['files'] / sum(parts):.0f} | "
+            f"{row['peak'][0]:.0f} | {row['peak'][1]:.0f} |",
+            flush=True,
+        )
     print(f"the memory on disk: {records.place().stat().st_size / 1e6:.1f} MB")
 
 

@@ -29,12 +29,13 @@ import av
 import numpy as np
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO), str(REPO / "tests")]
+sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "tests/videos")]
 
 from test_video import MADE, MUTATED, REFUSED, decode_all, drawing, encode, mutant, mutant_outcomes  # noqa: E402
 
-from nlzoo import clips, data, prepare, records, video  # noqa: E402
-from nlzoo.spec import ClipSpec  # noqa: E402
+from nlzoo.apps import prepare  # noqa: E402
+from nlzoo.core.view_spec import ClipSpec  # noqa: E402
+from nlzoo.videos import clips, loader, records, scanning, video
 
 try:
     from torchcodec.decoders import VideoDecoder
@@ -145,7 +146,11 @@ def raw_decord(task):
     path, indices, side = task
     reader = video.decord.VideoReader(str(path), num_threads=1)
     height, width = video.scaled_size(*reader[0].shape[:2], side)
-    return len(video.decord.VideoReader(str(path), num_threads=1, width=width, height=height).get_batch(list(indices)).asnumpy())
+    return len(
+        video.decord.VideoReader(str(path), num_threads=1, width=width, height=height)
+        .get_batch(list(indices))
+        .asnumpy()
+    )
 
 
 def raw_torchcodec(task):
@@ -167,29 +172,42 @@ def copies(file, folder, count):
     return folder
 
 
-def loader(shared, folder, seed, rounds=3, count=24):
+def loading(shared, folder, seed, rounds=3, count=24):
     clip = ClipSpec(8, None, 224)
     b = {"bf": "3", "crf": "23"}
     calm = {256: drawing(300, 256, 340) // 4 + 96, 1080: drawing(120, 1080, 1920) // 4 + 96}
-    sets = {"340x256, 300 frames, GOP 250": copies(encode(folder / "a.mp4", calm[256], options=b, gop=250), folder / "1", count),
-            "340x256, 300 frames, GOP 12": copies(encode(folder / "b.mp4", calm[256], options=b, gop=12), folder / "2", count),
-            "1920x1080, 120 frames, GOP 60": copies(encode(folder / "c.mp4", calm[1080], options=b, gop=60), folder / "3", 8)}
+    sets = {
+        "340x256, 300 frames, GOP 250": copies(
+            encode(folder / "a.mp4", calm[256], options=b, gop=250), folder / "1", count
+        ),
+        "340x256, 300 frames, GOP 12": copies(
+            encode(folder / "b.mp4", calm[256], options=b, gop=12), folder / "2", count
+        ),
+        "1920x1080, 120 frames, GOP 60": copies(
+            encode(folder / "c.mp4", calm[1080], options=b, gop=60), folder / "3", 8
+        ),
+    }
     if shared.is_dir():
         sets["60 real mpeg4 avi, 720x480"] = shared / "videos" / "interactions"
-    raw = {"PyAV alone": raw_pyav, "decord alone": raw_decord} | ({"torchcodec alone": raw_torchcodec} if VideoDecoder else {})
+    raw = {"PyAV alone": raw_pyav, "decord alone": raw_decord} | (
+        {"torchcodec alone": raw_torchcodec} if VideoDecoder else {}
+    )
     print(f"clips a second of wall time, and CPU ms a clip, medians of {rounds} rounds\n")
-    print(f"| videos | workers | nlzoo | prepared | {' | '.join(raw)} | nlzoo / PyAV alone, by CPU |\n|---|---:|{'---:|' * (len(raw) + 3)}", flush=True)
+    print(
+        f"| videos | workers | nlzoo | prepared | {' | '.join(raw)} | nlzoo / PyAV alone, by CPU |\n|---|---:|{'---:|' * (len(raw) + 3)}",
+        flush=True,
+    )
     for name, root in sets.items():
-        found = data.scan(root)
-        source = data.Clips(root, found.items, clip, seed=seed)
+        found = scanning.scan(root)
+        source = loader.Clips(root, found.items, clip, seed=seed)
         small = folder / f"{name} prepared"
         prepare.prepare([i.path for i in found.items], root, small, workers=2)
-        fast = data.Clips(small, data.scan(small).items, clip, seed=seed)
+        fast = loader.Clips(small, scanning.scan(small).items, clip, seed=seed)
         for workers in (1, 2):
             jobs = {"nlzoo": source, "prepared": fast} | raw
             figures = {job: [] for job in jobs}
             for n in range(rounds):
-                batches = data.epoch_batches(len(found.items), 8, seed, n)
+                batches = loader.epoch_batches(len(found.items), 8, seed, n)
                 tasks = [raw_task(source, *key) for batch in batches for key in batch]
                 for job, how in random.Random(n).sample(list(jobs.items()), len(jobs)):
                     begin, cpu = time.monotonic(), spent()
@@ -199,11 +217,13 @@ def loader(shared, folder, seed, rounds=3, count=24):
                             processes.close()
                             processes.join()
                     else:
-                        done = sum(len(indices) for indices, _, _ in data.load(how, batches, workers))
+                        done = sum(len(indices) for indices, _, _ in loader.load(how, batches, workers))
                     figures[job].append((done / (time.monotonic() - begin), 1000 * (spent() - cpu) / done))
-            told = {job: np.median(rows, 0) for job, rows in figures.items()}
-            cells = " | ".join(f"{rate:.1f}, {cpu:.1f} ms" for rate, cpu in told.values())
-            print(f"| {name} | {workers} | {cells} | {told['PyAV alone'][1] / told['nlzoo'][1]:.2f} |", flush=True)
+            summary = {job: np.median(rows, 0) for job, rows in figures.items()}
+            cells = " | ".join(f"{rate:.1f}, {cpu:.1f} ms" for rate, cpu in summary.values())
+            print(
+                f"| {name} | {workers} | {cells} | {summary['PyAV alone'][1] / summary['nlzoo'][1]:.2f} |", flush=True
+            )
 
 
 def raw_task(source, epoch, index):
@@ -261,7 +281,7 @@ def main():
             return opens(Path(folder), chosen.opens, chosen.seed)
         if chosen.loader:
             os.environ["NLZOO_CACHE"] = folder
-            return loader(shared, Path(folder), chosen.seed)
+            return loading(shared, Path(folder), chosen.seed)
         exactness(shared, Path(folder), chosen.seed)
         speed(shared, Path(folder), chosen.clips, chosen.seed)
 

@@ -22,13 +22,18 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from nlzoo import pairwise  # noqa: E402
-from nlzoo.layers import NonLocalBlock  # noqa: E402
+from nlzoo.networks import pairwise  # noqa: E402
+from nlzoo.networks.layers import NonLocalBlock  # noqa: E402
 
 # (stage, channels, height = width per crop of 32 pixels), as a network without temporal strides has them
 STAGES = (("res4", 1024, 2), ("res3", 512, 4))
-SHAPES = [(f"{stage}, {frames} frames, {crop}²" + ("" if pool else ", all keys"), channels, frames, side * crop // 32, pool)
-          for crop in (224, 256) for frames in (8, 32, 128) for stage, channels, side in STAGES for pool in (True, False)]
+SHAPES = [
+    (f"{stage}, {frames} frames, {crop}²" + ("" if pool else ", all keys"), channels, frames, side * crop // 32, pool)
+    for crop in (224, 256)
+    for frames in (8, 32, 128)
+    for stage, channels, side in STAGES
+    for pool in (True, False)
+]
 MOST_NAIVE = 3 * 2**30  # bytes of one matrix
 MOST_SOFTMAX = 3e9  # pairs
 FORMS = ("gaussian", "embedded", "dot", "concat")
@@ -72,14 +77,19 @@ def peers(channels, form, pool):
     found = {}
     try:
         from pytorchvideo.layers.nonlocal_net import create_nonlocal
+
         if form in ("embedded", "dot"):
             found["pytorchvideo"] = create_nonlocal(
-                dim_in=channels, dim_inner=channels // 2, pool_size=(1, 2, 2) if pool else None,
-                instantiation="softmax" if form == "embedded" else "dot_product")
+                dim_in=channels,
+                dim_inner=channels // 2,
+                pool_size=(1, 2, 2) if pool else None,
+                instantiation="softmax" if form == "embedded" else "dot_product",
+            )
     except ImportError:
         pass
     try:
         from mmcv.cnn import NonLocal3d
+
         if form != "concat":  # its concatenation holds N x N x C numbers
             mode = {"embedded": "embedded_gaussian", "dot": "dot_product"}.get(form, form)
             found["mmcv"] = NonLocal3d(channels, mode=mode, sub_sample=pool, norm_cfg=dict(type="BN3d"))
@@ -93,7 +103,9 @@ def pair_candidates(form, channels, frames, side, pool, like):
     inner, queries = channels // 2, frames * side**2
     keys = frames * (side // 2 if pool else side) ** 2
     d = channels if form == "gaussian" else inner
-    operands = [torch.randn(1, n, c, **like).mul_(0.3).requires_grad_() for n, c in ((queries, d), (keys, d), (keys, inner))]
+    operands = [
+        torch.randn(1, n, c, **like).mul_(0.3).requires_grad_() for n, c in ((queries, d), (keys, d), (keys, inner))
+    ]
     operands.append(torch.randn(2 * d, **like).requires_grad_())
     dy = torch.randn(1, queries, inner, **like)
 
@@ -101,16 +113,20 @@ def pair_candidates(form, channels, frames, side, pool, like):
         y = pairs(form, *operands, d**-0.5)
         torch.autograd.grad(y, operands, dy, allow_unused=True)
 
-    return _possible({"naive": lambda: step(naive_pairs), "nlzoo": lambda: step(our_pairs)}, form, queries * keys, dy.itemsize)
+    return _possible(
+        {"naive": lambda: step(naive_pairs), "nlzoo": lambda: step(our_pairs)}, form, queries * keys, dy.itemsize
+    )
 
 
 def block_candidates(form, channels, frames, side, pool, like):
     torch.manual_seed(0)
     x = torch.randn(1, channels, frames, side, side, **like).relu_().requires_grad_()
     dy = torch.randn_like(x)
-    blocks = {"naive": NaiveBlock(channels, form, pool),
-              "nlzoo": NonLocalBlock(channels, form, subsample="before" if pool else "none"),
-              **peers(channels, form, pool)}
+    blocks = {
+        "naive": NaiveBlock(channels, form, pool),
+        "nlzoo": NonLocalBlock(channels, form, subsample="before" if pool else "none"),
+        **peers(channels, form, pool),
+    }
 
     def step(block):
         torch.autograd.grad(block(x), [x, *block.parameters()], dy, allow_unused=True)
@@ -187,11 +203,22 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     like = {"device": args.device, "dtype": getattr(torch, args.dtype)}
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), {args.dtype}, forward and backward, "
-          f"{'whole block' if args.block else 'pairs only'}; naive over the column's: time | memory\n", flush=True)
-    columns = [(form, who) for form in args.forms for who in (("nlzoo", "pytorchvideo", "mmcv") if args.block else ("nlzoo",))
-               if who == "nlzoo" or who in peers(8, form, True)]
-    print("| shape | queries × keys |", " | ".join(form if who == "nlzoo" else f"{form}, {who}" for form, who in columns), "|")
+    print(
+        f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), {args.dtype}, forward and backward, "
+        f"{'whole block' if args.block else 'pairs only'}; naive over the column's: time | memory\n",
+        flush=True,
+    )
+    columns = [
+        (form, who)
+        for form in args.forms
+        for who in (("nlzoo", "pytorchvideo", "mmcv") if args.block else ("nlzoo",))
+        if who == "nlzoo" or who in peers(8, form, True)
+    ]
+    print(
+        "| shape | queries × keys |",
+        " | ".join(form if who == "nlzoo" else f"{form}, {who}" for form, who in columns),
+        "|",
+    )
     print("|---" * (2 + len(columns)) + "|", flush=True)
     make = block_candidates if args.block else pair_candidates
     for name, *shape in (s for s in SHAPES if args.only in s[0]):
@@ -199,7 +226,12 @@ def main():
         queries, keys = frames * side**2, frames * (side // 2 if pool else side) ** 2
         rounds = 1 if queries * keys > 10**9 else args.rounds
         figures = {form: measure(make(form, *shape, like), rounds, args.device) for form in args.forms}
-        print(f"| {name} | {queries:,} × {keys:,} |", " | ".join(cell(figures[form], who) for form, who in columns), "|", flush=True)
+        print(
+            f"| {name} | {queries:,} × {keys:,} |",
+            " | ".join(cell(figures[form], who) for form, who in columns),
+            "|",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ The peers stay out of nlzoo's own environment; in a scratch one, beside this pro
         mmengine mmcv-lite addict yapf platformdirs opencv-python-headless simplejson
     cd ~/peers && for r in facebookresearch/SlowFast open-mmlab/mmaction2 Tushar-N/pytorch-resnet3d dmlc/gluon-cv; do
         git clone --depth 1 https://github.com/$r; done
-    ~/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers ~/peers [--record tests/peer_logits.json.gz] [name …]
+    ~/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers ~/peers [--record tests/networks/peer_logits.json.gz] [name …]
 
 Prints one line per network and fails if one differs by more than 1e-4 relative (max |a - b| / max |b| of the logits), or if
 nothing was compared. `--record` writes what `tests/test_convert.py` holds on to: names, shapes and a few logits of each peer
@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from seeded import clip_of, python2_pickle, seeded_tensor  # noqa: E402
 
-from nlzoo import convert  # noqa: E402
-from nlzoo.model import import_timm, relative_error  # noqa: E402
+from nlzoo.networks import convert  # noqa: E402
+from nlzoo.networks.model import import_timm, relative_error  # noqa: E402
 
 import_timm()  # mends torchvision where it was built for another torch
 OUTPUTS = 13
@@ -65,7 +65,9 @@ def pytorchvideo(peers, arch, size, frames):
     from pytorchvideo.models.hub import resnet
 
     # its head pools 4 x 7 x 7 at 224 pixels; at this size the same layer pools what there is
-    return getattr(resnet, f"{arch}_r50")(model_num_class=OUTPUTS, head_pool_kernel_size=(frames // 2, size // 32, size // 32))
+    return getattr(resnet, f"{arch}_r50")(
+        model_num_class=OUTPUTS, head_pool_kernel_size=(frames // 2, size // 32, size // 32)
+    )
 
 
 def save_pytorchvideo(net, folder, name):
@@ -78,8 +80,17 @@ def save_pytorchvideo(net, folder, name):
 def slowfast(peers, config, size, frames):
     import pytorchvideo.layers.distributed as distributed
 
-    for name in ("cat_all_gather", "get_local_process_group", "get_local_rank", "get_local_size", "get_world_size", "init_distributed_training"):
-        if not hasattr(distributed, name):  # SlowFast wants a newer pytorchvideo than the registry has; no network uses them
+    for name in (
+        "cat_all_gather",
+        "get_local_process_group",
+        "get_local_rank",
+        "get_local_size",
+        "get_world_size",
+        "init_distributed_training",
+    ):
+        if not hasattr(
+            distributed, name
+        ):  # SlowFast wants a newer pytorchvideo than the registry has; no network uses them
             setattr(distributed, name, None)
     for name in ("detectron2", "detectron2.layers"):
         if name not in sys.modules:
@@ -92,8 +103,15 @@ def slowfast(peers, config, size, frames):
 
     cfg = get_cfg()
     cfg.merge_from_file(str(peers / "SlowFast" / "configs" / "Kinetics" / f"{config}.yaml"))
-    cfg.DATA.NUM_FRAMES, cfg.DATA.TRAIN_CROP_SIZE, cfg.MODEL.NUM_CLASSES, cfg.MODEL.HEAD_ACT = frames, size, OUTPUTS, "none"
-    if "NOPOOL" in config:  # its class, ResNet_nopool, is gone from the repository; slow_c2d is the same without temporal pools
+    cfg.DATA.NUM_FRAMES, cfg.DATA.TRAIN_CROP_SIZE, cfg.MODEL.NUM_CLASSES, cfg.MODEL.HEAD_ACT = (
+        frames,
+        size,
+        OUTPUTS,
+        "none",
+    )
+    if (
+        "NOPOOL" in config
+    ):  # its class, ResNet_nopool, is gone from the repository; slow_c2d is the same without temporal pools
         cfg.MODEL.ARCH = "slow_c2d"
     net = video_model_builder.ResNet(cfg)
     net.saved_cfg = cfg
@@ -101,8 +119,15 @@ def slowfast(peers, config, size, frames):
 
 
 def save_slowfast(net, folder, name):
-    torch.save({"epoch": 3, "model_state": net.state_dict(), "optimizer_state": torch.optim.SGD(net.parameters(), 0.1).state_dict(),
-                "cfg": net.saved_cfg.dump()}, folder / name)
+    torch.save(
+        {
+            "epoch": 3,
+            "model_state": net.state_dict(),
+            "optimizer_state": torch.optim.SGD(net.parameters(), 0.1).state_dict(),
+            "cfg": net.saved_cfg.dump(),
+        },
+        folder / name,
+    )
 
 
 # ---- mmaction2
@@ -115,14 +140,40 @@ def mmaction2(peers, config, size, frames):
     root = peers / "mmaction2" / "mmaction"
     if "mmaction" not in sys.modules:
         module("mmaction")
-        for name in ("models", "models.backbones", "models.heads", "models.losses", "models.common", "utils", "evaluation"):
-            module(f"mmaction.{name}", ConfigType=dict, OptConfigType=dict, SampleList=list, ForwardResults=dict, LabelList=list, OptMultiConfig=dict,
-                   top_k_accuracy=None, get_str_type=str)
+        for name in (
+            "models",
+            "models.backbones",
+            "models.heads",
+            "models.losses",
+            "models.common",
+            "utils",
+            "evaluation",
+        ):
+            module(
+                f"mmaction.{name}",
+                ConfigType=dict,
+                OptConfigType=dict,
+                SampleList=list,
+                ForwardResults=dict,
+                LabelList=list,
+                OptMultiConfig=dict,
+                top_k_accuracy=None,
+                get_str_type=str,
+            )
         from mmengine.registry import MODELS
+
         module("mmaction.registry", MODELS=MODELS)
         sys.modules["mmaction.models.heads"].BaseHead = None
-        for part in ("losses.base", "losses.cross_entropy_loss", "backbones.resnet", "backbones.resnet3d", "backbones.c2d", "heads.base",
-                     "heads.i3d_head", "heads.tsn_head"):
+        for part in (
+            "losses.base",
+            "losses.cross_entropy_loss",
+            "backbones.resnet",
+            "backbones.resnet3d",
+            "backbones.c2d",
+            "heads.base",
+            "heads.i3d_head",
+            "heads.tsn_head",
+        ):
             load(f"mmaction.models.{part}", root / "models" / Path(*part.split(".")).with_suffix(".py"))
     cfg = Config.fromfile(next((peers / "mmaction2" / "configs" / "recognition").glob(f"*/{config}*.py"))).model
     from mmengine.registry import MODELS
@@ -132,7 +183,9 @@ def mmaction2(peers, config, size, frames):
     net = torch.nn.Module()
     net.backbone, net.cls_head = MODELS.build(cfg.backbone), MODELS.build(cfg.cls_head)
     flat = cfg.type == "Recognizer2D"
-    net.forward = types.MethodType(_recognizer2d if flat else lambda self, clips: self.cls_head(self.backbone(clips)), net)
+    net.forward = types.MethodType(
+        _recognizer2d if flat else lambda self, clips: self.cls_head(self.backbone(clips)), net
+    )
     return net
 
 
@@ -150,7 +203,9 @@ def save_mmaction2(net, folder, name):
 
 
 def resnet3d(peers, non_local, size, frames):
-    net = load("tushar_resnet", peers / "pytorch-resnet3d" / "models" / "resnet.py").I3Res50(num_classes=OUTPUTS, use_nl=non_local)
+    net = load("tushar_resnet", peers / "pytorch-resnet3d" / "models" / "resnet.py").I3Res50(
+        num_classes=OUTPUTS, use_nl=non_local
+    )
     net.forward = net.forward_single
     return net
 
@@ -242,16 +297,35 @@ def slowfast_caffe2_name(key):
 
 def gluoncv(peers, name, size, frames):
     root = peers / "gluon-cv" / "gluoncv"
-    for package in ("gluoncv", "gluoncv.torch", "gluoncv.torch.model_zoo", "gluoncv.torch.model_zoo.action_recognition", "gluoncv.torch.utils"):
+    for package in (
+        "gluoncv",
+        "gluoncv.torch",
+        "gluoncv.torch.model_zoo",
+        "gluoncv.torch.model_zoo.action_recognition",
+        "gluoncv.torch.utils",
+    ):
         if package not in sys.modules:
             module(package)
     here = "gluoncv.torch"
     load(f"{here}.utils.utils", root / "torch" / "utils" / "utils.py")
-    load(f"{here}.model_zoo.action_recognition.non_local", root / "torch" / "model_zoo" / "action_recognition" / "non_local.py")
-    zoo = load(f"{here}.model_zoo.action_recognition.i3d_resnet", root / "torch" / "model_zoo" / "action_recognition" / "i3d_resnet.py")
-    model = types.SimpleNamespace(PRETRAINED=False, PRETRAINED_BASE=True, BN_EVAL=False, PARTIAL_BN=False, BN_FROZEN=False)
-    cfg = types.SimpleNamespace(CONFIG=types.SimpleNamespace(
-        MODEL=model, DATA=types.SimpleNamespace(NUM_CLASSES=OUTPUTS, NUM_SEGMENT=1, NUM_CROP=1), INFERENCE=types.SimpleNamespace(FEAT=False)))
+    load(
+        f"{here}.model_zoo.action_recognition.non_local",
+        root / "torch" / "model_zoo" / "action_recognition" / "non_local.py",
+    )
+    zoo = load(
+        f"{here}.model_zoo.action_recognition.i3d_resnet",
+        root / "torch" / "model_zoo" / "action_recognition" / "i3d_resnet.py",
+    )
+    model = types.SimpleNamespace(
+        PRETRAINED=False, PRETRAINED_BASE=True, BN_EVAL=False, PARTIAL_BN=False, BN_FROZEN=False
+    )
+    cfg = types.SimpleNamespace(
+        CONFIG=types.SimpleNamespace(
+            MODEL=model,
+            DATA=types.SimpleNamespace(NUM_CLASSES=OUTPUTS, NUM_SEGMENT=1, NUM_CROP=1),
+            INFERENCE=types.SimpleNamespace(FEAT=False),
+        )
+    )
     zoo.I3D_ResNetV1.inflate_weights = lambda self: None  # would fetch ImageNet weights; all weights are drawn below
     return getattr(zoo, name)(cfg)
 
@@ -271,24 +345,87 @@ NETS = {
     "SlowFast NL I3D R50": (slowfast, ("I3D_NLN_8x8_R50",), save_slowfast, "I3D_NLN_8x8_R50.pyth", {}, 8),
     "SlowFast I3D R101": (slowfast, ("I3D_8x8_R101",), save_slowfast, "I3D_8x8_R101.pyth", {}, 8),
     "SlowFast NL I3D R101": (slowfast, ("I3D_NLN_8x8_R101",), save_slowfast, "I3D_NLN_8x8_R101.pyth", {}, 8),
-    "mmaction2 I3D R50": (mmaction2, ("i3d_imagenet-pretrained-r50_8xb8-32x2x1",), save_mmaction2, "i3d-r50_32x2x1.pth", {}, 8),
-    "mmaction2 NL dot": (mmaction2, ("i3d_imagenet-pretrained-r50-nl-dot",), save_mmaction2, "i3d-r50-nl-dot-product_32x2x1.pth", {}, 8),
-    "mmaction2 NL embedded": (mmaction2, ("i3d_imagenet-pretrained-r50-nl-embedded",), save_mmaction2, "nl.pth", {"form": "embedded"}, 8),
+    "mmaction2 I3D R50": (
+        mmaction2,
+        ("i3d_imagenet-pretrained-r50_8xb8-32x2x1",),
+        save_mmaction2,
+        "i3d-r50_32x2x1.pth",
+        {},
+        8,
+    ),
+    "mmaction2 NL dot": (
+        mmaction2,
+        ("i3d_imagenet-pretrained-r50-nl-dot",),
+        save_mmaction2,
+        "i3d-r50-nl-dot-product_32x2x1.pth",
+        {},
+        8,
+    ),
+    "mmaction2 NL embedded": (
+        mmaction2,
+        ("i3d_imagenet-pretrained-r50-nl-embedded",),
+        save_mmaction2,
+        "nl.pth",
+        {"form": "embedded"},
+        8,
+    ),
     "mmaction2 NL gaussian": (mmaction2, ("i3d_imagenet-pretrained-r50-nl-gaussian",), save_mmaction2, "nl.pth", {}, 8),
     "mmaction2 C2D R50": (mmaction2, ("c2d_r50-in1k-pre_8xb32-8x8x1",), save_mmaction2, "c2d_r50_8x8x1.pth", {}, 8),
-    "mmaction2 C2D R50 nopool": (mmaction2, ("c2d_r50-in1k-pre-nopool",), save_mmaction2, "c2d_r50-nopool_8x8x1.pth", {}, 8),
+    "mmaction2 C2D R50 nopool": (
+        mmaction2,
+        ("c2d_r50-in1k-pre-nopool",),
+        save_mmaction2,
+        "c2d_r50-nopool_8x8x1.pth",
+        {},
+        8,
+    ),
     "Tushar-N I3D R50": (resnet3d, (False,), save_resnet3d, "i3d_r50_kinetics.pth", {}, 16),
     "Tushar-N NL I3D R50": (resnet3d, (True,), save_resnet3d, "i3d_r50_nl_kinetics.pth", {}, 16),
-    "authors NL I3D 32x2": (authors, (True, False, False), save_caffe2, "i3d_nonlocal_32x2_IN_pretrain_400k.pkl", {}, 16),
+    "authors NL I3D 32x2": (
+        authors,
+        (True, False, False),
+        save_caffe2,
+        "i3d_nonlocal_32x2_IN_pretrain_400k.pkl",
+        {},
+        16,
+    ),
     "authors NL I3D 8x8": (authors, (True, True, False), save_caffe2, "i3d_nonlocal_8x8_IN_pretrain_400k.pkl", {}, 8),
     "authors C2D 32x2": (authors, (False, False, True), save_caffe2, "c2d_baseline_32x2_IN_pretrain_400k.pkl", {}, 16),
     "authors I3D 128x1, affine": (affine, (), save_caffe2, "i3d_baseline_128x1_I3D_pretrain_400k.pkl", {}, 16),
     "SlowFast NL I3D, Caffe2": (slowfast, ("c2/I3D_NLN_8x8_R50",), save_slowfast_caffe2, "I3D_NLN_8x8_R50.pkl", {}, 8),
-    "SlowFast C2D nopool, Caffe2": (slowfast, ("c2/C2D_NOPOOL_8x8_R50",), save_slowfast_caffe2, "C2D_NOPOOL_8x8_R50.pkl", {}, 8),
-    "gluoncv I3D R50": (gluoncv, ("i3d_resnet50_v1_kinetics400",), save_gluoncv, "i3d_resnet50_v1_kinetics400.pth", {}, 8),
+    "SlowFast C2D nopool, Caffe2": (
+        slowfast,
+        ("c2/C2D_NOPOOL_8x8_R50",),
+        save_slowfast_caffe2,
+        "C2D_NOPOOL_8x8_R50.pkl",
+        {},
+        8,
+    ),
+    "gluoncv I3D R50": (
+        gluoncv,
+        ("i3d_resnet50_v1_kinetics400",),
+        save_gluoncv,
+        "i3d_resnet50_v1_kinetics400.pth",
+        {},
+        8,
+    ),
     "gluoncv NL5 I3D R50": (gluoncv, ("i3d_nl5_resnet50_v1_kinetics400",), save_gluoncv, "i3d_nl5_resnet50.pth", {}, 8),
-    "gluoncv NL10 I3D R50": (gluoncv, ("i3d_nl10_resnet50_v1_kinetics400",), save_gluoncv, "i3d_nl10_resnet50.pth", {}, 8),
-    "gluoncv NL5 I3D R101": (gluoncv, ("i3d_nl5_resnet101_v1_kinetics400",), save_gluoncv, "i3d_nl5_resnet101.pth", {}, 8),
+    "gluoncv NL10 I3D R50": (
+        gluoncv,
+        ("i3d_nl10_resnet50_v1_kinetics400",),
+        save_gluoncv,
+        "i3d_nl10_resnet50.pth",
+        {},
+        8,
+    ),
+    "gluoncv NL5 I3D R101": (
+        gluoncv,
+        ("i3d_nl5_resnet101_v1_kinetics400",),
+        save_gluoncv,
+        "i3d_nl5_resnet101.pth",
+        {},
+        8,
+    ),
 }
 
 
@@ -313,11 +450,14 @@ def compare(label, peers, folder):
     theirs = net([clip]) if build is slowfast else net(clip)
     theirs = theirs.reshape(theirs.shape[0], -1)
     save(net, folder, name)
-    imported = convert.read(folder / name, convert.Wishes(**{"frames": frames, **wishes}))
+    imported = convert.read(folder / name, convert.ImportOptions(**{"frames": frames, **wishes}))
     ours = imported.net(clip)
     error, spread = relative_error(ours, theirs), relative_error(theirs[:1], theirs[1:])
-    print(f"{label:26} relative error {error:.1e} (clips differ by {spread:.1e}); {imported.zoo}: "
-          f"{imported.net.spec.inflation.arch} {imported.net.spec.backbone}, {len(imported.dropped)} dropped, {len(imported.filled)} filled", flush=True)
+    print(
+        f"{label:26} relative error {error:.1e} (clips differ by {spread:.1e}); {imported.zoo}: "
+        f"{imported.net.spec.inflation.arch} {imported.net.spec.backbone}, {len(imported.dropped)} dropped, {len(imported.filled)} filled",
+        flush=True,
+    )
     assert spread > 1e-2 and error <= 1e-4, label
     rename = {save_caffe2: caffe2_name, save_slowfast_caffe2: slowfast_caffe2_name}.get(save)
     last = {v.data_ptr(): k for k, v in net.state_dict().items()}  # two names of one tensor: the second was drawn last

@@ -20,13 +20,22 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from nlzoo.layers import NonLocalBlock  # noqa: E402
+from nlzoo.networks.layers import NonLocalBlock  # noqa: E402
 
 CHANNELS = 12
 # theirs -> ours
 PYTORCHVIDEO = {"conv_theta": "theta", "conv_phi": "phi", "conv_g": "g", "conv_out": "w_z", "norm": "bn"}
-MMCV = {"theta.conv": "theta", "phi.conv": "phi", "g.conv": "g", "theta.0.conv": "theta", "phi.0.conv": "phi",
-        "g.0.conv": "g", "conv_out.conv": "w_z", "conv_out.bn": "bn", "concat_project.conv": "w_f"}
+MMCV = {
+    "theta.conv": "theta",
+    "phi.conv": "phi",
+    "g.conv": "g",
+    "theta.0.conv": "theta",
+    "phi.0.conv": "phi",
+    "g.0.conv": "g",
+    "conv_out.conv": "w_z",
+    "conv_out.bn": "bn",
+    "concat_project.conv": "w_f",
+}
 
 
 def randomised(peer):
@@ -74,24 +83,36 @@ def compare(label, peer, block):
 
 def pytorchvideo_cases():
     from pytorchvideo.layers.nonlocal_net import create_nonlocal
+
     for form, kind in (("embedded", "softmax"), ("dot", "dot_product")):
         for subsample, pool in (("before", (1, 2, 2)), ("none", None)):
             for norm in (nn.BatchNorm3d, None):
-                peer = randomised(create_nonlocal(dim_in=CHANNELS, dim_inner=CHANNELS // 2, pool_size=pool,
-                                                  instantiation=kind, norm=norm))
+                peer = randomised(
+                    create_nonlocal(
+                        dim_in=CHANNELS, dim_inner=CHANNELS // 2, pool_size=pool, instantiation=kind, norm=norm
+                    )
+                )
                 options = dict(form=form, subsample=subsample, norm="bn" if norm else "none")
                 yield f"pytorchvideo {options}", peer, block_like(peer, PYTORCHVIDEO, **options)
 
 
 def mmcv_cases():
     from mmcv.cnn import NonLocal3d
+
     modes = {"gaussian": "gaussian", "embedded": "embedded_gaussian", "dot": "dot_product", "concat": "concatenation"}
     for form, mode in modes.items():
         for subsample in ("after", "none"):
             for scale in (True, False) if form == "embedded" else (False,):
                 for norm in ("bn", "none"):
-                    peer = randomised(NonLocal3d(CHANNELS, mode=mode, sub_sample=subsample == "after", use_scale=scale,
-                                                 norm_cfg=dict(type="BN3d") if norm == "bn" else None))
+                    peer = randomised(
+                        NonLocal3d(
+                            CHANNELS,
+                            mode=mode,
+                            sub_sample=subsample == "after",
+                            use_scale=scale,
+                            norm_cfg=dict(type="BN3d") if norm == "bn" else None,
+                        )
+                    )
                     # gaussian: keys are x itself, so mmcv pools x for them and g's output for the values
                     options = dict(form=form, subsample=subsample, scale=scale, norm=norm)
                     yield f"mmcv {options}", peer, block_like(peer, MMCV, **options)

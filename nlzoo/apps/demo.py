@@ -1,0 +1,82 @@
+"""`nlzoo demo`: the whole job on drawn videos and the embedded backbone, offline and without a GPU.
+
+The classes hold the same frames in different orders (draw.py), so that whoever looks at single frames can only guess.
+The same backbone is trained twice, with and without an eye for time, on the same clips with the same recipe.
+"""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..core import files
+from ..core.errors import HubError
+from ..core.model_spec import Inflation
+from ..networks import checkpoint, model
+from ..networks.zoo import new_run
+from ..training import train
+from ..videos import listing, scanning
+from . import draw, predict, report
+
+FOLDER = Path("nlzoo-demo")
+CLASSES = draw.DEMO
+PER_CLASS, FRAMES, SIZE = 24, 24, (96, 128)  # of the drawn videos
+CLIP = {"frames": 8, "stride": None, "size": 64}
+EPOCHS, LR = 12, 3e-3  # the recipe of finetune otherwise; so small a network takes a higher rate
+NETWORKS = {"video": ("i3d", "res3:1,res4:1"), "frames": ("c2d", "none")}
+
+
+def run(say: Callable[[str], None]) -> dict:
+    """Runs it in `nlzoo-demo/`, talking through `say`; `{"video_top1", "frames_top1", "chance", "model", "run"}`."""
+    device = torch.device("cpu")
+    videos = FOLDER / "videos"
+    if not videos.is_dir():
+        say(f"drawing {PER_CLASS} videos of each of {', '.join(CLASSES)} into {videos}")
+        files.write_folder(videos, lambda part: draw.write_videos(part, CLASSES, PER_CLASS, 0, FRAMES, SIZE))
+    found = scanning.split(scanning.scan(videos), "0.25", 0)
+    say(
+        f"split by {found.grouped_by}: {len(scanning.items_in(found, listing.TRAIN))} to train, "
+        f"{len(scanning.items_in(found, listing.VAL))} to validate"
+    )
+    results = {}
+    for name, (arch, nl) in NETWORKS.items():
+        say(f"\n{'with' if name == 'video' else 'without'} an eye for time: tiny, {arch}, non-local blocks {nl}")
+        net, checks = model.inflate("tiny", None, Inflation(arch), nl, _offline)
+        if name == "video":
+            say(model.in_words(net, checks))
+        start = checkpoint.save_model(FOLDER / "weights" / name, net, checks=checks.summary())
+        net.spec = dataclasses.replace(net.spec, clip=dataclasses.replace(net.spec.clip, **CLIP))
+        model.set_head(net, found.classes)
+        config, _ = train.plan(
+            found, str(videos), str(start), "cpu", epochs=EPOCHS, lr=LR, batch=None, val="0.25", seed=0
+        )
+        talk = train.Callbacks(
+            lambda line: say(f"epoch {line.epoch}/{EPOCHS}: train loss {line.train_loss:.3f}, top-1 {line.top1:.3f}")
+        )
+        results[name] = train.finetune(net, found, config, new_run(name, named=False, root=FOLDER / "runs"), talk)
+    best = results["video"]
+    item = random.Random(0).choice(scanning.items_in(found, listing.VAL))
+    answer = next(iter(predict.predict(checkpoint.load_model(Path(best.model)), [videos / item.path], device)))
+    name, score = next(iter(answer["scores"].items()))
+    say(f"\npredict {videos / item.path}: {name} ({score:.2f}); it is {item.labels[0]}")
+    chance = 1 / len(CLASSES)
+    say(
+        f"top-1 on {best.val} videos never trained on: {best.last_top1:.2f} with an eye for time, {results['frames'].last_top1:.2f} on single "
+        f"frames; guessing gives {chance:.2f}\nmodel folder: {best.model}\nthe run on one page: {report.write(Path(best.run), device)}"
+    )
+    say(
+        "\nyour own videos, one folder per class:\n    nlzoo inflate resnet50 --nl res4:5\n    nlzoo finetune ./videos\n    nlzoo push"
+    )
+    return {
+        "video_top1": best.last_top1,
+        "frames_top1": results["frames"].last_top1,
+        "chance": chance,
+        "model": best.model,
+        "run": best.run,
+    }
+
+
+def _offline(repo):
+    raise HubError(f"the demo does not use a network, and was asked for {repo}")

@@ -1,0 +1,44 @@
+"""Presets with changes, as options say them: `strong,flip=no,mixup=0`."""
+
+import dataclasses
+
+from .errors import UsageError
+
+WORDS = {"True": "yes", "False": "no"}
+
+
+def _shares(text):
+    return () if text == "none" else tuple(map(float, text.split("/")))
+
+
+_READ = {
+    bool: ({"yes": True, "no": False}.__getitem__, "yes or no"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "a word"),
+    tuple: (_shares, "shares of the run such as 0.375/0.75, or none"),
+}
+
+
+def parse_changes(option, text, usual, presets, cls, example):
+    """What `name,key=value,…` says: the name of a preset (`usual` where there is none), and the changes as fields of `cls`."""
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+    hint = f"presets: {', '.join(presets)}; keys: {', '.join(kinds)}; for example: {example}"
+    first, *parts = [part.strip().lower() for part in text.split(",")]
+    if "=" in first:
+        first, parts = usual, [first, *parts]
+    if first not in presets:
+        raise UsageError(f"{option} {text!r}: there is no preset {first!r}", hint)
+    values = {}
+    for part in parts:
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key not in kinds:
+            raise UsageError(f"{option} {text!r}: {part!r} was not understood", hint)
+        if key in values:
+            raise UsageError(f"{option} {text!r}: {key} is said twice")
+        read, wanted = _READ[kinds[key]]
+        try:
+            values[key] = read(value)
+        except (ValueError, KeyError):
+            raise UsageError(f"{option} {text!r}: {key} must be {wanted}; it is {value!r}", hint) from None
+    return first, values

@@ -1,0 +1,290 @@
+"""What a model, a clip and a training run are, as plain frozen data. No torch here.
+
+A `ModelSpec` travels with its weights as `config.json`; reading one back is strict: a key we do not know, a type
+or a size out of bounds is refused, because the file may come from anybody. Stages have the paper's names,
+res2..res5, everywhere but in `inflate.py`; block indices are 0-based.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from .bounds import between, one_of, text
+from .errors import UsageError, WeightsError
+from .view_spec import ClipSpec
+
+FORMAT = 1  # of config.json; raised when an old reader would misread a new file
+STAGES = ("res2", "res3", "res4", "res5")
+ARCHS = ("c2d", "i3d", "i3d-333")
+FORMS = ("gaussian", "embedded", "dot", "concat")
+SPANS = ("spacetime", "space", "time")
+SUBSAMPLES = ("before", "after", "none")
+NORMS = ("bn", "none")
+INITS = ("centre", "mean", "imported")
+PADDINGS = ("replicate", "zeros")
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Where time is strided: by 2 in the stem's convolution and in max-pools over `kernel` frames, or nowhere."""
+
+    stem_stride: int = 1
+    pool1_kernel: int = 1  # frames; in space it is 3x3, stride 2
+    pool1_stride: int = 1
+    pool2_kernel: int = 0  # after res2, stride 2; 0: there is none
+
+
+POOLS = {
+    "none": Pools(),
+    "8x8": Pools(pool2_kernel=2),  # authors' nets for 8x8 and 32x4 clips, SlowFast, pytorchvideo
+    "paper": Pools(2, 3, 2, 3),  # table 1
+    "authors": Pools(2, 2, 2, 2),  # authors' nets for 32x2 and 128x1 clips
+    "mmaction2": Pools(2, 1, 2, 2),  # mmaction2, gluoncv: pool1 takes every second frame
+}
+
+
+@dataclass(frozen=True)
+class NonLocal:
+    """Non-local blocks of one kind in one stage (paper, section 3; `layers.NonLocalBlock` has the formulas)."""
+
+    stage: str  # res2..res5
+    blocks: tuple[int, ...]  # the residual blocks, 0-based, after which one is inserted
+    form: str = "embedded"  # pairwise function f
+    span: str = "spacetime"  # which positions j a position i sees
+    subsample: str = "before"  # 1x2x2 max-pool before or after phi and g
+    scale: bool = True  # softmax forms: logits times d^-0.5 (authors' code; the paper has none)
+    norm: str = "bn"  # after w_z: bn with gamma 0, or none with w_z 0
+    reduction: int = 2  # channels of theta, phi, g = channels / reduction
+
+    def __post_init__(self):
+        one_of(self.stage, STAGES, "stage")
+        one_of(self.form, FORMS, "form")
+        one_of(self.span, SPANS, "span")
+        one_of(self.subsample, SUBSAMPLES, "subsample")
+        one_of(self.norm, NORMS, "norm")
+        between(self.reduction, 1, 64, "reduction")
+        if not isinstance(self.scale, bool):
+            raise UsageError(f"scale must be true or false; it is {self.scale!r}")
+        if not self.blocks or len(self.blocks) > 1000:
+            raise UsageError(f"{self.stage} needs 1 to 1000 block indices; it has {len(self.blocks)}")
+        for index in self.blocks:
+            between(index, 0, 999, f"block index in {self.stage}")
+        if list(self.blocks) != sorted(set(self.blocks)):
+            raise UsageError(f"block indices in {self.stage} must rise and not repeat: {list(self.blocks)}")
+
+
+@dataclass(frozen=True)
+class Inflation:
+    """How the 2-D network becomes 3-D (paper, section 4.1 and table 1)."""
+
+    arch: str = "i3d"  # c2d: no temporal kernels; i3d: 3x1x1; i3d-333: 3x3x3
+    init: str = "centre"  # centre: the 2-D kernel in the middle tap; mean: copied and divided by t (paper); imported: neither, trained in 3-D
+    temporal_padding: str = "replicate"  # replicate keeps a still clip still; zeros for imported checkpoints
+    pools: str = "none"  # temporal strides, by their name in POOLS
+    pool1_padding: int = 1  # of the stem's max-pool in space: 1 as in timm; 0 in the authors' nets
+
+    def __post_init__(self):
+        one_of(self.arch, ARCHS, "arch")
+        one_of(self.init, INITS, "init")
+        one_of(self.temporal_padding, PADDINGS, "temporal padding")
+        one_of(self.pools, POOLS, "pools")
+        between(self.pool1_padding, 0, 1, "pool1 padding")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build a network again, and what its outputs mean."""
+
+    backbone: str  # a timm ResNet, tag included where known: resnet50.a1_in1k; or tiny
+    inflation: Inflation = Inflation()
+    non_local: tuple[NonLocal, ...] = ()
+    clip: ClipSpec = ClipSpec()
+    classes: tuple[str, ...] = ()  # label of each output, in order; empty: the backbone's own head
+    num_outputs: int = 1000  # size of the last layer
+    source: str = ""  # where the starting weights came from
+    licence: str = ""  # of those weights, where known
+    multi_label: bool = (
+        False  # whether a video may have several classes, or none: a sigmoid for each instead of one softmax
+    )
+
+    def __post_init__(self):
+        text(self.backbone, "backbone", 100)
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.\-]*", self.backbone):
+            raise UsageError(f"backbone {self.backbone!r} is not a model name")
+        between(self.num_outputs, 1, 100_000, "num_outputs")
+        if not isinstance(self.multi_label, bool):
+            raise UsageError(f"multi_label must be true or false; it is {self.multi_label!r}")
+        for name in self.classes:
+            text(name, "class name", 1000)
+        if self.classes and len(self.classes) != self.num_outputs:
+            raise UsageError(f"{len(self.classes)} class names for {self.num_outputs} outputs")
+        if len(set(self.classes)) != len(self.classes):
+            raise UsageError("class names repeat")
+        for name, value in (("source", self.source), ("licence", self.licence)):
+            if value != "":
+                text(value, name, 1000)
+        stages = [n.stage for n in self.non_local]
+        if stages != sorted(set(stages)):
+            raise UsageError(f"stages with non-local blocks must rise and not repeat: {stages}")
+
+
+# Fields of a spec that hold another dataclass; everything else is plain JSON.
+_NESTED = {"inflation": Inflation, "clip": ClipSpec}
+
+
+def to_json(spec: ModelSpec) -> dict:
+    """The `config.json` of a model folder."""
+    return {"format": FORMAT, **dataclasses.asdict(spec)}
+
+
+def from_json(data: object, where: str) -> ModelSpec:
+    """The spec in a `config.json` that may come from anybody.
+
+    Raises `WeightsError`, naming `where` and the key, for unknown or missing keys, wrong types and numbers out of bounds.
+    """
+    if not isinstance(data, dict):
+        raise WeightsError(f"{where} is not a JSON object")
+    data = dict(data)
+    written = data.pop("format", None)
+    if isinstance(written, bool) or written != FORMAT:  # older formats, once there are any, are brought up to date here
+        raise WeightsError(f"{where} is not an nlzoo config of format {FORMAT}", "pip install -U nlzoo")
+    try:
+        return _decode(ModelSpec, data)
+    except (UsageError, TypeError, ValueError) as error:
+        raise WeightsError(f"{where} was refused: {error}", "pip install -U nlzoo, or fetch the model again") from None
+
+
+def _decode(cls, data):
+    if not isinstance(data, dict):
+        raise ValueError(f"{cls.__name__} must be an object")
+    names = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(data) - set(names)):
+        raise ValueError(f"unknown key {str(unknown[0])[:60]!r} in {cls.__name__}")
+    missing = [n for n, f in names.items() if f.default is dataclasses.MISSING and n not in data]
+    if missing:
+        raise ValueError(f"{cls.__name__} lacks {missing[0]!r}")
+    values = {}
+    for name, value in data.items():
+        if name in _NESTED:
+            value = _decode(_NESTED[name], value)
+        elif name == "non_local":
+            value = tuple(_decode(NonLocal, v) for v in _list(value, name, 4))
+        elif name in ("blocks", "classes", "mean", "std"):
+            value = tuple(
+                float(v) if name in ("mean", "std") and type(v) is int else v for v in _list(value, name, 100_000)
+            )
+        values[name] = value
+    return cls(**values)
+
+
+def _list(value, name, most):
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError(f"{name} must be a list of at most {most}")
+    return value
+
+
+PRESETS = {
+    # "right before the last residual block of a stage" (paper, table 2b): n-2, so after that block
+    "1": lambda depths: {"res4": [max(depths["res4"] - 2, 0)]},
+    "5": lambda depths: {"res3": spread(2, depths["res3"]), "res4": spread(3, depths["res4"])},
+    # all of res3 and res4 in R50; every fourth of res4 in R101 (gluoncv)
+    "10": lambda depths: {"res3": spread(4, depths["res3"]), "res4": _ten_in_res4(depths["res4"])},
+}
+
+
+def _ten_in_res4(depth):
+    return list(range(2, depth, 4)) if depth == 23 else spread(6, depth)
+
+
+def spread(count: int, depth: int) -> list[int]:
+    """`count` of `depth` residual blocks, evenly: stride s = depth // count, indices s-1, 2s-1, … (reference: the paper's nets)."""
+    count = min(count, depth)
+    stride = depth // count
+    return [stride * (i + 1) - 1 for i in range(count)]
+
+
+def parse_nl(text: str, depths: dict[str, int], **kind) -> tuple[NonLocal, ...]:
+    """The placement that `--nl` asks for, resolved for a network with `depths` residual blocks per stage.
+
+    `text`: `none`; the paper's `1`, `5`, `10`; or stages, comma-separated: `res4:5` (five, spread evenly),
+    `res4@1,3,5` (after these). `kind` goes to every `NonLocal` (form, span, …).
+    Raises `UsageError` for another form, a stage that is too small, an index outside.
+    """
+    text = text.strip().lower()
+    if text == "none":
+        return ()
+    if text in PRESETS:
+        places = PRESETS[text](depths)
+    else:
+        places = {}
+        for stage, sep, numbers in _stage_parts(text):
+            if stage in places:
+                raise UsageError(f"--nl {text}: {stage} is named twice", f"join them, as in {stage}@1,3")
+            places[stage] = _blocks(text, stage, sep, numbers, depths[stage])
+    return tuple(NonLocal(stage, tuple(blocks), **kind) for stage, blocks in sorted(places.items()) if blocks)
+
+
+def _stage_parts(text):
+    parts = re.findall(r"(res[2-5])([:@])(\d+(?:,\d+)*)(?:,|$)", text)
+    if not parts or ",".join(f"{s}{sep}{n}" for s, sep, n in parts) != text:
+        raise UsageError(
+            f"--nl {text!r} was not understood", "examples: res4:5   res3:2,res4:3   res4@1,3,5   1   5   10   none"
+        )
+    return parts
+
+
+def _blocks(text, stage, sep, numbers, depth):
+    numbers = [int(n) for n in numbers.split(",")]
+    last = f"{stage} has {depth} residual block{'s' if depth > 1 else ''}, 0 to {depth - 1}"
+    if sep == ":":
+        if len(numbers) != 1:
+            raise UsageError(
+                f"--nl {text}: {stage}:{','.join(map(str, numbers))} was not understood",
+                f"{stage}:N puts N blocks in the stage; {stage}@I,J names them",
+            )
+        if not 1 <= numbers[0] <= depth:
+            raise UsageError(f"--nl {text}: {numbers[0]} blocks asked for, but {last}", f"at most --nl {stage}:{depth}")
+        return spread(numbers[0], depth)
+    if bad := [n for n in numbers if n >= depth]:
+        raise UsageError(f"--nl {text}: there is no residual block {bad[0]}; {last}")
+    if len(set(numbers)) != len(numbers):
+        raise UsageError(f"--nl {text}: an index in {stage} repeats")
+    return sorted(numbers)
+
+
+# `nl5-i3d-r50-8x8`: blocks, arch, depth, frames x stride, as papers and zoos name their nets
+_NAMED = re.compile(r"(?:nl(\d+)-)?(c2d|i3d|i3d-333)-r(18|34|50|101|152)-(\d+)x(\d+)")
+SPARSE = 4  # frames this far apart: the authors' 8x8 and 32x4 nets keep more of them (pools `8x8`); nearer, the paper's pools
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a net's name says."""
+
+    backbone: str
+    arch: str
+    pools: str
+    nl: str
+    clip: ClipSpec
+
+
+def parse_name(name: str) -> Named | None:
+    """`[nlN-]{c2d|i3d|i3d-333}-r{18|34|50|101|152}-{frames}x{stride}`; None for any other word.
+
+    N is one of the paper's 1, 5, 10. Raises `UsageError` for another N, or frames and strides out of bounds.
+    """
+    if not (found := _NAMED.fullmatch(name)):
+        return None
+    blocks, arch, depth, frames, stride = found.groups()
+    if blocks and blocks not in PRESETS:
+        raise UsageError(
+            f"{name}: the paper's nets have {', '.join(PRESETS)} non-local blocks, not {blocks}",
+            f"place others with: nlzoo inflate resnet{depth} --nl res3:2,res4:4",
+        )
+    return Named(
+        f"resnet{depth}",
+        arch,
+        "8x8" if int(stride) >= SPARSE else "paper",
+        blocks or "none",
+        ClipSpec(int(frames), int(stride)),
+    )

@@ -1,0 +1,257 @@
+"""How a network is trained, as plain frozen data: a recipe, its presets and the defaults by size of the set. No torch here."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from .bounds import between, number, one_of
+from .changes import WORDS, parse_changes
+from .errors import UsageError, WeightsError
+from .view_spec import Augment
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "step", "constant")
+BALANCES = ("none", "sampler", "loss")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained (docs/training.md); the defaults are the preset `small`. Shares are of the run's steps."""
+
+    optimizer: str = "adamw"  # adamw, whose kernels' rates follow their size; sgd with Nesterov's momentum of 0.9
+    lr: float = 5e-4  # of the whole batch, at its highest
+    weight_decay: float = 0.05  # of kernels; none on BN and biases
+    schedule: str = "cosine"  # cosine down to 0; step: a tenth from each milestone on; constant
+    milestones: tuple[float, ...] = ()  # shares of the run, of `step`
+    warm_up: float = 0.1  # share of the run in which the rate rises in a line; 0: none
+    epochs: int = 20
+    batch: int = 4  # clips a step
+    accumulate: int = 1  # parts that a step's clips are computed in
+    dropout: float = 0.5  # before the head
+    label_smoothing: float = 0.1
+    bn: str = "train"  # frozen: statistics and affine of all BN but the non-local blocks' own
+    precise_bn: int = 0  # batches over which BN's statistics are computed anew before a validation; 0: none
+    layer_decay: float = 1.0  # a residual block's rate as a share of the next one's; 1: all the same
+    unfreeze: float = (
+        0.0  # share of the run until which only the head and the non-local blocks train; 0: all train at once
+    )
+    ema: float = 0.0  # decay of the moving average of weights that is validated and kept; 0: none
+    clip_norm: float = 5.0  # of the gradient; 0: not clipped
+    early_stop: int = 0  # epochs without a better score after which a run ends; 0: never
+    balance: str = "none"  # sampler: classes are drawn equally often; loss: clips of rare classes count more
+    precision: str = "auto"  # auto: bf16 on a GPU that has it, otherwise fp32
+    compile: bool = False  # torch.compile
+    checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
+    loss: str = "ce"  # bce: a sigmoid for each class, where a video may have several
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("bn", ("train", "frozen")),
+            ("balance", BALANCES),
+            ("precision", PRECISIONS),
+            ("loss", ("ce", "bce")),
+        ):
+            one_of(getattr(self, name), allowed, name)
+        for name, low, high in (
+            ("lr", 1e-8, 100),
+            ("weight_decay", 0, 1),
+            ("warm_up", 0, 0.9),
+            ("dropout", 0, 0.95),
+            ("label_smoothing", 0, 0.9),
+            ("layer_decay", 0.01, 1),
+            ("unfreeze", 0, 0.99),
+            ("ema", 0, 0.999999),
+            ("clip_norm", 0, 1e6),
+        ):
+            number(getattr(self, name), low, high, name)
+        for name, low in (("epochs", 1), ("batch", 1), ("precise_bn", 0), ("early_stop", 0)):
+            between(getattr(self, name), low, 100_000, name)
+        between(self.accumulate, 1, self.batch, f"accumulate, in a batch of {self.batch},")
+        for name in ("compile", "checkpointing"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be true or false; it is {getattr(self, name)!r}")
+        self._check_milestones()
+        if self.loss == "bce" and (self.balance != "none" or self.label_smoothing):
+            raise UsageError(
+                f"balance {self.balance} and label_smoothing {self.label_smoothing:g} are for one label a video (loss ce)",
+                "with loss=bce leave balance at none and label_smoothing at 0",
+            )
+
+    def _check_milestones(self):
+        if not isinstance(self.milestones, tuple) or len(self.milestones) > 100:
+            raise UsageError(f"milestones must be at most 100 shares of the run; they are {self.milestones!r}")
+        for share in self.milestones:
+            number(share, 0.001, 0.999, "a milestone")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise UsageError(f"milestones must rise and not repeat: {list(self.milestones)}")
+        if self.schedule == "step" and not self.milestones:
+            raise UsageError("schedule step needs milestones", "for example milestones=0.375/0.75, the paper's")
+
+    def __str__(self):
+        """The nearest preset and what differs from it, as `parse_recipe` reads it."""
+        own = dataclasses.asdict(self)
+        changes = {name: {k: v for k, v in own.items() if v != getattr(preset, k)} for name, preset in RECIPES.items()}
+        name = min(changes, key=lambda n: len(changes[n]))
+        if "batch" in changes[name]:  # otherwise the rate would follow it
+            changes[name]["lr"] = self.lr
+        return ",".join([name, *(f"{k}={_recipe_word(v)}" for k, v in changes[name].items())])
+
+
+def _recipe_word(value):
+    if isinstance(value, tuple):
+        return "/".join(map(str, value)) or "none"
+    return WORDS.get(str(value), value)
+
+
+_PAPER = Recipe(
+    "sgd",
+    0.01,
+    1e-4,
+    "step",
+    (0.375, 0.75),
+    0.0,
+    epochs=109,
+    batch=64,
+    label_smoothing=0.0,
+    precise_bn=200,
+    clip_norm=0.0,
+)
+RECIPES = {
+    "small": Recipe(),  # measured on some 50 clips (docs/training.md)
+    # 400,000 steps on the 235,000 training clips of Kinetics-400, a tenth at 150,000 and 300,000 (paper; the authors' configs)
+    "paper": _PAPER,
+    "paper-long": dataclasses.replace(_PAPER, lr=0.0025, epochs=27, batch=16, bn="frozen", precise_bn=0),
+    # 200,000 steps on 7,985 videos, a tenth at 75,000 and 150,000; 8 clips a step is what the rate says by the paper's own rule
+    "charades": dataclasses.replace(_PAPER, lr=0.00125, epochs=200, batch=8, bn="frozen", precise_bn=0, loss="bce"),
+}
+LONG_CLIP = 64  # frames; the paper's short clips have up to 32, its long ones 128
+LARGE_SET = 50_000  # training clips from which on the paper's recipe is taken
+CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
+EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
+BATCH, GPU_BATCH = 4, 16
+
+
+def change_recipe(recipe: Recipe, **changes) -> Recipe:
+    """`recipe` with these fields; a new batch without a new rate scales the rate: in proportion (sgd), by the square root (adamw).
+
+    Raises `UsageError` for a value that cannot be.
+    """
+    changed = dataclasses.replace(recipe, **changes)
+    if "batch" not in changes or "lr" in changes:
+        return changed
+    ratio = changed.batch / recipe.batch
+    return dataclasses.replace(changed, lr=recipe.lr * (ratio if changed.optimizer == "sgd" else ratio**0.5))
+
+
+def for_labels(recipe: Recipe, multi_label: bool) -> Recipe:
+    """`recipe` with the loss for videos of one label, or of any number: then bce, without label smoothing.
+
+    Raises `UsageError` where classes are to be balanced that share videos.
+    """
+    if multi_label == (recipe.loss == "bce"):
+        return recipe
+    return (
+        dataclasses.replace(recipe, loss="bce", label_smoothing=0.0)
+        if multi_label
+        else dataclasses.replace(recipe, loss="ce")
+    )
+
+
+def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
+    """`paper`, `paper,epochs=20,batch=8`, or `layer_decay=0.7` and `auto,layer_decay=0.7`: changes to `auto` (`small` where None).
+
+    The rate follows a changed batch unless it is given too (`change_recipe`). Spaces and case do not matter; several
+    milestones are written 0.375/0.75. Raises `UsageError`, naming all presets and keys, for another name or key, and
+    for a value that cannot be.
+    """
+    presets = {"auto": auto or RECIPES["small"], **RECIPES}
+    first, values = parse_changes("--recipe", text, "auto", presets, Recipe, "paper,epochs=20,batch=8")
+    return change_recipe(presets[first], **values)
+
+
+def auto_recipe(
+    training_clips: int,
+    classes: int,
+    batch: int | None,
+    device: str,
+    fresh: bool,
+    long: bool,
+    multi_label: bool = False,
+) -> tuple[Recipe, list[str]]:
+    """The recipe of a run that asked for none, and a line on each decision, the field first, with its reason.
+
+    `batch`: clips a step, None: by the device. `device`: cpu, cuda, … `fresh`: the network never saw a video (it comes
+    from `inflate`). `long`: its clips have `LONG_CLIP` frames or more. Raises `UsageError` for a batch that cannot be.
+    """
+    few, cpu = training_clips < LARGE_SET, device == "cpu"
+    settled = long and not fresh  # its BN knows videos already, and long clips leave room for few of them in a step
+    preset = "small" if few else "paper-long" if settled else "paper"
+    most, own_batch = (EPOCHS, BATCH) if cpu else (GPU_EPOCHS, GPU_BATCH)
+    base = for_labels(RECIPES[preset], multi_label)
+    recipe = change_recipe(
+        base,
+        batch=own_batch if batch is None else batch,
+        bn="frozen" if settled else "train",
+        epochs=max(MIN_EPOCHS, min(most, -(-CLIPS_SEEN // training_clips))),
+    )
+    return recipe, _reasons(recipe, base, preset, training_clips, classes, batch, device, settled)
+
+
+def _reasons(recipe, base, preset, training_clips, classes, batch, device, settled):
+    side = "under" if preset == "small" else "not under"
+    rule = "by the square root of the batch" if recipe.optimizer == "adamw" else "in proportion to the batch"
+    frozen = "long clips on a network trained on videos: few of them fit in a step (paper)"
+    trained = (
+        "with it frozen, small sets learnt nothing"
+        if preset == "small"
+        else "as in the paper; its statistics over 200 batches before a validation"
+    )
+    rate = f"{base.lr:g} for {base.batch} clips a step, {rule}"
+    lines = [
+        f"recipe {preset} ({training_clips} training clips of {classes} classes, {side} {LARGE_SET:,})",
+        f"epochs {recipe.epochs} (for {training_clips} training clips on {device})",
+        f"batch {recipe.batch}" + (f" (on {device})" if batch is None else ""),
+        f"lr {recipe.lr:.3g} ({rate})",
+        f"bn {'frozen' if settled else 'trained'} ({frozen if settled else trained})",
+        f"precision {'float32' if device == 'cpu' else 'bf16 where it is there, otherwise float32'} (on {device})",
+    ]
+    return lines + (["loss bce (a video may have several labels)"] if recipe.loss == "bce" else [])
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One fine-tuning run, as the user asked for it and as nlzoo filled it in."""
+
+    videos: str  # the folder or list
+    start: str  # the model folder that it starts from
+    val: str  # share of the groups kept for validation, a fold, or names of groups
+    seed: int  # of the split, the order, all that is drawn
+    device: str
+    workers: int  # decoding processes
+    recipe: Recipe = Recipe()
+    augment: Augment = Augment()
+    decoder: str = "auto"
+    cache: str | None = None  # folder of decoded frames
+    world: int = 1  # processes that share each batch
+
+    def __post_init__(self):
+        between(self.seed, 0, 2**31 - 1, "--seed")
+        between(self.world, 1, 100_000, "the number of processes")
+        if self.recipe.batch < self.world:
+            raise UsageError(
+                f"a batch of {self.recipe.batch} clips cannot be shared by {self.world} processes",
+                f"--batch {self.world} is the least",
+            )
+
+
+def train_config(data: dict) -> TrainConfig:
+    """The config that a run recorded. Raises `UsageError` for values that cannot be, `WeightsError` for other keys."""
+    try:
+        recipe = {k: tuple(v) if k == "milestones" else v for k, v in data["recipe"].items()}
+        return TrainConfig(**{**data, "recipe": Recipe(**recipe), "augment": Augment(**data["augment"])})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"the settings of the run are not this version's ({error!r})", "begin it again under another name"
+        ) from None

@@ -1,0 +1,139 @@
+"""Which frames and pixels of a video a network is shown: clips, views of a test, augmentation of training. No torch here."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from .bounds import between, number, one_of
+from .changes import WORDS, parse_changes
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What the network is shown of a video: `frames` RGB frames of `size` x `size` pixels."""
+
+    frames: int = 8  # T
+    stride: int | None = None  # source frames from one to the next; None: spread over the whole video
+    size: int = 224  # H = W of the crop, pixels
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in [0, 1], subtracted
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB in [0, 1], divided by
+    fps: float | None = None  # stride counts frames of the video played at this rate; None: its own frames
+
+    def __post_init__(self):
+        between(self.frames, 1, 1024, "frames")
+        between(self.size, 16, 2048, "size")
+        if self.stride is not None:
+            between(self.stride, 1, 1024, "stride")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(v, float) and 0 <= v <= 10 for v in values):
+                raise UsageError(f"{name} must be three numbers from 0 to 10; it is {values!r}")
+        if min(self.std) <= 0:
+            raise UsageError(f"std must be above 0; it is {self.std!r}")
+        if self.fps is not None:
+            number(self.fps, 1, 1000, "fps")
+            if self.stride is None:
+                raise UsageError(
+                    f"fps {self.fps:g} needs a stride: frames spread over the whole video have no rate",
+                    "give --stride too, or leave --fps away",
+                )
+
+    def __str__(self):
+        step = f"every {self.stride}" if self.stride else "spread over the video"
+        step += f" at {self.fps:g} fps" if self.fps else ""
+        return f"{self.frames} frames {step}, {self.size}x{self.size}"
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """How often a video is looked at in a test; its answer is the mean over all views."""
+
+    clips: int = 1  # in time, evenly; from 2 on the last one reaches the video's end
+    crops: int | str = (
+        1  # 1: the whole frame squeezed to a square; 3: squares at both ends and in the middle of the longer side; full: as it is
+    )
+    order: str = "true"  # of a clip's frames; shuffled, or one: the middle one in place of all (controls)
+
+    def __post_init__(self):
+        between(self.clips, 1, 100, "clips per video")
+        one_of(self.crops, (1, 3, "full"), "crops per clip")
+        one_of(self.order, ("true", "shuffled", "one"), "order of the frames")
+
+    @property
+    def views(self) -> int:
+        """Of each video."""
+        return self.clips * (3 if self.crops == 3 else 1)
+
+    def __str__(self):
+        return f"{self.clips}x{self.crops}"
+
+
+CROPS = ("area", "jitter")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What training changes in a clip, each time anew (docs/augmentation.md); the defaults are the preset `light`."""
+
+    crop: str = "area"  # area: a rectangle of at least min_area of the frame; jitter: the paper's, a square of 70-88 % of the short side
+    min_area: float = 0.5
+    flip: bool = True  # mirrored half the time
+    colour: float = 0.0  # brightness, contrast and saturation each times 1 - colour to 1 + colour
+    randaugment: int = 0  # magnitude of two operations out of 14; 0: none
+    erase: float = 0.0  # probability that a rectangle becomes grey
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha) that clips are blended by; 0: never
+    cutmix: float = 0.0  # the same for the area that is cut from another clip; with both on, each half the time
+    repeats: int = 1  # views of each video in a step, decoded at once
+
+    def __post_init__(self):
+        one_of(self.crop, CROPS, "crop")
+        number(self.min_area, 0.05, 1, "min_area")
+        if not isinstance(self.flip, bool):
+            raise UsageError(f"flip must be true or false; it is {self.flip!r}")
+        number(self.colour, 0, 1, "colour")
+        between(self.randaugment, 0, 30, "randaugment")
+        number(self.erase, 0, 1, "erase")
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if alpha != 0:
+                number(alpha, 0.01, 10, f"{name}, where it is not 0,")
+        between(self.repeats, 1, 16, "repeats")
+
+    def __str__(self):
+        """`light` and what differs from it, as `parse_augment` reads it."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(AUGMENTS["light"], k)}
+        return ",".join(["light", *(f"{k}={WORDS.get(str(v), v)}" for k, v in values.items())])
+
+
+AUGMENTS = {
+    "light": Augment(),
+    "paper": Augment(crop="jitter"),
+    "medium": Augment(colour=0.4, erase=0.25),
+    "strong": Augment(min_area=0.3, randaugment=7, erase=0.25, mixup=0.8, cutmix=1.0, repeats=2),
+}
+MANY_CLIPS = 5000  # from here on `medium`; below it only `light` was measured (docs/training.md)
+
+
+def default_augment(training_clips: int) -> tuple[str, str]:
+    """`(preset, reason in words)` for a set of that many training clips."""
+    few = training_clips < MANY_CLIPS
+    return (
+        ("light", f"under {MANY_CLIPS:,} training clips")
+        if few
+        else ("medium", f"{MANY_CLIPS:,} training clips or more")
+    )
+
+
+def parse_augment(text: str) -> Augment:
+    """`medium`, `flip=no,colour=0.2` (changes to `light`) or `strong,flip=no,mixup=0`; spaces and case do not matter.
+
+    Raises `UsageError`, naming all presets and keys, for another name or key, and for a value that cannot be.
+    """
+    first, values = parse_changes("--augment", text, "light", AUGMENTS, Augment, "strong,flip=no,mixup=0")
+    return dataclasses.replace(AUGMENTS[first], **values)
+
+
+def parse_views(text: str) -> ViewSpec:
+    """`10x3`, `10xfull`: clips x crops. Raises `UsageError`."""
+    if not (found := re.fullmatch(r"\s*(\d{1,3})\s*x\s*(\d|full)\s*", text)):
+        raise UsageError(f"--views {text!r} was not understood", "clips x crops: 1x1, 10x1, 10x3, 10xfull")
+    return ViewSpec(int(found[1]), int(found[2]) if found[2].isdigit() else found[2])

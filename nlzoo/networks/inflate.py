@@ -1,0 +1,342 @@
+"""Turns a timm ResNet into a 3-D one in place, and puts non-local blocks into it.
+
+timm's own `forward` does not care about rank, so only leaf modules are swapped, and every pretrained key keeps its
+name. Which modules we know is one table of *exact* types, `CONVERTERS`: a type that is not in it is refused by path,
+since one that reaches into H x W without our knowing would run and give wrong numbers.
+
+Only this module says layer1..layer4 (timm); everybody else says res2..res5 (paper).
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..core.errors import UsageError, WeightsError
+from ..core.model_spec import POOLS, STAGES, Inflation, NonLocal
+from .layers import NonLocalBlock
+
+LAYER = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
+
+
+class InflatedConv3d(nn.Conv3d):
+    """A Conv2d given a temporal kernel of t taps and stride s.
+
+    Temporal padding is t // 2 on both sides: copies of the first and last frame (`replicate`, so that a clip of one
+    repeated frame stays one everywhere) or zeros. Spatial padding stays the 2-D layer's. `(B, C, T, H, W)` to
+    `(B, C', ceil(T / s), H', W')`.
+    """
+
+    replicate = 0  # frames repeated at each end before the convolution
+
+    def forward(self, x):
+        if self.replicate:
+            x = F.pad(x, (0, 0, 0, 0, self.replicate, self.replicate), mode="replicate")
+        return super().forward(x)
+
+
+def _triple(value, first):
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    return (first, *pair)
+
+
+def _conv(old: nn.Conv2d, taps: int, stride: int, inflation: Inflation) -> nn.Conv3d:
+    if isinstance(old.padding, str) or old.padding_mode != "zeros":
+        raise WeightsError(f"a convolution with padding {old.padding!r}, {old.padding_mode!r} cannot be inflated")
+    replicate = inflation.temporal_padding == "replicate"
+    new = InflatedConv3d(
+        old.in_channels,
+        old.out_channels,
+        _triple(old.kernel_size, taps),
+        _triple(old.stride, stride),
+        _triple(old.padding, 0 if replicate else taps // 2),
+        _triple(old.dilation, 1),
+        old.groups,
+        old.bias is not None,
+        device=old.weight.device,
+        dtype=old.weight.dtype,
+    )
+    new.replicate = taps // 2 if replicate else 0
+    with torch.no_grad():
+        new.weight.copy_(inflate_kernel(old.weight, taps, inflation.init))
+        if old.bias is not None:
+            new.bias.copy_(old.bias)
+    return new
+
+
+def inflate_kernel(weight: torch.Tensor, taps: int, init: str) -> torch.Tensor:
+    """A 2-D kernel `(O, I, h, w)` as a 3-D one `(O, I, taps, h, w)`.
+
+    `mean`: every tap is weight / taps (paper, section 4.1; I3D). `centre`: the middle tap is the weight, the others
+    are 0, so that the layer acts on each frame alone until it is trained. `taps` is odd.
+    """
+    if init == "mean":
+        return (weight / taps).unsqueeze(2).repeat(1, 1, taps, 1, 1)
+    kernel = weight.new_zeros(*weight.shape[:2], taps, *weight.shape[2:])
+    kernel[:, :, taps // 2] = weight
+    return kernel
+
+
+def _batch_norm(old: nn.BatchNorm2d, *_) -> nn.BatchNorm3d:
+    new = nn.BatchNorm3d(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+    reference = old.weight if old.affine else old.running_mean
+    if reference is not None:
+        new.to(device=reference.device, dtype=reference.dtype)
+    new.load_state_dict(old.state_dict())
+    return new
+
+
+def _max_pool(old: nn.MaxPool2d, taps: int, stride: int, inflation: Inflation) -> nn.MaxPool3d:
+    space = old.padding if inflation.pool1_padding else 0
+    return nn.MaxPool3d(
+        _triple(old.kernel_size, taps),
+        _triple(old.stride, stride),
+        _triple(space, (taps - 1) // 2),
+        _triple(old.dilation, 1),
+        ceil_mode=old.ceil_mode,
+    )
+
+
+def _avg_pool(old: nn.AvgPool2d, *_) -> nn.AvgPool3d:
+    return nn.AvgPool3d(
+        _triple(old.kernel_size, 1),
+        _triple(old.stride, 1),
+        _triple(old.padding, 0),
+        old.ceil_mode,
+        old.count_include_pad,
+        old.divisor_override,
+    )
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over frames and positions: `(B, C, T, H, W)` to `(B, C)`."""
+
+    def forward(self, x):
+        return x.mean(dim=(2, 3, 4))
+
+
+def _global_pool(old, *_):
+    if old.pool_type not in ("avg", "") or not isinstance(old.flatten, nn.Flatten):
+        raise WeightsError(f"a network that ends in {old} cannot be inflated; average pooling can")
+    return GlobalAveragePool()
+
+
+class FrameSqueezeExcite(nn.Module):
+    """timm's `SEModule` on each frame: channels are weighed by a frame's own mean, `(B, C, T, H, W)` to the same.
+
+    Over the whole clip, as video networks from scratch have it, a moving clip would not equal the 2-D network.
+    """
+
+    def __init__(self, old):
+        super().__init__()
+        if old.add_maxpool:
+            raise WeightsError("squeeze-and-excitation with a max-pool cannot be inflated")
+        self.fc1, self.bn, self.act, self.fc2, self.gate = old.fc1, old.bn, old.act, old.fc2, old.gate
+
+    def forward(self, x):
+        weights = x.mean((3, 4)).transpose(1, 2).flatten(0, 1)[:, :, None, None]
+        weights = self.gate(self.fc2(self.act(self.bn(self.fc1(weights)))))
+        return x * weights.view(x.shape[0], x.shape[2], -1, 1, 1).transpose(1, 2)
+
+
+class FrameEca(nn.Module):
+    """timm's `EcaModule` (efficient channel attention) on each frame, `(B, C, T, H, W)` to the same."""
+
+    def __init__(self, old):
+        super().__init__()
+        if old.conv2 is not None:
+            raise WeightsError("channel attention with an MLP cannot be inflated")
+        self.conv, self.gate = old.conv, old.gate
+
+    def forward(self, x):
+        weights = x.mean((3, 4)).transpose(1, 2).flatten(0, 1)[:, None]
+        weights = self.gate(self.conv(weights))
+        return x * weights.view(x.shape[0], x.shape[2], -1, 1, 1).transpose(1, 2)
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """Group normalisation with each frame's own statistics, `(B, C, T, H, W)` to the same."""
+
+    def forward(self, x):
+        batch, channels, frames, *size = x.shape
+        y = super().forward(x.transpose(1, 2).reshape(batch * frames, channels, *size))
+        return y.view(batch, frames, channels, *size).transpose(1, 2)
+
+
+def _group_norm(old, *_):
+    new = FrameGroupNorm(
+        old.num_groups, old.num_channels, old.eps, old.affine, device=old.weight.device, dtype=old.weight.dtype
+    )
+    new.load_state_dict(old.state_dict())
+    return new
+
+
+class FrameBlurPool(nn.Module):
+    """timm's `BlurPool2d` (anti-aliased stride) on each frame, `(B, C, T, H, W)` to `(B, C, T, H / s, W / s)`."""
+
+    def __init__(self, old):
+        super().__init__()
+        self.padding, self.pad_mode, self.stride = old.padding, old.pad_mode, old.stride
+        self.register_buffer("filt", old.filt, persistent=False)
+
+    def forward(self, x):
+        batch, channels, frames, *size = x.shape
+        y = F.pad(x.transpose(1, 2).reshape(batch * frames, channels, *size), self.padding, self.pad_mode)
+        y = F.conv2d(y, self.filt.expand(channels, -1, -1, -1), stride=self.stride, groups=channels)
+        return y.view(batch, frames, channels, *y.shape[2:]).transpose(1, 2)
+
+
+def _on_frames(new):
+    return lambda old, *_: new(old)
+
+
+def _same(old, *_):
+    return old
+
+
+def _converters():
+    """What we know: exact types of timm and torch, and what makes each of them 3-D."""
+    from timm import layers
+
+    same = (nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Linear, layers.Linear, layers.DropPath)
+    return {
+        nn.Conv2d: _conv,
+        nn.BatchNorm2d: _batch_norm,
+        layers.GroupNorm: _group_norm,
+        nn.MaxPool2d: _max_pool,
+        nn.AvgPool2d: _avg_pool,
+        layers.BlurPool2d: _on_frames(FrameBlurPool),
+        layers.SEModule: _on_frames(FrameSqueezeExcite),
+        layers.EcaModule: _on_frames(FrameEca),
+        layers.SelectAdaptivePool2d: _global_pool,
+        **dict.fromkeys(same, _same),
+    }
+
+
+def _containers():
+    """Modules with children whose own `forward` does not care about rank; one like `SelectiveKernel` reaches into H x W."""
+    from timm.models import resnet
+
+    return {resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck, nn.Sequential}
+
+
+def depths(net: nn.Module) -> dict[str, int]:
+    """Residual blocks of each stage, non-local blocks and pools not counted: `{"res2": 3, "res3": 4, …}`."""
+    return {s: sum(name.isdigit() for name in getattr(net, LAYER[s])._modules) for s in STAGES}
+
+
+def has_time(stage: str, index: int) -> bool:
+    """Whether I3D inflates this residual block: all of res2, every even one of res3 and res4, every odd one of res5."""
+    return {"res2": True, "res3": index % 2 == 0, "res4": index % 2 == 0, "res5": index % 2 == 1}[stage]
+
+
+def temporal_plan(net: nn.Module, inflation: Inflation) -> dict[str, tuple[int, int]]:
+    """`{path: (kernel, stride)}` in time of every layer of the 2-D `net` where either exceeds 1.
+
+    The stem's first convolution becomes 5 x k x k. 3x1x1 inflates the first 1x1 of a bottleneck, or the first 3x3 of
+    a basic block, which has no 1x1; 3x3x3 the 3x3 (reference: the pattern of every peer). Pools stride the stem and
+    pool1 in time (`spec.POOLS`), C2D's too.
+    """
+    stem = next(name for name, m in net.named_modules() if name.startswith("conv1") and isinstance(m, nn.Conv2d))
+    pools = POOLS[inflation.pools]
+    plan = {stem: (1 if inflation.arch == "c2d" else 5, pools.stem_stride)}
+    if pools.pool1_stride > 1 or not inflation.pool1_padding:
+        if not isinstance(net.maxpool, nn.MaxPool2d):
+            raise WeightsError(
+                f"pools {inflation.pools!r} need a max-pool after the stem; this backbone has {type(net.maxpool).__name__}",
+                "use --pools 8x8 or none",
+            )
+        plan["maxpool"] = (pools.pool1_kernel, pools.pool1_stride)
+    if inflation.arch == "c2d":
+        return plan
+    for stage in STAGES:
+        for name, block in getattr(net, LAYER[stage])._modules.items():
+            if has_time(stage, int(name)):
+                conv = "conv2" if inflation.arch == "i3d-333" and hasattr(block, "conv3") else "conv1"
+                plan[f"{LAYER[stage]}.{name}.{conv}"] = (3, 1)
+    return plan
+
+
+def inflate_(net: nn.Module, inflation: Inflation = Inflation()) -> nn.Module:  # noqa: B008 frozen
+    """Makes a timm ResNet on `(B, 3, H, W)` one on `(B, 3, T, H, W)`, in place; returns it.
+
+    Keys of the state dict stay; convolution weights grow an axis. Training mode, device and dtype are kept.
+    Raises `WeightsError` for a module that we do not know, before anything is changed.
+    """
+    converters = _converters()
+    inside = tuple(path + "." for path, m in net.named_modules() if type(m) in converters)
+    outer = [(path, m) for path, m in net.named_modules() if not path.startswith(inside)]
+    known = converters.keys() | _containers()
+    if unknown := [f"{path or 'the network'}: {type(m).__name__}" for path, m in outer if type(m) not in known]:
+        raise WeightsError(
+            f"cannot inflate {type(net).__name__}: {'; '.join(unknown[:3])}",
+            f"supported: {', '.join(sorted(t.__name__ for t in known))}",
+        )
+    leaves = [(path, m) for path, m in outer if type(m) in converters]
+    plan = temporal_plan(net, inflation)
+    made = [
+        (path, converters[type(old)](old, *plan.get(path, (1, 1)), inflation).train(old.training))
+        for path, old in leaves
+    ]
+    for path, new in made:
+        _replace(net, path, new)
+    if POOLS[inflation.pools].pool2_kernel:
+        net.layer1.add_module("pool2", TemporalMaxPool(POOLS[inflation.pools].pool2_kernel))
+    return net
+
+
+def _replace(net, path, new):
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, new)
+
+
+class TemporalMaxPool(nn.Module):
+    """Max over `kernel` frames, every second kept: `(B, C, T, H, W)` to `(B, C, T // 2, H, W)`.
+
+    A clip of one frame stays, and so does any clip with kernel 1.
+    """
+
+    def __init__(self, kernel: int):
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x):
+        if x.shape[2] == 1 or self.kernel == 1:
+            return x
+        return F.max_pool3d(x, (self.kernel, 1, 1), (2, 1, 1), ((self.kernel - 1) // 2, 0, 0))
+
+
+def insert_nonlocal_(net: nn.Module, placement: Iterable[NonLocal]) -> nn.Module:
+    """Adds a fresh `NonLocalBlock` after each residual block that `placement` names, in place; returns `net`.
+
+    For a timm ResNet, inflated or plain (images). Blocks become entries `nl<i>` of the stage's `nn.Sequential`, so no
+    other key changes and the output stays bit-identical. Raises `UsageError` for a block that is not there.
+    """
+    for places in placement:
+        name = LAYER[places.stage]
+        stage = getattr(net, name)
+        count = depths(net)[places.stage]
+        if places.blocks[-1] >= count:
+            raise UsageError(
+                f"there is no residual block {places.blocks[-1]} in {places.stage}; it has {count}, 0 to {count - 1}"
+            )
+        children = {}
+        for key, child in stage._modules.items():
+            children[key] = child
+            if key.isdigit() and int(key) in places.blocks:
+                if f"nl{key}" in stage._modules:
+                    raise UsageError(f"{places.stage} has a non-local block after residual block {key} already")
+                children[f"nl{key}"] = _block(child, places)
+        stage._modules.clear()
+        for key, child in children.items():
+            stage.add_module(key, child)
+    return net
+
+
+def _block(after: nn.Module, places: NonLocal) -> NonLocalBlock:
+    last = after.conv3 if hasattr(after, "conv3") else after.conv2
+    block = NonLocalBlock(
+        last.out_channels, places.form, places.span, places.subsample, places.scale, places.norm, places.reduction
+    )
+    return block.to(device=last.weight.device, dtype=last.weight.dtype).train(after.training)

@@ -1,0 +1,161 @@
+"""What can be had: the backbone that ships with nlzoo, and the model folders and runs in the working folder."""
+
+import json
+import re
+from pathlib import Path
+
+from ..core.errors import DiskError, UsageError, WeightsError
+from ..core.model_spec import ModelSpec, from_json
+
+WEIGHTS = Path("weights")  # default output of `inflate`, in the working folder
+RUNS = Path("runs")  # default output of `finetune`
+_BEFORE_A_RUN = {
+    ".lock",
+    "log.txt",
+    "videos.csv",
+    "skipped.csv",
+    "environment.json",
+}  # written before config.json, by which a run is known
+
+# Backbones in the package: a timm architecture with its own arguments, trained by weights/make_tiny.py.
+EMBEDDED = {
+    "tiny": {
+        "architecture": "resnet18",
+        "arguments": {"layers": (2, 2, 2, 2), "channels": (24, 48, 96, 160), "num_classes": 40},
+    }
+}
+
+
+def embedded_file(name: str) -> Path:
+    """The weights of an embedded backbone, in the installed package or in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_weights", package.parent / "weights"):
+        if (file := folder / name / "model.safetensors").is_file():
+            return file
+    raise WeightsError(
+        f"the embedded backbone {name} is missing from this installation", "pip install --force-reinstall nlzoo"
+    )
+
+
+def is_model(folder: Path) -> bool:
+    """Whether this is a model folder of an inflated or fine-tuned network."""
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+
+
+def models(root: Path = WEIGHTS) -> list[Path]:
+    """Model folders in `root`, newest first."""
+    found = [p for p in root.iterdir() if is_model(p)] if root.is_dir() else []
+    return sorted(found, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True)
+
+
+def runs(root: Path = RUNS) -> list[Path]:
+    """Finished runs in `root`, newest first."""
+    found = [p for p in root.iterdir() if (p / "result.json").is_file()] if root.is_dir() else []
+    return sorted(found, key=lambda p: (p / "result.json").stat().st_mtime, reverse=True)
+
+
+def result(run: Path) -> dict:
+    """What a finished run measured."""
+    return json.loads((run / "result.json").read_text())
+
+
+def default_name(spec: ModelSpec) -> str:
+    """`nl5-i3d-resnet50` for five blocks in an I3D ResNet-50; the tag and what is not default follow."""
+    blocks = sum(len(n.blocks) for n in spec.non_local)
+    inflation = spec.inflation
+    kinds = {getattr(n, part) for n in spec.non_local for part in ("form", "span")} - {"embedded", "spacetime"}
+    parts = [
+        f"nl{blocks}" if blocks else "",
+        inflation.arch,
+        spec.backbone,
+        *sorted(kinds),
+        *(
+            v
+            for v, usual in (
+                (inflation.init, "centre"),
+                (inflation.temporal_padding, "replicate"),
+                (inflation.pools, "none"),
+            )
+            if v != usual
+        ),
+    ]
+    return folder_name("-".join(p for p in parts if p))
+
+
+def folder_name(name: str) -> str:
+    """A name that is one folder below ours. Raises `UsageError` for one that is nothing or would lead elsewhere."""
+    plain = re.sub(r"[^\w.\-]+", "-", name).strip(".-")
+    if not plain or "/" in name or "\\" in name:
+        raise UsageError(f"{name!r} cannot name a folder", "use letters, digits, '-' and '_' in --name")
+    return plain[:100]
+
+
+def refuse_other(folder: Path, spec: ModelSpec) -> None:
+    """`inflate` may write over what the same command made, nothing else. Raises `DiskError`."""
+    if not folder.exists():
+        return
+    try:
+        same = from_json(json.loads((folder / "config.json").read_text()), "") == spec
+    except (OSError, ValueError, WeightsError):
+        same = False
+    if not same:
+        raise DiskError(
+            f"{folder} is there already and holds something else", "choose another name with --name, or move it away"
+        )
+
+
+def new_run(name: str, named: bool, root: Path = RUNS) -> Path:
+    """A folder for a new run: ROOT/NAME when the user named it, ROOT/NAME-1, -2, … otherwise. Raises `UsageError`."""
+    if named:
+        run = root / folder_name(name)
+        if _begun(run):
+            raise UsageError(f"the run {run} is there already", "choose another --name, or leave it out")
+        return run
+    n = 1
+    while _begun(root / f"{name}-{n}"):
+        n += 1
+    return root / f"{name}-{n}"
+
+
+def unfinished_run(name: str, named: bool, root: Path = RUNS) -> Path | None:
+    """The newest run of that name that was begun and has not finished: ROOT/NAME when the user named it, else of ROOT/NAME-N."""
+    if named:
+        found = [root / folder_name(name)]
+    else:
+        pattern = re.compile(re.escape(name) + r"-\d+")
+        found = [p for p in root.iterdir() if pattern.fullmatch(p.name)] if root.is_dir() else []
+    begun = [p for p in found if (p / "config.json").is_file() and not (p / "result.json").exists()]
+    return max(begun, key=lambda p: (p / "config.json").stat().st_mtime, default=None)
+
+
+def _begun(run):
+    """Whether there is more than what a start leaves behind that was refused, or killed before it had said what it is."""
+    return run.exists() and (
+        not run.is_dir() or any(p.name not in _BEFORE_A_RUN and p.suffix != ".part" for p in run.iterdir())
+    )
+
+
+def find(name: str) -> Path | None:
+    """The model folder that a user's word means here: a model folder, a run (its best), or a name in weights/ or runs/."""
+    for place in (Path(name), WEIGHTS / name, RUNS / name):
+        for folder in (place, place / "best"):
+            if is_model(folder):
+                return folder
+    return None
+
+
+def newest_run() -> Path:
+    """The best model of the newest finished run. Raises `UsageError` when there is none."""
+    if not (found := runs()):
+        raise UsageError("there is no finished run in runs/", "nlzoo finetune ./videos makes one")
+    return found[0] / "best"
+
+
+def summary(spec: ModelSpec) -> dict:
+    """A row of `nlzoo list`."""
+    return {
+        "backbone": spec.backbone,
+        "arch": spec.inflation.arch,
+        "nonlocal": sum(len(n.blocks) for n in spec.non_local),
+        "classes": len(spec.classes),
+    }

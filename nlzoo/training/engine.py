@@ -1,0 +1,287 @@
+"""One process or many: the door to accelerate, and the parent of `--gpus N`.
+
+A run of one process needs none of it. Of many each has a part of every batch and of every validation, gradients are averaged
+by torch's DistributedDataParallel, and rank 0 alone writes and talks. Started by `accelerate launch -m nlzoo …` or
+`torchrun -m nlzoo …`, on one machine or several, or by `launch` here, which keeps the exit code of the first that failed.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..core.errors import DivergedError, NlzooError, Stopped, UsageError
+
+HUNG = 600.0  # seconds that a rank waits for another before the run ends; NLZOO_HUNG_SECONDS says otherwise
+GRACE = 8.0  # seconds that the other ranks have to end after the first has failed
+TRACKERS = ("tensorboard", "wandb", "trackio")
+_OTHERS_LATER, _LOST_LATER = 5.0, 3.0  # seconds; see `together`
+_OF_ALL = (Stopped, DivergedError)  # what every rank raises at the same step
+_LOST = re.compile(
+    r"gloo|nccl|closed by peer|reset by peer|broken pipe|timed out|recvValue|failed to recv", re.IGNORECASE
+)
+
+
+class LostError(NlzooError):
+    """Another process of the run has ended, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """This process's place among those of the run."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    accelerator: object = None  # accelerate's, where there are several processes or a tracker
+    tracker: str | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and talks."""
+        return self.rank == 0
+
+    def wrapped(self, net: nn.Module) -> nn.Module:
+        """`net` as training calls it: gradients are averaged over the ranks."""
+        if self.world == 1:
+            return net
+        self.accelerator.free_memory()  # it keeps what it wrapped before, whose hooks would average too
+        warnings.filterwarnings(
+            "ignore", "Grad strides do not match"
+        )  # of kernels of one tap, where they mean the same
+        return self.accelerator.prepare_model(net)
+
+    def sync_buffers(self, net: nn.Module) -> None:
+        """Rank 0's running statistics of `net`, which saves and speaks for all, on every rank."""
+        if self.world > 1:
+            for buffer in net.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def no_sync(self, model: nn.Module):
+        """Around a backward pass after which others of the same step follow: gradients are not exchanged yet."""
+        return self.accelerator.no_sync(model) if self.world > 1 else contextlib.nullcontext()
+
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
+        if self.world == 1:
+            return list(values)
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        return self.accelerator.reduce(torch.tensor(values, dtype=kind, device=self.device), "sum").tolist()
+
+    def all_gather(self, rows: list) -> list:
+        """The rows of all ranks."""
+        if self.world == 1:
+            return rows
+        from accelerate.utils import gather_object
+
+        return gather_object(rows)
+
+    def broadcast(self, value):
+        """Rank 0's `value`, on every rank."""
+        return self.all_gather([value])[0]
+
+    def agree(self, what: str, value: object) -> None:
+        """Raises `UsageError`, on every rank, where `value` is not the same on all: they would train apart."""
+        digests = self.all_gather([hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()])
+        if other := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+            raise UsageError(
+                f"{what} are not the same on rank {other[0]} as on rank 0",
+                "give every machine the same command and the same files",
+            )
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+
+    def track(self, run: Path, summary: dict, step: int) -> None:
+        """Begins the tracker's record of the run in the folder `run`, or goes on with it after `step`."""
+        if not self.tracker:
+            return
+        self.accelerator.project_configuration.logging_dir = str(run)
+        if self.tracker == "tensorboard":  # into RUN/tensorboard; what an earlier try logged after `step` is void
+            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+        else:
+            extra = {"wandb": {"name": run.name, "dir": str(run)}, "trackio": {"name": run.name}}
+            self.accelerator.init_trackers(
+                "nlzoo", {k: v for k, v in summary.items() if isinstance(v, int | float | str)}, extra
+            )
+
+    def log(self, values: dict, step: int) -> None:
+        """Numbers for the tracker."""
+        if self.tracker:
+            self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
+
+    def end(self) -> None:
+        """Ends the tracker's record of a run. The ranks stay together: another run may follow."""
+        if self.tracker:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers = []
+
+
+def ranks() -> tuple[int, int]:
+    """`(rank, world)` that the launcher gave this process; (0, 1) without one."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _hung():
+    text = os.environ.get("NLZOO_HUNG_SECONDS") or str(HUNG)
+    try:
+        return max(1.0, float(text))
+    except ValueError:
+        raise UsageError(f"NLZOO_HUNG_SECONDS is {text!r}", "a number of seconds") from None
+
+
+def begin(device: torch.device, tracker: str | None = None) -> Engine:
+    """This process's engine; waits for the other ranks. Raises `UsageError` where accelerate or the tracker is not installed."""
+    if tracker and tracker not in TRACKERS:
+        raise UsageError(f"there is no tracker {tracker!r}", f"choose one of {', '.join(TRACKERS)}")
+    if ranks()[1] == 1 and not tracker:
+        return Engine(device)
+    for package, user in (
+        ("accelerate", "several processes, and trackers,"),
+        (tracker or "accelerate", f"--track {tracker}"),
+    ):
+        if not importlib.util.find_spec(package):
+            raise UsageError(
+                f"{user} need{'s' * (package == tracker)} {package}, which is not installed", f"pip install {package}"
+            )
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    one = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        log_with=tracker,
+        project_dir=".",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=_hung()))],
+    )
+    return Engine(
+        one.device if one.num_processes > 1 and device.type != "cpu" else device,
+        one.process_index,
+        one.num_processes,
+        one,
+        tracker,
+    )
+
+
+@contextlib.contextmanager
+def distributed_errors():
+    """Around all that a rank does: the first error is shown once, and those that follow from it are not.
+
+    Most errors meet all ranks at once: the others leave rank 0 a moment to tell it, and one that has lost another, which is gone
+    by then, leaves the launcher a moment. Meanwhile that, any of the three, has ended them.
+    """
+    rank, world = ranks()
+    try:
+        yield
+    except RuntimeError as error:
+        if world == 1 or not _LOST.search(str(error)):
+            raise
+        time.sleep(_LOST_LATER)
+        raise LostError(
+            f"rank {rank} has lost another of the {world} processes: it has ended, or did not answer for {_hung():g} s",
+            "its own error may stand above; the same command goes on from the last checkpoint",
+        ) from error
+    except NlzooError as error:
+        if rank:
+            time.sleep(_OTHERS_LATER)
+            if isinstance(error, _OF_ALL):  # rank 0 has told it, but may take longer than that to end
+                sys.exit(error.exit_code)
+        raise
+
+
+def set_current_gpu() -> None:
+    """Makes this rank's GPU the current one, before anything touches the first, which is rank 0's."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def launch(words: Sequence[str], count: int, device: str | None = None, say=lambda text: None) -> int:
+    """`python -m nlzoo WORDS` as `count` ranks on this machine; the exit code of the first that failed, else 0.
+
+    When one has failed the others are told to end (SIGTERM), and killed after `GRACE` seconds; `say` gets a sentence on one that
+    a signal killed. SIGTERM and SIGHUP go on to all; Ctrl-C reaches them by itself. Where this process is killed they end too (Linux).
+    Raises `UsageError` where there are fewer GPUs, unless `device` is cpu.
+    """
+    if device != "cpu" and (have := torch.cuda.device_count()) < count:
+        raise UsageError(
+            f"--gpus {count}, but there {'is 1 GPU' if have == 1 else f'are {have} GPUs'} here",
+            "ask for as many as there are; with --device cpu processes share the CPU",
+        )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    processes, passed = [], []
+
+    def pass_on(number, frame):
+        passed.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    signal.signal(signal.SIGINT, lambda number, frame: passed.append(number))
+    try:
+        for n in range(count):
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "nlzoo", *words],
+                    env={**common, "RANK": str(n), "LOCAL_RANK": str(n)},
+                    preexec_fn=_end_with_parent if sys.platform.startswith("linux") else None,
+                )
+            )
+        while True:
+            codes = [process.poll() for process in processes]
+            if failed := next((c for c in codes if c), 0):
+                if failed < 0 and -failed not in passed:
+                    say(
+                        f"rank {codes.index(failed)} of {count} was killed ({signal.Signals(-failed).name}); the others are told to end"
+                    )
+                return failed if failed > 0 else 128 - failed
+            if None not in codes:
+                return 0
+            time.sleep(0.1)
+    finally:
+        _stop(processes)
+
+
+def _end_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: a rank left alone would hold the run's lock
+
+
+def _stop(processes):
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    until = time.monotonic() + GRACE
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

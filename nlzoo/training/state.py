@@ -1,0 +1,413 @@
+"""What a run needs to go on after a kill: checkpoints that are whole or not there, and one process on a run at a time.
+
+A checkpoint is a folder, RUN/checkpoints/step-00000123, of `state.safetensors`, `state.json` and `manifest.json`, which has
+the sha256 of the other two and of itself. It is written as model folders are (`files.write_folder`), and older ones are
+removed only when it is sure to outlive a power cut. No pickle is written or read.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .. import __version__
+from ..core import files
+from ..core.errors import DiskError, UsageError, WeightsError
+from ..core.text import shown
+from ..networks import checkpoint
+
+FOLDER = "checkpoints"
+TENSORS, REST, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+LOCK = ".lock"
+FORMAT = 1  # of the manifest
+_STEP = re.compile(
+    r"step-(\d{8,12})|\.step-(\d{8,12})\.[0-9a-f]{8}\.old"
+)  # the second stepped aside (`files.standing`)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint holds."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]  # on the CPU
+    meta: dict
+    passed_over: tuple[tuple[str, str], ...]  # newer checkpoints that did not verify: (name, reason)
+    writer: dict  # versions of nlzoo, torch and python, and the number of threads: with others, bits may differ
+
+
+# --- writing
+
+
+def save(run: Path, step: int, tensors: dict[str, torch.Tensor], meta: dict, keep: int = 2) -> Path:
+    """Writes the checkpoint of `step`, and only then removes all but the newest `keep`; returns its folder.
+
+    `tensors`: on any device; names of letters, digits, `_` and `.`. `meta`: plain JSON. This checkpoint is the newest from now
+    on: one of the same step is replaced, those of later steps are removed (`load` passed over them, or their course was given
+    up). Hold the run's `lock`. Raises `DiskError`, which says how much is missing where; what was there is kept then.
+    """
+    rest = (
+        json.dumps(meta, indent=2, allow_nan=False) + "\n"
+    )  # in ASCII, which has a form for the broken bytes of file names
+    if not isinstance(meta, dict) or json.loads(rest) != meta or len(rest) > files.MAX_CONFIG:
+        raise ValueError(
+            "meta is not plain JSON (a tuple in it, or a key that is no text), or too long to be read again"
+        )
+    if len(tensors) > checkpoint.MAX_TENSORS or not all(checkpoint.NAME.fullmatch(name) for name in tensors):
+        raise ValueError("too many tensors, or names that would not be read again")
+    tensors = _apart(tensors)
+
+    def fill(part):
+        (part / REST).write_text(rest, encoding="utf-8")
+        save_file(tensors, part / TENSORS)
+        shutil.copymode(part / REST, part / TENSORS)  # safetensors lets nobody else read its file
+        (part / MANIFEST).write_text(_manifest(part, step), encoding="utf-8")
+
+    place = Path(run) / FOLDER
+    folder = place / f"step-{step:08d}"
+    try:
+        if not place.is_dir():
+            place.mkdir(parents=True)
+            files.sync(place.parent)
+        files.write_folder(folder, fill)
+    except (DiskError, OSError) as error:
+        raise _full(folder, error, len(rest) + sum(128 + t.nbytes for t in tensors.values()) + 2**14) from error
+    found = _steps(place)
+    for left in [old for number, old in found if number < step][max(0, keep - 1) :] + [
+        later for number, later in found if number > step
+    ]:
+        files.discard(left)
+    return folder
+
+
+def _apart(tensors):
+    """On the CPU, contiguous, and no two in one stretch of memory, which the format cannot say."""
+    seen, apart = set(), {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
+
+
+def _full(folder, error, needed):
+    """The error with figures. What was half written is gone again: the checkpoint did not fit into what is free now."""
+    cause = error.__cause__ or error
+    text = (
+        error.message if isinstance(error, DiskError) else f"{folder} could not be written ({error.strerror or error})"
+    )
+    if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskError(text, "work in a folder of your own")
+    near = next(p for p in folder.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(near).free
+    missing = f"{needed - free:,} bytes are missing" if needed > free else "a limit or a quota, perhaps"
+    return DiskError(
+        f"{text}: a checkpoint takes {needed:,} bytes, {free:,} are free in {near}: {missing}",
+        "free some room there; what was saved before is kept",
+    )
+
+
+def _manifest(part, step):
+    writer = {
+        "nlzoo": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    files = {name: {"bytes": (part / name).stat().st_size, "sha256": _digest(part / name)} for name in (TENSORS, REST)}
+    return _sealed({"format": FORMAT, "step": step, "files": files, "writer": writer})
+
+
+def _sealed(manifest):
+    """The manifest's text, with the digest of that text without the digest."""
+    return files.dump({**manifest, "sha256": hashlib.sha256(files.dump(manifest).encode()).hexdigest()})
+
+
+def _digest(file):
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+# --- reading
+
+
+def load(run: Path) -> Loaded | None:
+    """The newest checkpoint that verifies, or None where there is none at all. Raises `WeightsError` where none verifies."""
+    place, passed = Path(run) / FOLDER, []
+    try:
+        found = _steps(place)
+    except OSError as error:
+        raise WeightsError(
+            f"{shown(str(place))} could not be read ({error.strerror or error})", "work in a folder of your own"
+        ) from error
+    for step, folder in found:
+        try:
+            tensors, meta, writer = _read(folder, step)
+            return Loaded(step, tensors, meta, tuple(passed), writer)
+        except WeightsError as error:
+            passed.append((folder.name, error.message))
+    if passed:
+        rows = "".join(f"\n  {name}: {reason}" for name, reason in passed[:10])
+        raise WeightsError(
+            f"none of the {len(passed)} checkpoints in {shown(str(place))} can be read:{rows}",
+            "begin again under another name; the run's model folders may still be whole",
+        )
+    return None
+
+
+def _steps(place):
+    """`(step, folder)` of what may be a checkpoint, the newest first."""
+    if not place.is_dir():
+        return []
+    named = [(match, folder) for folder in place.iterdir() if (match := _STEP.fullmatch(folder.name))]
+    return sorted(((int(match[1] or match[2]), folder) for match, folder in named), reverse=True)
+
+
+def _read(folder, step):
+    """Tensors, meta and writer of one checkpoint, every byte of it verified. Raises `WeightsError`."""
+    writer = _verified(folder, step)["writer"]
+    checkpoint.read_header(folder / TENSORS)
+    meta = files.read_json(folder / REST)
+    try:
+        return load_file(folder / TENSORS), meta, writer
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{TENSORS} could not be read ({error})") from error
+
+
+def _verified(folder, step):
+    """The manifest, once both files are what it says. Nothing else of them is read before."""
+    if missing := [name for name in (TENSORS, REST, MANIFEST) if not (folder / name).is_file()]:
+        raise WeightsError(f"{missing[0]} is missing")
+    manifest = files.read_json(folder / MANIFEST)
+    try:
+        sealed = (
+            isinstance(manifest, dict)
+            and _sealed({k: v for k, v in manifest.items() if k != "sha256"}).encode()
+            == (folder / MANIFEST).read_bytes()
+        )
+    except ValueError:  # NaN, or half a character
+        sealed = False
+    if not sealed:
+        raise WeightsError(f"{MANIFEST} is damaged")
+    if manifest.get("format") != FORMAT or manifest.get("step") != step:
+        raise WeightsError(
+            f"{MANIFEST} is of step {manifest.get('step')!r}, format {manifest.get('format')!r}, and not of step {step}, format {FORMAT}"
+        )
+    try:
+        said = [(name, manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in (TENSORS, REST)]
+        for name, size, digest in said:
+            if (there := (folder / name).stat().st_size) != size:
+                raise WeightsError(f"{name} has {there:,} bytes instead of {size:,}")
+            if _digest(folder / name) != digest:
+                raise WeightsError(f"{name} is damaged: its content has changed since it was written")
+        return {**manifest, "writer": dict(manifest["writer"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{MANIFEST} is not one of ours ({error!r})") from error
+    except OSError as error:
+        raise WeightsError(f"it could not be read ({error})") from error
+
+
+# --- an optimizer's state, or any other, as tensors and JSON
+
+
+def pack(prefix: str, value: object) -> tuple[dict[str, torch.Tensor], object]:
+    """`(tensors, plan)` of nested dicts, lists and tuples of tensors, numbers, texts, bool and None; `unpack` gives them back.
+
+    Tensors are not copied, and are named `prefix.0`, `prefix.1`, …; `plan` is plain JSON. Raises `TypeError` for anything else.
+    """
+    tensors = {}
+    return tensors, _packed(value, prefix, tensors)
+
+
+def _packed(value, prefix, tensors):
+    if isinstance(value, torch.Tensor):
+        name = f"{prefix}.{len(tensors)}"
+        tensors[name] = value.detach()
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs: the keys of JSON are texts alone
+        if bad := [k for k in value if not (k is None or isinstance(k, bool | int | str))]:
+            raise TypeError(f"{bad[0]!r} cannot be kept as a key")
+        return {"dict": [[k, _packed(v, prefix, tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        items = [_packed(v, prefix, tensors) for v in value]
+        return items if isinstance(value, list) else {"tuple": items}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(float(value))}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be kept: {str(value)[:60]}")
+
+
+def unpack(tensors: dict[str, torch.Tensor], plan: object) -> object:
+    """What `pack` was given; `tensors` may hold others too. Raises `WeightsError` for a plan that is not one of `pack`'s."""
+    try:
+        return _unpacked(plan, tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"the state of the training is not one of ours ({error!r})", "begin again under another name"
+        ) from error
+
+
+def _unpacked(plan, tensors):
+    if isinstance(plan, list):
+        return [_unpacked(v, tensors) for v in plan]
+    if not isinstance(plan, dict):
+        return plan
+    ((kind, value),) = plan.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {k: _unpacked(v, tensors) for k, v in value}
+    if kind == "tuple":
+        return tuple(_unpacked(v, tensors) for v in value)
+    if kind == "float" and value in ("nan", "inf", "-inf"):
+        return float(value)
+    raise ValueError(f"no such kind: {kind[:60]}")
+
+
+# --- one process on a run
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems that have none
+_held: dict[object, list[int]] = {}  # descriptors of the locks of this process
+
+
+def _let_go():
+    """A lock is held as long as any process has its descriptor, so workers, which outlive a killed run by seconds, must not."""
+    for handle in (h for handles in _held.values() for h in handles):
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Only this process works on `run`, a folder that is made where it is missing and must not be replaced meanwhile.
+
+    The kernel gives the lock back when the process ends, however it ends; forked children do not hold it. What a killed
+    process left half written in the run is removed. Raises `UsageError` at once where another process holds the lock, and
+    `DiskError`.
+    """
+    run = Path(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handles = _take(run)
+    except OSError as error:
+        raise DiskError(
+            f"{shown(str(run))} could not be locked ({error.strerror or error})", "work in a folder of your own"
+        ) from error
+    key = object()
+    _held[key] = handles
+    try:
+        for folder in (run, run / FOLDER):
+            if folder.is_dir():
+                files.mend(folder)
+        yield
+    finally:
+        if _held.pop(key, None):  # not in a forked child
+            os.ftruncate(handles[0], 0)
+            for handle in handles:
+                os.close(handle)
+
+
+def _take(run):
+    """Descriptors that hold the lock. Where the file system has no locks, the second is of a file that has, on this host."""
+    handles = [_opened(run / LOCK)]
+    try:
+        if (free := _flock(handles[0])) is None:
+            _refuse_other_host(run)
+            name = hashlib.sha256(os.fsencode(run.resolve())).hexdigest()
+            handles.append(_opened(Path(tempfile.gettempdir(), f"nlzoo-{os.getuid()}-{name}.lock")))
+            free = _flock(handles[1])
+        if not free:
+            raise _in_use(run, _owner(run / LOCK))
+        os.ftruncate(handles[0], 0)
+        summary = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.pwrite(handles[0], json.dumps(summary).encode(), 0)
+        return handles
+    except BaseException:
+        for handle in handles:
+            os.close(handle)
+        raise
+
+
+def _opened(file):
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+
+
+def _flock(handle):
+    """True: ours now; False: somebody has it; None: no locks here."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+
+
+def _owner(file):
+    """What the owner wrote, or None. It may be about to write: until then the file is empty or names one that has ended."""
+    for _ in range(20):
+        owner = _told(file)
+        if owner and (owner["host"] != socket.gethostname() or _lives(owner["pid"])):
+            return owner
+        time.sleep(0.05)
+    return None
+
+
+def _told(file):
+    try:
+        summary = json.loads(file.read_bytes())
+        return {"pid": int(summary["pid"]), "host": str(summary["host"]), "since": str(summary["since"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _lives(pid):
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+def _refuse_other_host(run):
+    """No lock reaches another host here: what is written there must do, though its process may have ended long ago."""
+    owner = _told(run / LOCK)
+    if owner and owner["host"] != socket.gethostname():
+        raise _in_use(run, owner, f"; if it has ended long ago, remove {shown(str(run / LOCK))}")
+
+
+def _in_use(run, owner, more=""):
+    who = (
+        f"process {owner['pid']} on {shown(owner['host'])} since {shown(owner['since'])}"
+        if owner
+        else "another process"
+    )
+    return UsageError(
+        f"{shown(str(run))} is in use by {who}",
+        f"wait for its end or stop it; or begin another run under another name{more}",
+    )

@@ -1,0 +1,195 @@
+"""Which frames of a video, and which part of them, the network is shown.
+
+One function, `views`, says it for validation, `eval` and `predict`; `training_view` draws it anew for each epoch.
+docs/augmentation.md has the rules in words. A clip stays uint8 `(T, H, W, 3)` until it is on the device, where `to_input` normalises it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..core.view_spec import Augment, ClipSpec, ViewSpec
+
+# Frames are decoded with this shorter side, per pixel of the crop: paper, 256 for 224.
+DECODE_RATIO = 8 / 7
+MIN_WINDOW = 0.8  # of the video, that the spread frames of a training clip lie in
+JITTER = (256 / 224, 320 / 224)  # shorter side of the frame, per pixel of the crop (paper)
+FLIP = 0.5
+ONE_VIEW = ViewSpec()
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at a video: which frames, and which rectangle of each, in fractions of height and width."""
+
+    indices: tuple[int, ...]  # T frame numbers
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+    flip: bool = False
+
+
+def frame_indices(
+    total: int, clip: ClipSpec, rng: np.random.Generator | None = None, fps: float | None = None
+) -> tuple[int, ...]:
+    """T frame numbers of a video of `total` frames at `fps`; the same each time, or drawn by `rng`.
+
+    Spread (`stride` None): the middles of T equal parts (but for rounding) of the video, or of a random window of at
+    least `MIN_WINDOW` of it. Drawn one by one, frames would lie at another distance in every pair, and what moves at one
+    speed would move at all: no temporal kernel learns from that. Dense: T frames `stride` apart, or as far apart as they
+    would be at `clip.fps`, where both rates are given. A video too short for that is spread; one of fewer than T frames
+    repeats some.
+    """
+    span = _span(total, clip, fps)
+    spread = span is None
+    if spread:
+        least = max(min(clip.frames, total), math.ceil(MIN_WINDOW * total))
+        span = int(rng.integers(least, total + 1)) if rng is not None else total
+    room = total - span
+    start = int(rng.integers(room + 1)) if rng is not None else room // 2
+    return _middles(start, span, clip.frames) if spread else _apart(start, clip, fps)
+
+
+def _step(clip, fps):
+    """Source frames from one frame of a dense clip to the next, not rounded."""
+    return clip.stride * fps / clip.fps if clip.fps and fps else clip.stride
+
+
+def _span(total, clip, fps):
+    """Source frames from the first to the last of a dense clip, both included; None where frames are spread."""
+    if clip.stride is None:
+        return None
+    span = round((clip.frames - 1) * _step(clip, fps)) + 1
+    return span if span <= total else None
+
+
+def _apart(start, clip, fps):
+    step = _step(clip, fps)
+    return tuple(start + round(i * step) for i in range(clip.frames))
+
+
+def _middles(start, span, parts):
+    """Of `parts` equal parts of the `span` frames from `start`; where there are fewer frames than parts, some repeat."""
+    edges = [start + i * span // parts for i in range(parts + 1)]
+    return tuple((low + max(low + 1, high) - 1) // 2 for low, high in zip(edges, edges[1:]))
+
+
+def views(
+    total: int, clip: ClipSpec, looks: ViewSpec = ONE_VIEW, aspect: float = 1.0, fps: float | None = None
+) -> list[View]:
+    """What validation, `eval` and `predict` look at: `looks.clips` x `looks.crops` views, the crops of one clip side by side.
+
+    By default the whole of each frame, once. `aspect`: width / height of the frames. All videos get the same number of
+    views; the three crops of a square frame are the same.
+    """
+    return [
+        View(indices, *crop)
+        for indices in _clips(total, clip, looks.clips, fps)
+        for crop in _crops(looks.crops, aspect)
+    ]
+
+
+def in_order(view: View, order: str, rng: np.random.Generator) -> View:
+    """The view with its frames in `order` (`spec.Looks`): as they are, shuffled by `rng` but never left so, or the middle one T times."""
+    count = len(view.indices)
+    if order == "true" or count == 1:
+        return view
+    if order == "one":
+        return replace(view, indices=(view.indices[count // 2],) * count)
+    places = np.arange(count)
+    while np.array_equal(places, np.arange(count)):
+        rng.shuffle(places)
+    return replace(view, indices=tuple(view.indices[p] for p in places))
+
+
+def view_side(clip: ClipSpec, looks: ViewSpec) -> int:
+    """Side, pixels, of the squares of a test: the clip's; for three crops that of the frames' shorter side (paper: 256 where training has 224)."""
+    return decode_side(clip) if looks.crops == 3 else clip.size
+
+
+def _clips(total, clip, count, fps):
+    """Dense clips from the first possible start to the last; or each part of a spread clip cut in `count`, the k-th for clip k."""
+    if count == 1:
+        return [frame_indices(total, clip, fps=fps)]
+    span = _span(total, clip, fps)
+    if span is None:
+        fine = _middles(0, total, clip.frames * count)
+        return [fine[k::count] for k in range(count)]
+    return [_apart(round(k * (total - span) / (count - 1)), clip, fps) for k in range(count)]
+
+
+def _crops(count, aspect):
+    """`(top, left, height, width)` in fractions: the whole frame, or three squares of the shorter side along the longer."""
+    if count != 3:
+        return [(0.0, 0.0, 1.0, 1.0)]
+    height, width = _square(1.0, aspect)
+    return [(place * (1 - height), place * (1 - width), height, width) for place in (0, 0.5, 1)]
+
+
+def _square(side, aspect):
+    """(height, width), in fractions of the frame's, of a square whose side is that fraction of the shorter side."""
+    return (side, side / aspect) if aspect >= 1 else (side * aspect, side)
+
+
+def training_view(
+    total: int,
+    clip: ClipSpec,
+    augment: Augment,
+    rng: np.random.Generator,
+    aspect: float = 1.0,
+    fps: float | None = None,
+) -> View:
+    """Random frames, a random rectangle (`augment.crop` says which) and, with `augment.flip`, a flip half the time.
+
+    `aspect`: width / height of the frames; `fps`: their mean rate.
+    """
+    indices = frame_indices(total, clip, rng, fps)
+    height, width = _jitter(aspect, rng) if augment.crop == "jitter" else _area(augment.min_area, rng)
+    return View(
+        indices,
+        rng.uniform(0, 1 - height),
+        rng.uniform(0, 1 - width),
+        height,
+        width,
+        augment.flip and rng.random() < FLIP,
+    )
+
+
+def _area(least, rng):
+    """(height, width) of a rectangle of about `least` of the frame or more (Inception style), of any side of it."""
+    side = math.sqrt(rng.uniform(least, 1))
+    stretch = math.exp(rng.uniform(-1, 1) * math.log(4 / 3) / 2)
+    return min(side * stretch, 1.0), min(side / stretch, 1.0)
+
+
+def _jitter(aspect, rng):
+    """(height, width) of the crop's square in a frame whose shorter side was drawn."""
+    return _square(1 / rng.uniform(*JITTER), aspect)
+
+
+def decode_side(clip: ClipSpec) -> int:
+    """Shorter side, pixels, that frames are decoded at."""
+    return round(clip.size * DECODE_RATIO)
+
+
+def cut(frames: np.ndarray, view: View, size: int | tuple[int, int]) -> torch.Tensor:
+    """The view's rectangle of uint8 `(T, H, W, 3)` frames as uint8 `(T, size, size, 3)`, antialiased; `size` may be (height, width)."""
+    total, height, width, _ = frames.shape
+    top, left = round(view.top * height), round(view.left * width)
+    bottom = min(height, top + max(1, round(view.height * height)))
+    right = min(width, left + max(1, round(view.width * width)))
+    part = torch.from_numpy(frames[:, top:bottom, left:right]).permute(0, 3, 1, 2)
+    part = F.interpolate(part, size, mode="bilinear", antialias=True)
+    part = part.permute(0, 2, 3, 1)
+    return part.flip(2).contiguous() if view.flip else part.contiguous()
+
+
+def to_input(clips: torch.Tensor, clip: ClipSpec) -> torch.Tensor:
+    """uint8 `(B, T, H, W, 3)` as normalised float32 `(B, 3, T, H, W)`, on the device where it lies."""
+    mean = torch.tensor(clip.mean, device=clips.device) * 255
+    std = torch.tensor(clip.std, device=clips.device) * 255
+    return ((clips.float() - mean) / std).permute(0, 4, 1, 2, 3)

@@ -1,0 +1,626 @@
+"""The only door to the video decoders: what is in a file, and exact frames out of it.
+
+Unusual here: nothing believes a frame number that was computed from a time. `probe` walks the packets once and keeps
+the presentation time of every frame; `read_frames` knows a frame by that time, starts decoding only at key frames that
+the decoder confirms, and decodes from the start of the file when anything is not as the index says. Where packets
+cannot tell (no times, AVI, transport streams, damage that shows) the file is decoded once and its frames are counted.
+decord serves only files that it was measured to read right, and PyAV takes over from it at the first doubt.
+Readers are opened and closed within one call and decode with one thread, so workers may fork, and scale.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+
+import av
+import av.logging
+import numpy as np
+from av.filter import Graph
+from av.stream import Disposition
+
+from ..core.errors import UsageError, VideoError
+from ..core.text import shown
+
+try:
+    import decord
+except (ImportError, OSError):  # not installed, or its libraries do not load: PyAV reads everything
+    decord = None
+
+_SUFFIXES = """
+    .264 .3g2 .3gp .asf .avi .flv .gif .h264 .h265 .hevc .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob
+    .webm .wmv
+"""
+EXTENSIONS = frozenset(_SUFFIXES.split())
+DECODERS = ("auto", "decord", "pyav")
+PREFER_DECORD = False  # where it reads right it gives the same bits and costs more: docs/decoding.md has the figures
+MAX_SIDE = 8192  # pixels; an 8K frame is 7680 x 4320
+MAX_PIXELS = 40_000_000  # per frame; FFmpeg holds about ten of them while it decodes
+
+# Whole-file demuxers only: no playlists (hls, dash, concat, sdp), image sequences, devices or network.
+_DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,m4v,ogg,gif,h264,hevc,h263,ivf,obu,mxf,"
+    "dv,rm,nut,yuv4mpegpipe"
+)
+# Containers whose packet times are the frames' own, and codecs that give one frame per packet.
+_TIMED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "mkv"}
+_TIMED_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "h263", "mjpeg", "prores", "vvc"})
+_CODEC_OF = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}  # decoder name -> codec
+_JUMP = 4  # frames; a seek empties the decoder and costs about as much as decoding these
+_DECORD_CODECS = frozenset({"h264", "vp8", "vp9"})
+
+av.logging.set_level(None)  # libav talks on stderr; errors reach us as exceptions
+if decord:
+    decord.logging.set_level(decord.logging.QUIET)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is in a video file, as `read_frames` will deliver it."""
+
+    path: str  # absolute
+    container: str  # "mp4", "mkv", "avi", "mpegts", …
+    codec: str
+    width: int  # pixels as displayed, after rotation
+    height: int
+    frames: int  # that a decode of the whole file yields
+    fps: float  # mean
+    duration: float  # seconds
+    rotation: int  # degrees clockwise that it takes to display it: 0, 90, 180, 270
+    base: float  # seconds per unit of `pts`
+    variable: bool  # whether the time from a frame to the next changes by more than half a frame
+    decoder: str  # "decord" or "pyav": what `read_frames` takes by itself
+    reason: str  # why
+    decord_right: bool  # whether decord reads it right too
+    pts: np.ndarray | None = field(repr=False, compare=False)  # (frames,) int64, ascending, in stream units; or None
+    keys: np.ndarray | None = field(repr=False, compare=False)  # ascending frame numbers where decoding may start
+
+
+class _Mismatch(Exception):
+    """What came out of a decoder is not what the index says."""
+
+
+def probe(path: str | os.PathLike) -> Probe:
+    """What is in `path`; `VideoError` when it cannot be used. Remembered per process by path, size and mtime."""
+    path = os.path.abspath(os.fspath(path))
+    info = _regular_file(path)
+    return _probe(path, info.st_size, info.st_mtime_ns)
+
+
+def span(info: Probe, start: float | None = None, end: float | None = None) -> tuple[int, int]:
+    """`(first, count)`: the frames shown from second `start` up to, not including, second `end`; at least one.
+
+    Seconds count from the first frame; None means the beginning or the end, and an `end` past the video's is the video's.
+    Raises `VideoError` where `start` lies at or after the end of the video.
+    """
+    start, end = start or 0.0, info.duration if end is None else end
+    if start >= info.duration:
+        length = f"the video is {info.duration:.3f} s long"
+        raise VideoError(
+            f"{shown(info.path)}: the part begins at {start:.3f} s, but {length}", "mend the list, or remove the line"
+        )
+    step = info.duration / info.frames
+    times = np.arange(info.frames) * step if info.pts is None else (info.pts - info.pts[0]) * info.base
+    first, last = np.searchsorted(
+        times, np.array([start, end]) - step / 1000
+    )  # a thousandth of a frame: seconds in lists are rounded
+    first = min(int(first), info.frames - 1)  # the last frame stays until the end
+    return first, max(1, int(last) - first)
+
+
+def read_frames(
+    path: str | os.PathLike,
+    indices: Sequence[int],
+    short_side: int | None = None,
+    decoder: str = "auto",
+    info: Probe | None = None,
+) -> np.ndarray:
+    """Frames `indices` (presentation order, any order, repeats allowed): uint8 (len(indices), H, W, 3), RGB, upright.
+
+    With `short_side` the shorter side gets that many pixels, up or down, and the other the nearest whole number that
+    keeps the aspect. `decoder` "auto" takes what `probe` chose; "decord" refuses files that decord reads wrong. Raises
+    `VideoError` for a file that cannot be used or a frame that is damaged, `IndexError` for a frame number that the
+    video has not. `info`: what `probe` said of the file, where the caller knows.
+    """
+    info = info or probe(path)
+    _check_decoder(decoder)
+    rows: dict[int, list[int]] = {}  # frame number -> rows of the answer
+    for row, index in enumerate(indices):
+        if not 0 <= index < info.frames:
+            raise IndexError(f"frame {index} of {info.frames}")
+        rows.setdefault(int(index), []).append(row)
+    height, width = scaled_size(info.height, info.width, short_side)
+    out = np.empty((len(indices), height, width, 3), np.uint8)
+    for number, image in _images(info, sorted(rows), height, width, decoder):
+        out[rows[number]] = image
+    return out
+
+
+def frames(path: str | os.PathLike, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    """Every frame in presentation order, one at a time in memory: uint8 (H, W, 3), RGB, upright, scaled to `size` (H, W).
+
+    The same bits as `read_frames` gives at that size. Raises `VideoError` as that does, once it comes to a damaged frame.
+    """
+    info = probe(path)
+    height, width = size or (info.height, info.width)
+    for _, image in _images(info, list(range(info.frames)), height, width, "pyav"):
+        yield image
+
+
+def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """(height, width) after scaling so that the shorter side is `short_side` pixels; None keeps the size."""
+    if short_side is None:
+        return height, width
+    if short_side < 1:
+        raise ValueError(f"short_side must be at least 1, not {short_side}")
+    if height <= width:
+        return short_side, max(short_side, round(width * short_side / height))
+    return max(short_side, round(height * short_side / width)), short_side
+
+
+def backends() -> dict[str, str]:
+    """Decoder name -> its version, and the FFmpeg libraries of PyAV."""
+    libraries = ", ".join(
+        f"{name} {'.'.join(map(str, version))}"
+        for name, version in sorted(av.library_versions.items())
+        if name in ("libavcodec", "libavformat", "libswscale")
+    )
+    found = {"pyav": f"{av.__version__} ({libraries})"}
+    if decord:
+        found["decord"] = decord.__version__
+    return found
+
+
+# Probing
+
+
+@dataclass(frozen=True)
+class _Packet:
+    """What the probe keeps of one packet, in decode order."""
+
+    pts: int | None
+    key: bool
+    discard: bool  # decoded but not shown: outside the edit list
+    hidden: bool  # VP8 alternate reference: decoded, never shown
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first frame that came out of the decoder."""
+
+    pts: int | None
+    height: int  # pixels as stored
+    width: int
+    rotation: int  # degrees clockwise: 0, 90, 180, 270
+
+
+def _regular_file(path: str) -> os.stat_result:
+    """stat of `path`; refused before it is opened, because opening a pipe or a device can block for ever."""
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        raise VideoError(f"{shown(path)} does not exist", "check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(f"{shown(path)} cannot be read: {reason}", "check the path and its permissions") from None
+    if stat.S_ISDIR(info.st_mode):
+        raise VideoError(f"{shown(path)} is a folder, not a video", "name the video files in it")
+    if not stat.S_ISREG(info.st_mode):
+        raise VideoError(f"{shown(path)} is not a regular file", "pipes, sockets, devices: save it to a file first")
+    if info.st_size == 0:
+        raise VideoError(f"{shown(path)} is empty", "download or copy it again")
+    return info
+
+
+@lru_cache(maxsize=16384)
+def _probe(path: str, size: int, mtime_ns: int) -> Probe:
+    """`probe`; `size` and `mtime_ns` only tell two states of a file apart."""
+    with _opened(path) as (container, stream):
+        name, codec = container.format.name, stream.codec_context.name
+        codec = _CODEC_OF.get(codec, codec)
+        packets, first, whole = _walk(container, stream)
+        rate, base = float(stream.average_rate or stream.guessed_rate or 25), float(stream.time_base or 1)
+    if name in _TIMED_CONTAINERS and _protected(path):
+        raise VideoError(f"{shown(path)} is encrypted", "get a copy without DRM")
+    if first is None:
+        raise _no_frames(path, packets)
+    timed = name in _TIMED_CONTAINERS and codec in _TIMED_CODECS
+    plain = timed and whole and _one_frame_each(packets, first)
+    times = sorted(p.pts for p in packets if not p.discard) if plain else _count(path)
+    frames, pts, keys = len(times), None, None
+    if timed and None not in times and all(a < b for a, b in pairwise(times)):
+        pts = np.array(times, np.int64)
+        keys = _safe_keys(packets, pts)
+    duration = frames / rate
+    if pts is not None and frames > 1:
+        step = (times[-1] - times[0]) * base / (frames - 1)
+        duration = step * frames
+        if abs(step * rate - 1) > 0.01:  # the header's rate is rounded better, but knows nothing of cuts and gaps
+            rate = 1 / step
+    doubt = _decord_doubt(path, codec, packets, first, pts) if plain else _count_reason(timed, whole)
+    decoder = "decord" if PREFER_DECORD and not doubt else "pyav"
+    variable = (
+        pts is not None and frames > 2 and int(np.ptp(np.diff(pts))) > max(1, (times[-1] - times[0]) / (frames - 1) / 2)
+    )
+    height, width = (first.width, first.height) if first.rotation in (90, 270) else (first.height, first.width)
+    return Probe(
+        path, _TIMED_CONTAINERS.get(name, name.split(",")[0]), codec, width, height, frames, rate, duration,
+        first.rotation, base, variable, decoder, doubt or "decord would give the same frames", not doubt, pts, keys,
+    )  # fmt: skip
+
+
+def _walk(container, stream) -> tuple[list[_Packet], _First | None, bool]:
+    """Every packet, the first frame, and whether the file could be walked to its end without a damaged packet."""
+    packets, first, whole = [], None, True
+    vp8 = stream.codec_context.name in ("vp8", "libvpx")
+    prefix = _length_prefix(stream.codec_context)
+    try:
+        for packet in _packets(container, stream):
+            if packet.size:
+                hidden = vp8 and not bytes(packet)[0] & 0x10  # show_frame bit, RFC 6386 section 9.1
+                packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, hidden))
+                whole = whole and not packet.is_corrupt and _sound(packet, prefix)
+            if first is None:
+                first = _first_frame(packet)
+    except av.error.FFmpegError:
+        whole = False
+    return packets, first, whole
+
+
+def _first_frame(packet) -> _First | None:
+    try:
+        for frame in packet.decode():
+            return _First(frame.pts, frame.height, frame.width, -round(frame.rotation / 90) * 90 % 360)
+    except av.error.FFmpegError:
+        pass  # a later packet may do; if none does, the caller says so
+    return None
+
+
+def _length_prefix(context) -> int:
+    """Bytes of the length before each NAL unit of H.264 or HEVC in mp4 and mkv; 0 for anything else."""
+    setup, at = context.extradata or b"", {"h264": 4, "hevc": 21}.get(context.name, 0)
+    return (setup[at] & 3) + 1 if at and len(setup) > at and setup[0] == 1 else 0
+
+
+def _sound(packet, prefix: int) -> bool:
+    """Whether the NAL units of a packet add up to it: overwritten and zeroed blocks show here, without decoding."""
+    if not prefix:
+        return True
+    data, at = bytes(packet), 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + prefix], "big")
+        if size == 0:
+            return False
+        at += prefix + size
+    return at == len(data)
+
+
+def _one_frame_each(packets: list[_Packet], first: _First) -> bool:
+    """Whether packets alone tell which frames a decode of the whole file yields."""
+    visible = [p.pts for p in packets if not p.discard]
+    return (
+        None not in visible
+        and len(set(visible)) == len(visible)
+        and not any(p.hidden for p in packets)
+        and packets[0].key
+        and first.pts == min(visible)  # a stream cut inside a GOP loses its first frames
+    )
+
+
+def _safe_keys(packets: list[_Packet], pts: np.ndarray) -> np.ndarray:
+    """Frame numbers of key frames after which no packet brings a frame that the packets before them should have."""
+    number = {int(time): i for i, time in enumerate(pts)}
+    keys, latest = [], None
+    for packet in packets:
+        if packet.pts is None:
+            continue
+        if packet.key and packet.pts in number and (latest is None or packet.pts > latest):
+            keys.append(number[packet.pts])
+        latest = packet.pts if latest is None else max(latest, packet.pts)
+    return np.array(keys, np.int64)
+
+
+def _count(path: str) -> list[int | None]:
+    """Times of all frames in the order in which they come out, by decoding the file once."""
+    with _opened(path) as (container, stream):
+        return [frame.pts for frame in _all_frames(container, stream)]
+
+
+def _count_reason(timed: bool, whole: bool) -> str:
+    if not timed:
+        return "frames had to be counted: this container or codec has no dependable times"
+    return "frames had to be counted: " + ("times are missing, repeated or cut" if whole else "the file is damaged")
+
+
+def _decord_doubt(path: str, codec: str, packets: list[_Packet], first: _First, pts: np.ndarray) -> str:
+    """Why decord may read a file with dependable times wrong; empty when it does not."""
+    if decord is None:
+        return "decord2 is not installed"
+    if not path.isprintable():
+        return "a name that decord may not open"
+    if codec not in _DECORD_CODECS:
+        return f"decord does not read {codec} right"
+    if first.rotation:
+        return "decord scales after it rotates"
+    if min(first.height, first.width) < 16:
+        return "frames too small for decord"
+    if any(p.discard for p in packets):
+        return "edit list: decord shows frames that were cut"
+    if len(pts) > 2 and np.ptp(np.diff(pts)) > 1:
+        return "variable frame rate"
+    latest_key = packets[0].pts
+    for packet in packets:
+        if packet.key:
+            latest_key = packet.pts
+        elif packet.pts < latest_key:
+            return "open GOPs: decord seeks wrong"
+    return ""
+
+
+def _protected(path: str) -> bool:
+    """Whether an mp4 declares its video encrypted (an `encv` sample entry), wherever its `moov` box is."""
+    with open(path, "rb") as file:
+        while len(header := file.read(8)) == 8:
+            size, kind = int.from_bytes(header[:4], "big"), header[4:]
+            body = size - 8
+            if size == 1:
+                body = int.from_bytes(file.read(8), "big") - 16
+            if kind == b"moov":
+                moov = file.read(max(0, min(body, 1 << 26)) if size else 1 << 26)
+                return b"encv" in moov and b"sinf" in moov
+            if size == 0 or body < 0:
+                return False
+            file.seek(body, os.SEEK_CUR)
+    return False
+
+
+def _no_frames(path: str, packets: list[_Packet]) -> VideoError:
+    if not packets:
+        return VideoError(f"{shown(path)} has a video track without frames", "join the parts of the stream first")
+    return VideoError(
+        f"{shown(path)} holds {len(packets)} video packets and none can be decoded", "download or encode it again"
+    )
+
+
+def _unreadable(path: str, error: Exception) -> VideoError:
+    if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of a demuxer outside the list
+        return VideoError(f"{shown(path)} is not a kind of video file that is read here", "convert it to mp4 (H.264)")
+    if isinstance(error, av.error.InvalidDataError):
+        return VideoError(f"{shown(path)} is not a video, or is cut off", "download it again, or remove it")
+    return VideoError(f"{shown(path)} cannot be read: {error.strerror}", "check the file and its permissions")
+
+
+# Decoding
+
+
+def _check_decoder(decoder: str) -> None:
+    if decoder not in DECODERS:
+        raise UsageError(f"there is no decoder {decoder!r}", f"choose one of {', '.join(DECODERS)}")
+    if decoder == "decord" and decord is None:
+        raise UsageError("decord is not installed", "pip install decord2, or leave the choice to nlzoo")
+
+
+def _images(info: Probe, wanted: list[int], height: int, width: int, decoder: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, RGB image (height, width, 3)) for each of `wanted` (ascending, unique)."""
+    if decoder == "decord" or (decoder == "auto" and info.decoder == "decord"):
+        try:
+            yield from zip(wanted, _by_decord(info, wanted, height, width), strict=True)
+            return
+        except _Mismatch as error:
+            if decoder == "decord":
+                raise VideoError(f"{shown(info.path)}: decord: {error}", "leave the choice of the decoder") from None
+    to_rgb = _ToRgb(height, width, info.rotation)
+    for number, frame in _frames(info, wanted):
+        try:
+            yield number, to_rgb(frame)
+        except av.error.FFmpegError as error:
+            message = f"{shown(info.path)}: {frame.format.name} pixels cannot be made RGB: {error.strerror}"
+            raise VideoError(message, "encode it again") from None
+
+
+def _by_decord(info: Probe, wanted: list[int], height: int, width: int) -> np.ndarray:
+    """RGB (len(wanted), height, width, 3), the same bits as PyAV's; `_Mismatch` when decord cannot be relied on."""
+    if not info.decord_right:
+        raise _Mismatch(info.reason)
+    size = {} if (height, width) == (info.height, info.width) else {"height": height, "width": width}
+    try:
+        # fault_tol: without it decord hands out copies of the last good frame for damaged ones
+        reader = decord.VideoReader(info.path, num_threads=1, fault_tol=1e-9, **size)
+        if len(reader) != info.frames:
+            raise _Mismatch(f"it counts {len(reader)} frames, not {info.frames}")
+        images = reader.get_batch(wanted).asnumpy()
+    except Exception as error:  # of several unrelated classes; all mean: not with decord
+        if isinstance(error, _Mismatch):
+            raise
+        raise _Mismatch((str(error).splitlines() or ["no reason given"])[-1]) from None
+    if images.shape != (len(wanted), height, width, 3):
+        raise _Mismatch(f"frames of {images.shape[2]}x{images.shape[1]} pixels, not {width}x{height}")
+    return images
+
+
+@contextmanager
+def _opened(path: str, strict: bool = False):
+    """(container, video stream) of a file, single-threaded and within the size limits; closed at the end.
+
+    `strict` decoding raises on damage that the decoder would otherwise paint over.
+    """
+    limits = {"max_pixels": str(MAX_PIXELS), "format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
+    try:
+        container = av.open(path, options=limits, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise _unreadable(path, error) from None
+    with container:
+        stream = _video_stream(container, path)
+        options = {"max_pixels": str(MAX_PIXELS)}  # again: frames may grow after the header
+        stream.codec_context.options = options | ({"err_detect": "explode"} if strict else {})
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _video_stream(container, path: str):
+    """The stream that FFmpeg would play; refused when there is none or its frames are too large to decode."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
+        raise VideoError(f"{shown(path)} has no video track", "remove it from the folder")
+    context = stream.codec_context
+    if context is None:
+        raise VideoError(f"{shown(path)} has a codec that this FFmpeg cannot decode", "convert it to mp4 (H.264)")
+    if max(context.width, context.height) > MAX_SIDE or context.width * context.height > MAX_PIXELS:
+        raise VideoError(
+            f"{shown(path)} has frames of {context.width}x{context.height} pixels;"
+            f" the limit is {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million in all",
+            "scale it down first",
+        )
+    return stream
+
+
+def _packets(container, stream) -> Iterator[av.Packet]:
+    """The packets of a stream, and an empty one at the end that makes the decoder give what it holds back."""
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        pass  # PyAV trips at the end over other streams that came late, as in damaged transport streams
+
+
+def _all_frames(container, stream) -> Iterator[av.VideoFrame]:
+    """Every frame from the start, past packets that cannot be decoded."""
+    packets = _packets(container, stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError:
+            return  # the rest cannot be reached
+        if packet is None:
+            return
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            continue
+        yield from frames
+
+
+def _frames(info: Probe, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) for each of `wanted` (ascending, unique)."""
+    done = 0
+    if info.pts is not None:
+        try:
+            for item in _by_seeking(info, wanted):
+                yield item
+                done += 1
+            return
+        except (_Mismatch, av.error.FFmpegError):
+            pass  # walking comes to the same frames, or says what is damaged
+    yield from _by_walking(info, wanted[done:])
+
+
+def _by_seeking(info: Probe, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """`_frames` with jumps over what is not needed; `_Mismatch` where a frame does not come out as indexed.
+
+    Strict, because what a decoder paints over damage depends on what it decoded before: walking gives that the same
+    every time.
+    """
+    times = {int(info.pts[number]) for number in wanted}
+    with _opened(info.path, strict=True) as (container, stream):
+        position, run = 0, _run(info, container, stream, times, None)
+        for number in wanted:
+            before = int(np.searchsorted(info.keys, number, "right"))
+            key = int(info.keys[before - 1]) if before else 0
+            if key > position + _JUMP:
+                container.seek(int(info.pts[key]), stream=stream)
+                run = _run(info, container, stream, times, key)
+            position, frame = next((item for item in run if item[0] >= number), (info.frames, None))
+            if position != number:
+                raise _Mismatch(f"frame {number} is missing")
+            yield number, frame
+            position += 1
+
+
+def _run(info: Probe, container, stream, times: set[int], key: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame), ascending, from where the container stands: the start, or a key frame up to `key`.
+
+    Frames outside `times` may be missing.
+    """
+    start, last = (0, -1) if key is None else (None, None)
+    sure = key is None  # else not before the decoder agrees that it stands on a key frame: file headers have lied
+    skippable = stream.codec_context.name == "h264"  # the one codec where "not a reference" is strict
+    for packet in _packets(container, stream):
+        if start is None:
+            start = _number(info, packet.pts)
+            if not packet.is_keyframe or start > key or start not in info.keys:
+                raise _Mismatch("the seek went astray")
+            last = start - 1
+        if skippable:  # frames that no other is predicted from need not be decoded, unless they are wanted
+            stream.codec_context.skip_frame = "DEFAULT" if not packet.size or packet.pts in times else "NONREF"
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            if start == 0 or packet.pts is None or packet.pts >= info.pts[start]:
+                raise
+            continue  # open GOP, as below
+        for frame in frames:
+            if not sure and frame.pts is not None and frame.pts < info.pts[start]:
+                continue  # open GOP: shown before the key frame, predicted from what came before it
+            number = _number(info, frame.pts)
+            if frame.is_corrupt or number <= last or not (sure or (number == start and frame.key_frame)):
+                raise _Mismatch("frames come out of order")
+            sure, last = True, number
+            yield number, frame
+
+
+def _number(info: Probe, pts: int | None) -> int:
+    """Frame number of a presentation time."""
+    number = info.frames if pts is None else int(np.searchsorted(info.pts, pts))
+    if number >= info.frames or info.pts[number] != pts:
+        raise _Mismatch("a time that is not in the index")
+    return number
+
+
+def _by_walking(info: Probe, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """`_frames` by decoding from the start: by count where there are no dependable times, else by time."""
+    left = {number if info.pts is None else int(info.pts[number]): number for number in wanted}
+    with _opened(info.path) as (container, stream):
+        for count, frame in enumerate(_all_frames(container, stream)):
+            number = left.pop(count if info.pts is None else frame.pts, None)
+            if number is not None:
+                yield number, frame
+            if not left:
+                return
+    raise VideoError(
+        f"{shown(info.path)} is damaged: frame {min(left.values())} of {info.frames} cannot be decoded",
+        "leave the file out, or encode it again",
+    )
+
+
+class _ToRgb:
+    """Frames to RGB (height, width, 3), turned by `rotation` degrees clockwise.
+
+    Through FFmpeg's scale filter, as ffmpeg and decord do: bare swscale calls put the chroma of 4:2:0 half a pixel off
+    when they scale. Bicubic; the filter widens when it shrinks, so nothing aliases.
+    """
+
+    def __init__(self, height: int, width: int, rotation: int):
+        self.turns = -(rotation // 90)  # counter-clockwise, for rot90
+        self.size = f"{height}:{width}" if self.turns % 2 else f"{width}:{height}"
+        self.kind, self.graph = None, None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
+        if kind != self.kind:  # the first frame; later only where a stream changes its size or colours
+            self.kind, self.graph = kind, self._build(frame)
+        self.graph.push(frame)
+        image = self.graph.pull().to_ndarray()
+        return np.rot90(image, self.turns) if self.turns else image
+
+    def _build(self, frame: av.VideoFrame) -> Graph:
+        graph = Graph()
+        graph.threads = 1  # not one for each core, in every worker
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+        )
+        scale = graph.add("scale", f"{self.size}:flags=bicubic")
+        graph.link_nodes(source, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+        return graph

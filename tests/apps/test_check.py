@@ -1,0 +1,277 @@
+"""What `check` says of folders: each finding where there is cause, and not where there is none; every file accounted for."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_video import drawing, encode, vfr_times
+
+from nlzoo.apps import check
+from nlzoo.videos import listing, records
+from nlzoo.videos.listing import NOT_FOUND, Item, Listing
+from nlzoo.videos.records import Record
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLZOO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path, seed):
+    """Makes `count` videos of each class, no two of the same bytes; lengths and shapes have nothing to do with the class."""
+    rng = random.Random(seed)
+
+    def make(count=4, classes="abc"):
+        for label in classes:
+            (tmp_path / "videos" / label).mkdir(parents=True, exist_ok=True)
+            for n in range(count):
+                size = rng.choice([(32, 48), (48, 32), (32, 32)])
+                encode(
+                    tmp_path / "videos" / label / f"{n}.mp4",
+                    drawing(rng.randint(4, 9), *size, seed=rng.randrange(10**6)),
+                )
+        return tmp_path / "videos"
+
+    return make
+
+
+def report(root, level=records.THREE) -> check.Report:
+    return check.look(listing.read(root), level, 0)
+
+
+def kinds(result) -> set[str]:
+    return {w.kind for w in result.warnings}
+
+
+def finding(result, kind) -> check.Finding:
+    (found,) = (w for w in result.warnings if w.kind == kind)
+    assert found.message and found.hint and "\n" not in found.message
+    return found
+
+
+# From real files
+
+
+def test_a_good_folder_has_no_findings_and_every_file_is_counted(folder):
+    root = folder()
+    (root / "notes.txt").write_text("x")
+    (root / "stray.mp4").write_bytes((root / "a" / "0.mp4").read_bytes() + b"\0\0\0\x08free")
+    (root / "a" / "broken.mp4").write_text("no video")
+    result = report(root)
+    assert not kinds(result) and result.could_train
+    assert (result.files, result.used, result.clips, result.ignored) == (15, 12, 12, 1)
+    assert [path for path, _ in result.skipped] == ["a/broken.mp4", "stray.mp4"]
+    assert result.skipped[0][1] == "is not a video, or is cut off"
+    assert {label: c.clips for label, c in result.classes.items()} == {"a": 4, "b": 4, "c": 4}
+    for label, row in result.classes.items():
+        lengths = [v["seconds"] for v in result.videos if v["labels"] == [label]]
+        assert row.seconds == (min(lengths), np.median(lengths), max(lengths)) and sum(n for _, n in row.sizes) == 4
+    words = check.in_words(result)
+    assert (
+        words.endswith("\ntraining could start")
+        and "a/broken.mp4: is not a video" in words
+        and "h264 in mp4 (12)" in words
+    )
+    values = json.loads(json.dumps(check.to_json(result), allow_nan=False))
+    assert values["skipped"][0] == {"path": "a/broken.mp4", "reason": "is not a video, or is cut off"}
+    assert {"files", "used", "skipped", "ignored", "classes", "warnings", "videos", "could_train"} <= set(values)
+    assert values["videos"][0]["frames"] == result.videos[0]["frames"] and set(values["classes"]) == set("abc")
+
+
+def test_copies_and_contents_under_two_labels_are_named(folder):
+    root = folder()
+    shutil.copy(root / "a" / "1.mp4", root / "a" / "z.mp4")
+    result = report(root)
+    assert kinds(result) == {"duplicates"}
+    assert "a/1.mp4 and a/z.mp4" in finding(result, "duplicates").message
+    shutil.copy(root / "a" / "2.mp4", root / "b" / "y.mp4")
+    conflict = finding(report(root), "conflict").message
+    assert "a/2.mp4 is 'a'" in conflict and "b/y.mp4, the same bytes, 'b'" in conflict
+    with open(root / "b" / "y.mp4", "ab") as file:  # as long as another, and not the same
+        file.write(b"\0\0\0\x08free")
+    with open(root / "a" / "2.mp4", "ab") as file:
+        file.write(b"\0\0\0\x08skip")
+    assert kinds(report(root)) == {"duplicates"}
+
+
+def test_the_same_bytes_on_both_sides_of_a_given_split_are_a_leak(folder):
+    root = folder()
+    (root / "train").mkdir()
+    for label in "abc":
+        (root / label).rename(root / "train" / label)
+    shutil.copytree(root / "train" / "a", root / "val" / "a")
+    assert "train/a/0.mp4 and val/a/0.mp4" in finding(report(root), "leak").message
+    for file in (root / "val" / "a").iterdir():
+        file.write_bytes(file.read_bytes() + b"\0\0\0\x08free")
+    assert "leak" not in kinds(report(root))
+
+
+def test_parts_of_one_file_are_no_copies_and_several_labels_no_conflict(folder):
+    root = folder(3, "ab")
+    rows = [
+        ("a/0.mp4", "a", "0", "0.08"),
+        ("a/0.mp4", "b", "0.08", ""),
+        ("b/0.mp4", "b", "", ""),
+        ("a/1.mp4", "a", "", ""),
+    ]
+    (root / "list.csv").write_text("path,label,start,end\n" + "".join(",".join(row) + "\n" for row in rows))
+    result = report(root / "list.csv")
+    assert not kinds(result) & {"duplicates", "conflict"} and (result.used, result.clips) == (3, 4)
+    assert result.classes["a"].seconds[0] == pytest.approx(0.08)
+    shutil.copy(root / "b" / "0.mp4", root / "b" / "copy.mp4")
+    (root / "list.csv").write_text("path,label\nb/0.mp4,a;b\nb/copy.mp4,b\na/1.mp4,a\n")
+    assert kinds(report(root / "list.csv")) == {"duplicates", "few"}
+
+
+def test_a_part_outside_its_video_is_skipped(folder):
+    root = folder(3, "ab")
+    (root / "list.csv").write_text(
+        "path,label,start,end\na/0.mp4,a,99,100\na/1.mp4,a,,\nb/0.mp4,b,0,99\nb/1.mp4,b,,\nb/2.mp4,b,,\n"
+    )
+    result = report(root / "list.csv")
+    ((path, reason),) = result.skipped
+    assert path == "a/0.mp4" and "starts at 99 s, but the video ends at 0." in reason and result.could_train
+    assert result.classes["b"].seconds[2] < 1
+
+
+def test_stills_repeats_and_variable_rates_are_findings(folder):
+    root = folder(12, "ab")
+    images = drawing(20, 32, 48)
+    assert kinds(report(root, records.ALL)) == set()
+    encode(root / "a" / "still.mp4", images[:1].repeat(9, 0), "libx264rgb", "rgb24", {"crf": "0"})
+    encode(root / "a" / "slow.mp4", images[:10].repeat(2, 0), "libx264rgb", "rgb24", {"crf": "0"})
+    encode(root / "b" / "vfr.mp4", images[:8], times=vfr_times(8))
+    assert kinds(report(root)) - {"duration gives the class away"} == {"still", "variable rate"}
+    deep = report(root, records.ALL)
+    assert "a/still.mp4" in finding(deep, "still").message and "b/vfr.mp4" in finding(deep, "variable rate").message
+    assert "in a/slow.mp4, 53% equal the one before" in finding(deep, "repeats").message
+
+
+def test_the_shape_of_real_clips_gives_one_class_away(shared):
+    result = report(shared / "videos" / "interactions", records.HEADER)
+    assert "'pointing'" in finding(
+        result, "shape gives the class away"
+    ).message and "100% of its clips" in check.in_words(result)
+    assert (
+        result.could_train
+        and result.used == 60
+        and kinds(result) <= {"shape gives the class away", "duration gives the class away"}
+    )
+
+
+# From records
+
+
+def made(labels, width=lambda n: 64, seconds=lambda n: 4.0, problem=lambda n: "", group=lambda n: ""):
+    """A listing and its records; functions of the number of the item."""
+    items = tuple(Item(f"{label}/{n}.mp4", (label,), group(n)) for n, label in enumerate(labels))
+    found = [
+        Record(f"/x/{item.path}", 1000 + n, 1, problem(n), "mp4", "h264", width(n), 48, 100, 25.0, seconds(n))
+        for n, item in enumerate(items)
+    ]
+    return Listing(Path("/x"), items, (), 0, False, "one folder per class"), found
+
+
+def judged(labels, skipped=(), kind="one folder per class", **how):
+    given, found = made(labels, **how)
+    return check.check(replace(given, skipped=tuple(skipped), kind=kind), found, {})
+
+
+def test_sizes_of_classes():
+    assert kinds(judged("a" * 6 + "b" * 30)) == set()
+    assert "'b' has 31 clips and 'a' 6" in finding(judged("a" * 6 + "b" * 31), "imbalance").message
+    assert kinds(judged("a" * 3 + "b" * 3)) == set()
+    assert "1 class has fewer than 3 clips" in finding(judged("a" * 2 + "b" * 3), "few").message
+
+
+@pytest.mark.parametrize(
+    "labels, how, words",
+    [
+        ("aaabbb", {}, ""),
+        ("", {}, "no video that can be used"),
+        ("aaabbb", {"problem": lambda n: "is empty"}, "no video that can be used"),
+        ("aaaa", {}, "one class, 'a'"),
+        ("aaaaabbbbb", {"problem": lambda n: "is empty" if n in (0, 5) else ""}, ""),  # 20 % is not over it
+        ("aaaaabbbbb", {"problem": lambda n: "is empty" if n in (0, 1, 5) else ""}, "3 of 10 videos cannot be used"),
+        ("aaaaaaaab", {"problem": lambda n: "is empty" if n == 8 else ""}, "left of class 'b'"),
+        ("aaabbb", {"skipped": [(f"{n}.mp4", NOT_FOUND) for n in range(99)], "kind": "a Kinetics list"}, ""),
+        ("aaabbb", {"skipped": [(f"{n}.mp4", "lies outside any class folder") for n in range(2)]}, "2 of 8 videos"),
+    ],
+)
+def test_whether_training_could_start(labels, how, words):
+    result = judged(labels, **how)
+    assert words in result.reason and result.could_train == (not words)
+    last = check.in_words(result).splitlines()[-1]
+    assert last == (f"training could not start: {result.reason}" if words else "training could start")
+    assert result.files == result.used + len(result.skipped)
+
+
+def test_long_lists_of_problems_are_cut_and_names_escaped():
+    result = judged(["a\x1b[31m"] * 30 + ["b"] * 30, problem=lambda n: "is empty" if n < 25 else "")
+    words = check.in_words(result)
+    assert "… and 5 more" in words and words.count("is empty") == 20 and "\x1b" not in words
+    assert all(line.isprintable() for line in words.splitlines())
+    assert len(check.to_json(result)["skipped"]) == 25
+
+
+LABELS = [c for c in "abcde" for _ in range(12)]
+
+
+@pytest.mark.parametrize("kind", ["shape", "duration"])
+def test_one_number_that_tells_one_class_is_found(kind, seed):
+    rng = np.random.default_rng(seed)
+    widths, lengths = rng.choice([64, 80, 48], 60), np.exp(rng.normal(1.5, 0.3, 60))
+    summary = "abcde"[rng.integers(5)]
+    mine = np.array(LABELS) == summary
+    if kind == "shape":
+        widths[mine] = 72
+    else:
+        lengths[mine] *= 6
+    result = judged(LABELS, width=lambda n: int(widths[n]), seconds=lambda n: float(lengths[n]))
+    message = finding(result, f"{kind} gives the class away").message
+    assert f"tells '{summary}'" in message and "(guessing: 20%)" in message
+
+
+def test_numbers_that_tell_nothing_give_few_alarms(seed):
+    """docs/check.md has the rate over many more; 6 of 30 tests would be chance in far less than one of a million runs."""
+    rng, alarms = np.random.default_rng(seed), 0
+    for _ in range(15):
+        shapes = rng.choice([1.0, 4 / 3, 16 / 9], 60, p=rng.dirichlet(np.ones(3)))
+        alarms += check.leak(shapes, LABELS, [""] * 60) is not None
+        alarms += check.leak(rng.lognormal(1.5, 0.4, 60), LABELS, [""] * 60) is not None
+    assert alarms < 6
+    assert check.leak([1.5] * 60, LABELS, [""] * 60) is None
+    assert check.leak([1.5, 2.5] * 2, list("aabb"), [""] * 4) is None  # too few to tell
+
+
+def test_recordings_count_as_one_and_not_as_many(seed):
+    """Two recordings of each class, thirty clips of one shape each: that shapes differ between classes is chance."""
+    labels = [c for c in "ab" for _ in range(60)]
+    groups = [f"{c}{n // 30}" for c in "ab" for n in range(60)]
+    shapes = {"a0": 1.0, "a1": 1.3, "b0": 1.6, "b1": 1.9}
+    values = [shapes[g] for g in groups]
+    assert check.leak(values, labels, groups) is None
+    assert check.leak(values, labels, [""] * 120).found == 1.0  # the negative control
+
+
+def test_a_leak_within_each_recording_is_found_with_groups_too(seed):
+    rng = np.random.default_rng(seed)
+    groups = [f"g{n}" for _ in "abcde" for n in range(12)]
+    values = np.where(np.array(LABELS) == "c", 0.7, 1.4) + rng.uniform(0, 0.3, 60)
+    found = check.leak(values, LABELS, groups)
+    assert found.label == "c" and found.found > 0.9 and found.p <= check.SURE
+
+
+def test_many_clips_are_sampled(seed):
+    rng = np.random.default_rng(seed)
+    labels = [f"class {n % 40}" for n in range(8000)]
+    x, y, names, _ = check._independent(rng.random(8000), labels, [""] * 8000, rng)
+    assert len(x) == len(y) == check.MOST_ROWS and len(names) == 40
+    assert kinds(judged(["a"] * 4000 + ["b"] * 4000, width=lambda n: 64 + 16 * (n >= 4000))) == {
+        "shape gives the class away"
+    }

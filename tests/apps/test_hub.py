@@ -1,0 +1,604 @@
+"""Push and pull with the real client against tests/hub_server.py.
+
+The client reads its settings when it is imported, so every "machine" is a process of its own.
+"""
+
+import getpass
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hub_server import HubServer
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from safetensors.torch import save_file
+
+import nlzoo
+from nlzoo.core.model_spec import ModelSpec, NonLocal, to_json
+from nlzoo.core.view_spec import ClipSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = {"top1": 0.9, "top5": 1.0, "majority": 0.2, "train": 30, "val": 10, "epochs": 5}
+FILES = {"model.safetensors", "config.json", "README.md", "metrics.json"}
+
+# Answers one JSON line per line of Python; anything else on its stdout would break the protocol, and the test with it.
+WORKER = """
+import dataclasses, json, sys
+from pathlib import Path
+from nlzoo.apps import hub
+from nlzoo.errors import NlzooError
+hub.WAITS = (0.01, 0.02, 0.03)
+for line in sys.stdin:
+    try:
+        value = eval(line)
+        reply = {"value": dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value}
+    except NlzooError as error:
+        reply = {"kind": type(error).__name__, **vars(error), "exit_code": error.exit_code}
+    print(json.dumps(reply, default=str), flush=True)
+"""
+
+
+class Machine:
+    """A process with its own cache and login."""
+
+    def __init__(self, env, log):
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            env=env | {"PYTHONPATH": str(ROOT)},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=open(log, "w"),
+        )
+
+    def ask(self, expression):
+        print(expression, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        assert line, f"the process ended:\n{self.log.read_text()[-3000:]}"
+        return json.loads(line)
+
+    def do(self, expression):
+        """The value; the call must succeed."""
+        reply = self.ask(expression)
+        assert "value" in reply, reply
+        return reply["value"]
+
+    def refused(self, expression, kind="HubError"):
+        """`message | hint`; the call must fail with our own error."""
+        reply = self.ask(expression)
+        assert reply.get("kind") == kind, reply
+        assert reply["exit_code"] == {"HubError": 6, "Unreachable": 6, "WeightsError": 4, "DiskError": 5}[kind]
+        return f"{reply['message']} | {reply['hint']}"
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def machine(hub, tmp_path):
+    """`machine(token=…)` starts one more; all end with the test."""
+    started = []
+
+    def start(token="token-of-alice", home=None, **env):
+        home = tmp_path / (home or f"home{len(started)}")
+        started.append(Machine(hub.env(home, token, **env), tmp_path / f"log{len(started)}"))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "best")
+
+
+def write_model(folder, source="timm/resnet18.a1_in1k", metadata=None, licence="apache-2.0"):
+    folder.mkdir()
+    spec = ModelSpec(
+        "resnet18.a1_in1k",
+        non_local=(NonLocal("res4", (0,)),),
+        clip=ClipSpec(size=64),
+        classes=("one hand", "b|c", "d", "e", "f", "<i>g"),
+        num_outputs=6,
+        source=source,
+        licence=licence,
+    )
+    save_file({"fc.weight": torch.arange(600.0).view(6, 100)}, folder / "model.safetensors", metadata)
+    (folder / "config.json").write_text(json.dumps(to_json(spec), indent=1))
+    (folder / "metrics.json").write_text(json.dumps(FIGURES))
+    return folder
+
+
+def push(folder, repo="alice/waving", **more):
+    return f"hub.push(Path({str(folder)!r}), {repo!r}, **{more!r})"
+
+
+def push_space(folder, repo="alice/waving", **more):
+    return f"hub.push_space(Path({str(folder)!r}), {repo!r}, **{more!r})"
+
+
+def commits(hub, repo="alice/waving"):
+    """Those after the one that every new repository has."""
+    return hub.repos[repo].commits[1:]
+
+
+def tree(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_push_makes_one_commit_of_exactly_four_files(hub, machine, model):
+    (model / "notes.txt").write_text("stays here")
+    done = machine().do(push(model))
+    assert hub.repos["alice/waving"].private
+    (commit,) = commits(hub)
+    assert set(commit.files) == FILES | {".gitattributes"}
+    for name in ("model.safetensors", "config.json", "metrics.json"):
+        assert commit.files[name] == (model / name).read_bytes()
+    sizes = {n: len(commit.files[n]) for n in FILES}
+    assert done == {
+        "repo": "alice/waving",
+        "url": f"{hub.url}/alice/waving",
+        "commit": commit.oid,
+        "files": [{"path": f["path"], "bytes": sizes[f["path"]]} for f in done["files"]],
+        "uploaded_bytes": sum(sizes.values()),
+    }
+    assert {f["path"] for f in done["files"]} == FILES
+
+
+def test_readme_has_front_matter_and_names_the_repository(hub, machine, model):
+    machine().do(push(model))
+    text = hub.files("alice/waving")["README.md"].decode()
+    _, block, body = text.split("---\n", 2)
+    data = yaml.safe_load(block)
+    assert data["library_name"] == "nlzoo" and data["pipeline_tag"] == "video-classification"
+    assert data["base_model"] == "timm/resnet18.a1_in1k" and data["license"] == "apache-2.0"
+    metrics = data["model-index"][0]["results"][0]["metrics"]
+    assert [(m["type"], m["value"]) for m in metrics] == [("accuracy", 0.9), ("accuracy", 1.0)]
+    assert 'nlzoo.load("alice/waving")' in body and "PATH" not in body
+    assert "&lt;i&gt;g" in body
+
+
+def test_a_second_push_sends_nothing(hub, machine, model):
+    one = machine()
+    first = one.do(push(model, "waving"))  # a bare name becomes the user's
+    assert first["repo"] == "alice/waving" and first["uploaded_bytes"] > 0
+    hub.calls.clear()
+    second = one.do(push(model, "waving"))
+    assert second == {**first, "uploaded_bytes": 0}
+    assert hub.calls and not [c for c in hub.calls if not c.startswith("GET")]
+    assert len(commits(hub)) == 1
+
+
+def test_only_what_changed_is_sent_and_only_our_files_go(hub, machine, model):
+    one = machine()
+    one.do(push(model))
+    repo = hub.repos["alice/waving"]
+    repo.add({**repo.commits[-1].files, "LICENSE": b"theirs"}, "by hand")
+    (model / "metrics.json").unlink()  # of the model before; it must not stand beside another one
+    save_file({"fc.weight": torch.zeros(6, 100)}, model / "model.safetensors")
+    done = one.do(push(model))
+    assert set(hub.files("alice/waving")) == FILES - {"metrics.json"} | {".gitattributes", "LICENSE"}
+    assert hub.files("alice/waving")["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    changed = ("model.safetensors", "README.md")  # the card had figures
+    assert done["uploaded_bytes"] == sum(len(hub.files("alice/waving")[n]) for n in changed)
+    assert len(commits(hub)) == 3
+
+
+def test_pull_brings_the_same_bytes_to_another_machine(hub, machine, model, tmp_path):
+    machine().do(push(model))
+    other = machine()
+    there = Path(other.do("hub.pull('alice/waving')"))
+    for name in ("model.safetensors", "config.json", "metrics.json"):
+        assert (there / name).read_bytes() == (model / name).read_bytes()
+    target = tmp_path / "weights" / "waving"
+    pull_to = f"hub.pull_to('alice/waving', Path({str(target)!r}))"
+    other.do(pull_to)
+    assert tree(target) == {n: hub.files("alice/waving")[n] for n in FILES}
+    assert [p.name for p in target.parent.iterdir()] == ["waving"]  # nothing half-made beside it
+    assert not any(p.is_symlink() for p in target.iterdir())
+    other.do(pull_to)  # the same again is no conflict
+    # what was pulled is what was pushed, so pushing it back is no news
+    assert other.do(push(target))["uploaded_bytes"] == 0 and len(commits(hub)) == 1
+    other.do(push(target, "alice/copy"))
+    copy = hub.files("alice/copy")["README.md"].decode()
+    assert 'nlzoo.load("alice/copy")' in copy and "alice/waving" not in copy and copy.count("library_name") == 1
+
+
+def test_pull_to_never_overwrites_another_folder(hub, machine, model, tmp_path):
+    one = machine()
+    one.do(push(model))
+    mine = write_model(tmp_path / "mine", source="another")
+    before = tree(mine)
+    words = one.refused(f"hub.pull_to('alice/waving', Path({str(mine)!r}))", "DiskError")
+    assert "exists and is not alice/waving" in words and "--name" in words
+    assert tree(mine) == before
+
+
+def test_pull_of_a_revision(hub, machine, model):
+    one = machine()
+    old = one.do(push(model))["commit"]
+    save_file({"fc.weight": torch.ones(6, 100)}, model / "model.safetensors")
+    new = one.do(push(model))["commit"]
+    read = "(hub.pull('alice/waving', {!r}) / 'model.safetensors').read_bytes().hex()"
+    assert one.do(read.format(old)) == commits(hub)[0].files["model.safetensors"].hex()
+    assert one.do(read.format(new)) == one.do(read.format(None)) == (model / "model.safetensors").read_bytes().hex()
+    assert "there is no such revision: alice/waving@v9" in one.refused("hub.pull('alice/waving', 'v9')")
+
+
+@pytest.mark.parametrize("there, asked", [(False, True), (True, False)])
+def test_visibility_is_never_changed_by_a_push(hub, machine, model, there, asked):
+    hub.create("alice/waving", private=there)
+    words = machine().refused(push(model, private=asked))
+    assert ("is private" if there else "is public") in words and "nothing was uploaded" in words
+    assert hub.repos["alice/waving"].private is there and commits(hub) == [] and hub.objects == {}
+
+
+def test_a_public_push_is_public(hub, machine, model):
+    machine().do(push(model, private=False))
+    assert not hub.repos["alice/waving"].private
+    assert Path(machine(token=None).do("hub.pull('alice/waving')")).is_dir()
+
+
+def test_dry_run_lists_what_a_push_sends_and_asks_nothing(hub, machine, model):
+    one = machine()
+    plan = one.do(push(model, dry_run=True))
+    assert hub.calls == [] and hub.repos == {}
+    assert plan["commit"] == "" and plan["uploaded_bytes"] == 0
+    done = one.do(push(model))
+    assert plan["files"] == done["files"] and plan["url"] == done["url"]
+    assert machine(token=None).do(push(model, "waving", dry_run=True))["repo"] == "waving"
+
+
+# --- Spaces
+
+
+def test_a_space_is_one_commit_of_three_files_beside_the_model_of_its_name(hub, machine, model):
+    one = machine()
+    plan = one.do(push_space(model, dry_run=True))
+    assert hub.calls == [] and plan["commit"] == ""
+    one.do(push(model))
+    done = one.do(push_space(model, "waving"))  # a bare name becomes the user's
+    (commit,) = commits(hub, "spaces/alice/waving")
+    assert set(commit.files) == {"app.py", "requirements.txt", "README.md", ".gitattributes"}
+    assert hub.repos["spaces/alice/waving"].private and done["url"] == plan["url"] == f"{hub.url}/spaces/alice/waving"
+    assert done["repo"] == "alice/waving" and done["commit"] == commit.oid and done["files"] == plan["files"]
+    assert (
+        done["uploaded_bytes"]
+        == sum(f["bytes"] for f in done["files"])
+        == sum(len(commit.files[f["path"]]) for f in done["files"])
+    )
+    assert set(hub.files("alice/waving")) == FILES | {".gitattributes"} and len(commits(hub)) == 1
+    assert one.do(push_space(model))["uploaded_bytes"] == 0 and len(commits(hub, "spaces/alice/waving")) == 1
+
+
+def test_what_is_in_a_space(hub, machine, model):
+    machine().do(push_space(model))
+    files = {name: text.decode() for name, text in hub.files("spaces/alice/waving").items()}
+    data = yaml.safe_load(files["README.md"].split("---\n")[1])
+    assert (
+        data["sdk"] == "gradio"
+        and data["app_file"] == "app.py"
+        and data["models"] == ["alice/waving"]
+        and data["license"] == "apache-2.0"
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert Version(data["python_version"]) in SpecifierSet(project["requires-python"])
+    (needs,) = project["optional-dependencies"]["serve"]
+    assert Version(data["sdk_version"]) in Requirement(needs).specifier
+    assert Requirement(files["requirements.txt"].splitlines()[0]).name == "nlzoo"
+    assert "commercial" not in files["README.md"]
+    for name in {str(Path.home()), str(model), socket.gethostname(), "token-of-alice"}:
+        assert not any(name in text for text in files.values()), name
+
+
+def test_a_licence_against_commercial_use_is_said_in_the_space(hub, machine, tmp_path):
+    machine().do(push_space(write_model(tmp_path / "m", licence="CC-BY-NC-4.0")))
+    text = hub.files("spaces/alice/waving")["README.md"].decode()
+    assert (
+        "CC-BY-NC-4.0: no commercial use" in text
+        and yaml.safe_load(text.split("---\n")[1])["license"] == "cc-by-nc-4.0"
+    )
+
+
+@pytest.mark.parametrize(
+    "url, named",
+    [
+        ("https://example.org/me/nlzoo.git", True),
+        ("https://me:secret@example.org/nlzoo", False),
+        ("ssh://git@example.org/nlzoo", False),
+        ("file:///home/me/nlzoo", False),
+    ],
+)
+def test_a_space_asks_for_nlzoo_from_where_this_one_came(hub, machine, model, tmp_path, url, named):
+    summary = tmp_path / "site" / "nlzoo-0.1.0.dist-info"
+    summary.mkdir(parents=True)
+    (summary / "METADATA").write_text("Metadata-Version: 2.1\nName: nlzoo\nVersion: 0.1.0\n")
+    (summary / "direct_url.json").write_text(
+        json.dumps({"url": url, "vcs_info": {"vcs": "git", "commit_id": "0a" * 20}})
+    )
+    one = machine()
+    one.do(f"sys.path.insert(0, {str(summary.parent)!r})")
+    one.do(push_space(model))
+    line = hub.files("spaces/alice/waving")["requirements.txt"].decode().splitlines()[0]
+    assert line == (f"nlzoo[serve] @ git+{url}@{'0a' * 20}" if named else f"nlzoo[serve]=={nlzoo.__version__}")
+
+
+def test_an_app_of_somebodys_own_is_left_alone(hub, machine, model):
+    one, space = machine(), "spaces/alice/waving"
+    repo = hub.create(space, private=True)
+    repo.add({"app.py": b"mine", "README.md": b"---\ntags:\n- mine\n---\n"}, "by hand")
+    assert "the Space alice/waving holds an app of another kind" in one.refused(push_space(model))
+    assert len(commits(hub, space)) == 1
+    repo.add({"README.md": b"# as the Hub makes it", "metrics.json": b"theirs"}, "no app yet")
+    one.do(push_space(model))
+    assert hub.files(space)["metrics.json"] == b"theirs" and len(commits(hub, space)) == 3
+    assert "the Space alice/waving is private" in one.refused(push_space(model, private=False))
+
+
+def test_a_space_after_a_passing_fault_is_exactly_one_commit(hub, machine, model):
+    one, space = machine(), "spaces/alice/waving"
+    hub.fail(*CALLS["create"], drop="after")
+    hub.fail(*CALLS["commit"], drop="after")
+    one.do(push_space(model))
+    assert all(f.times == 0 for f in hub.faults) and len(commits(hub, space)) == 1
+    hub.fail(*CALLS["commit"], status=403)
+    (model / "config.json").write_text((model / "config.json").read_text().replace("apache-2.0", "mit"))
+    assert "did not allow this for the Space alice/waving" in one.refused(push_space(model))
+    one.do(push_space(model))
+    assert len(commits(hub, space)) == 2
+
+
+# --- refusals
+
+
+def test_wrong_or_missing_login(hub, machine, model):
+    hub.create("alice/waving", private=True)
+    wrong, nobody = machine(token="token-of-nobody"), machine(token=None)
+    for expression in (push(model), push(model, "waving"), "hub.pull('alice/waving')", "hub.whoami()"):
+        words = wrong.refused(expression)
+        assert "did not accept the login" in words and "hf auth login" in words and "token-of-nobody" not in words
+    hub.calls.clear()
+    assert "not logged in" in nobody.refused(push(model)) and hub.calls == []
+    assert "not logged in" in nobody.refused("hub.whoami()")
+    assert commits(hub) == []
+
+
+def test_repositories_that_cannot_be_had(hub, machine, model):
+    hub.create("alice/secret", private=True)
+    bob, nobody = machine(token="token-of-bob"), machine(token=None)
+    for who in (bob, nobody):
+        for repo in ("alice/secret", "alice/missing"):
+            assert f"{repo} is not on the Hub, or it is private" in who.refused(f"hub.pull({repo!r})")
+    assert "did not allow this for alice/secret" in bob.refused(push(model, "alice/secret"))
+    assert "did not allow this for alice/new" in bob.refused(push(model, "alice/new"))
+    assert "alice/new" not in hub.repos and commits(hub, "alice/secret") == []
+    for name in ("a b", "a/b/c", "../x", "user/", ""):
+        assert "is not a name for a model" in bob.refused(push(model, name))
+    assert "is not a name for a model" in bob.refused("hub.pull('a//b')")
+
+
+def test_a_repository_that_is_no_nlzoo_model(hub, machine):
+    one = machine()
+    repo = hub.create("alice/text", private=True)
+    repo.add({"README.md": b"# hello"}, "x")
+    assert "no model.safetensors and no config.json" in one.refused("hub.pull('alice/text')", "WeightsError")
+    repo.add({"model.safetensors": b"x" * 10**6, "config.json": b'{"model_type": "bert"}'}, "y")
+    hub.calls.clear()
+    assert "is not an nlzoo model" in one.refused("hub.pull('alice/text')", "WeightsError")
+    assert hub.calls and not [c for c in hub.calls if "model.safetensors" in c]  # refused before the weights travel
+    repo.add({"model.safetensors": b"x", "config.json": b'{"format": 1, "backbone": "../../x"}'}, "z")
+    assert "config.json of alice/text was refused" in one.refused("hub.pull('alice/text')", "WeightsError")
+
+
+def test_folders_that_are_no_model(hub, machine, model, tmp_path):
+    one = machine()
+    assert "no model.safetensors and no config.json" in one.refused(push(tmp_path / "nowhere"), "WeightsError")
+    (model / "config.json").write_text('{"format": 1}')
+    assert "lacks 'backbone'" in one.refused(push(model), "WeightsError")
+    (model / "config.json").write_text("{")
+    assert "is not JSON" in one.refused(push(model), "WeightsError")
+    shutil.rmtree(model)
+    write_model(model)
+    (model / "metrics.json").write_text("[1]")
+    assert "not a flat JSON object" in one.refused(push(model), "WeightsError")
+    (model / "metrics.json").unlink()
+    os.truncate(model / "model.safetensors", 60)
+    assert "not a whole .safetensors file" in one.refused(push(model), "WeightsError")
+    assert hub.calls == []
+
+
+def leaks():
+    home, host, user = str(Path.home()), socket.gethostname(), getpass.getuser()
+    return {
+        "home folder": (f"trained on {home}/videos", "a path of this machine"),
+        "another's home": ("trained on /home/somebody/videos", "home folder"),
+        "windows home": (r"trained on C:\Users\somebody\videos", "home folder"),
+        "user name as a path": (f"trained on /data/{user}/videos", "user name"),
+        "user name as an address": (f"ask {user}@example.org", "user name"),
+        "host": (f"trained on {host} last night", "this machine's name"),
+        "own token": ("use token-of-alice to get it", "access token"),
+        "token": ("use hf_" + "A1b2C3d4" * 4, "access token"),
+        "video": ("worst on IMG_0042.MP4", "the name of a video"),
+    }
+
+
+@pytest.mark.parametrize("where", ["README.md", "config.json", "model.safetensors"])
+def test_nothing_pushed_tells_where_it_was_made(hub, machine, tmp_path, device):
+    one, cases = machine(), leaks()
+    for number, (text, words) in enumerate(cases.values()):
+        folder = write_model(
+            tmp_path / f"model{number}",
+            source=text if device == "config.json" else "timm/resnet18",
+            metadata={"note": text} if device == "model.safetensors" else None,
+        )
+        if device == "README.md":
+            (folder / device).write_text(f"# Mine\n\n{text}\n")
+        said = one.refused(push(folder))
+        assert words in said and "nothing was uploaded" in said and (device in said or "README.md" in said), (
+            text,
+            said,
+        )
+    assert number == 8 and hub.calls == []
+
+
+def test_words_that_only_look_like_leaks_are_pushed(hub, machine, model):
+    """A class may have the machine's name, and a Hub name the user's."""
+    host, user = socket.gethostname(), getpass.getuser()
+    config = json.loads((model / "config.json").read_text())
+    config["classes"][0] = host
+    (model / "config.json").write_text(json.dumps(config))
+    text = f"# Mine\n\n{host}. By https://huggingface.co/{user}/x, see home/videos, {user}/x.\n"
+    (model / "README.md").write_text(text)
+    machine().do(push(model))
+    assert hub.files("alice/waving")["README.md"].decode().endswith(text)
+
+
+def test_names(machine):
+    one = machine()
+    for name in ("user/name", "a/b", "User_1/my-model.v2"):
+        assert one.do(f"hub.looks_like_repo({name!r})") is True, name
+    for name in (
+        "name",
+        "a/b/c",
+        "./a",
+        "../a",
+        "/a/b",
+        "~/a",
+        "a/",
+        "weights/x",
+        "runs/x",
+        "a/b.safetensors",
+        "videos/a.mp4",
+        "a\n/b",
+        "a/b\n",
+        "a//b",
+        "a/b..c",
+    ):
+        assert one.do(f"hub.looks_like_repo({name!r})") is False, name
+
+
+# --- faults
+
+
+CALLS = {
+    "info": ("GET", "/api/models/"),
+    "create": ("POST", "/api/repos/create"),
+    "yaml": ("POST", "/api/validate-yaml"),
+    "preupload": ("POST", "/preupload/"),
+    "batch": ("POST", "/objects/batch"),
+    "put": ("PUT", "/lfs/"),
+    "commit": ("POST", "/commit/"),
+}
+PASSING = [{"status": 503}, {"status": 429}, {"drop": "before"}, {"drop": "after"}]
+SLOW = ("preupload", "batch", "put")  # the client's own retry waits a second
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_passing_fault_ends_in_exactly_one_commit(hub, machine, model, call):
+    one = machine()
+    for number, fault in enumerate(PASSING[::2] if call in SLOW else PASSING):
+        save_file({"fc.weight": torch.full((6, 100), float(number))}, model / "model.safetensors")  # bytes not seen yet
+        repo = f"alice/case{number}"
+        hub.fail(*CALLS[call], **fault)
+        done = one.do(push(model, repo))
+        assert hub.faults.pop().times == 0, "the fault was never met"
+        (commit,) = commits(hub, repo)
+        assert done["commit"] == commit.oid and set(commit.files) == FILES | {".gitattributes"}
+        assert one.do(push(model, repo))["uploaded_bytes"] == 0 and len(commits(hub, repo)) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 412])
+def test_a_refused_commit_is_reported_and_can_be_made_later(hub, machine, model, status):
+    one = machine()
+    hub.fail("POST", "/commit/", status=status)
+    assert f"injected {status}" in one.refused(push(model)) or status in (409, 412)
+    assert commits(hub) == []
+    one.do(push(model))
+    assert len(commits(hub)) == 1
+
+
+def test_retries_are_bounded(hub, machine, model):
+    one = machine()
+    hub.fail("POST", "/commit/", status=503, times=99)
+    assert "a problem of its own" in one.refused(push(model), "Unreachable")
+    assert len([c for c in hub.calls if "/commit/" in c]) == 4 and commits(hub) == []
+
+
+def test_somebody_else_commits_meanwhile(hub, machine, model):
+    one = machine()
+    repo = hub.create("alice/waving", private=True)
+    hub.fail("POST", "/commit/", meanwhile=lambda: repo.add({**repo.commits[-1].files, "x": b"y"}, "theirs"))
+    assert "changed on the Hub during the push" in one.refused(push(model))
+    assert [c.message for c in commits(hub)] == ["theirs"]
+    one.do(push(model))
+    assert len(commits(hub)) == 2 and hub.files("alice/waving")["x"] == b"y"
+
+
+def test_a_hub_that_falls_silent_is_not_waited_for(hub, machine, model):
+    one = machine()
+    one.do("setattr(hub, 'TIMEOUT', 0.5)")
+    hub.fail("POST", "/commit/", stall=10)  # the commit is made; nobody says so
+    one.do(push(model))
+    assert len(commits(hub)) == 1
+
+
+def test_killed_while_committing(hub, machine, model):
+    one, two = machine(), machine()
+    hub.fail("POST", "/commit/", meanwhile=one.process.kill, stall=0.1)
+    print(push(model), file=one.process.stdin, flush=True)
+    one.process.wait(60)
+    two.do(push(model))
+    assert len(commits(hub)) == 1 and set(hub.files("alice/waving")) == FILES | {".gitattributes"}
+
+
+def test_without_the_hub_what_was_pulled_serves(hub, machine, model, tmp_path):
+    one = machine(home="kept")
+    one.do(push(model))
+    there = one.do("hub.pull('alice/waving')")
+    offline = machine(home="kept", HF_HUB_OFFLINE="1")
+    assert offline.do("hub.pull('alice/waving')") == there
+    assert "offline mode is on" in offline.refused(push(model), "Unreachable")
+    assert "offline mode is on" in offline.refused("hub.pull('alice/other')", "Unreachable")
+    hub.close()
+    assert one.do("hub.pull('alice/waving')") == there
+    for expression in ("hub.pull('alice/other')", push(model), "hub.whoami()", "hub.whoami(timeout=2)"):
+        assert "could not be reached" in one.refused(expression, "Unreachable")
+
+
+def test_failures_while_pulling(hub, machine, model, tmp_path):
+    machine().do(push(model))
+    one = machine()
+    hub.fail("GET", "/api/models/", drop="after")
+    hub.fail("HEAD", "/config.json", status=500)
+    assert Path(one.do("hub.pull('alice/waving')")).is_dir()
+    assert all(f.times == 0 for f in hub.faults)
+    taken = tmp_path / "file"
+    taken.write_text("")
+    words = machine().refused(f"hub.pull_to('alice/waving', Path({str(taken / 'x')!r}))", "DiskError")
+    assert "could not be written" in words
+    without_cache = machine(home="file/x")
+    assert "could not be read or written" in without_cache.refused("hub.pull('alice/waving')", "DiskError")
+
+
+def test_the_server_can_be_started_by_hand():
+    command = [sys.executable, str(ROOT / "tests/hub_server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+\n", process.stdout.readline())
+        process.terminate()

@@ -1,0 +1,129 @@
+"""Windows over long videos, segments, names on standard input, features: each against a hand-written loop."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from nlzoo.apps import draw, predict
+from nlzoo.core import model_spec, view_spec
+from nlzoo.core.errors import UsageError, VideoError
+from nlzoo.networks import model
+from nlzoo.videos import clips, encode, listing, loader, video
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(1)
+    net = model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32)))
+    model.set_head(net, ("rise", "fall"))
+    torch.nn.init.normal_(net.fc.weight, std=0.3)
+    return net
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """Forty frames at 10 a second: 4 s."""
+    file = tmp_path_factory.mktemp("long") / "long.mp4"
+    encode.write_video(file, np.concatenate([draw.motion_clip(c, 3, 20, (32, 48)) for c in ("rise", "fall")]), 10)
+    return file
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_window_is_answered_as_a_cut_video_would_be(net, long, workers):
+    summary = predict.windows(net, long, CPU, predict.Windows(1.0, 1.5), workers)
+    assert [(w["start"], w["end"]) for w in summary["windows"]] == [(0, 1.5), (1, 2.5), (2, 3.5), (2.5, 4)]
+    for row in summary["windows"]:
+        first, count = round(row["start"] * 10), 15
+        frames = video.read_frames(
+            long, [first + i for i in clips.frame_indices(count, net.spec.clip)], clips.decode_side(net.spec.clip)
+        )
+        view = clips.cut(frames, clips.View((0, 1, 2, 3)), 32)
+        expected = net(clips.to_input(view[None], net.spec.clip)).softmax(-1)[0].tolist()
+        assert row["scores"] == pytest.approx(dict(zip(("rise", "fall"), expected)), abs=1e-5)
+        assert list(row["scores"].values()) == sorted(row["scores"].values(), reverse=True)
+
+
+def test_how_long_a_window_is_and_that_the_last_reaches_the_end():
+    spread, dense = view_spec.ClipSpec(8), view_spec.ClipSpec(8, 4)
+    assert predict.Windows(0.5).over(2.2, spread, 25) == [(0, 1), (0.5, 1.5), (1, 2), (1.2, 2.2)]
+    assert predict.Windows(1).over(3, dense, 16)[0] == (0, 2) and predict.Windows(1).over(
+        3, view_spec.ClipSpec(8, 4, fps=32), 16
+    ) == [(0, 1), (1, 2), (2, 3)]
+    assert predict.Windows(1, 5).over(3, spread, 25) == [(0, 3)]  # one window is all of a shorter video
+    with pytest.raises(UsageError, match="more than 100,000 windows"):
+        predict.Windows(0.01).over(10_000, spread, 25)
+    for wrong in (0, -1, float("nan"), 1e9):
+        with pytest.raises(UsageError, match="--every"):
+            predict.Windows(wrong)
+
+
+def window(n, **scores):
+    return {"start": float(n), "end": float(n) + 2, "scores": dict(sorted(scores.items(), key=lambda kv: -kv[1]))}
+
+
+def test_windows_of_one_answer_are_joined_and_speak_for_what_is_nearest_to_their_middle():
+    damaged = {"start": 2.0, "end": 4.0, "error": "damaged"}
+    rows = [window(0, a=0.9, b=0.1), window(1, a=0.7, b=0.3), damaged, window(3, a=0.6, b=0.4), window(4, b=0.8, a=0.2)]
+    summary = predict.segments(rows, 6.0, False)
+    assert summary == [
+        {"start": 0, "end": 2.5, "class": "a", "score": pytest.approx(0.8)},
+        {"start": 3.5, "end": 4.5, "class": "a", "score": 0.6},
+        {"start": 4.5, "end": 6, "class": "b", "score": 0.8},
+    ]
+
+
+def test_of_several_labels_each_has_its_own_segments():
+    rows = [window(0, a=0.9, b=0.6), window(1, a=0.8, b=0.1), window(2, a=0.2, b=0.3), window(3, a=0.2, b=0.9)]
+    assert predict.segments(rows, 5.0, True) == [
+        {"start": 0, "end": 2.5, "class": "a", "score": pytest.approx(0.85)},
+        {"start": 0, "end": 1.5, "class": "b", "score": 0.6},
+        {"start": 3.5, "end": 5, "class": "b", "score": 0.9},
+    ]
+
+
+def test_a_video_that_cannot_be_read_is_an_answer_too(net, tmp_path):
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    summary = predict.windows(net, tmp_path / "no.mp4", CPU, predict.Windows(1))
+    assert set(summary) == {"path", "error"} and "is not a video" in summary["error"]
+    assert predict.as_rows([summary]) == [{"path": str(tmp_path / "no.mp4"), "error": summary["error"]}]
+
+
+@pytest.mark.parametrize("joint", [b"\n", b"\0"])
+def test_names_on_standard_input(joint, tmp_path, monkeypatch):
+    names = [b"a b.mp4", b"[red].mp4", b"bytes\xff.mp4"] + [b"line\nend.mp4"] * (joint == b"\0")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(joint.join(names) + joint)))
+    assert predict.find([Path("x.mp4"), Path("-")]) == [Path("x.mp4"), *(Path(os.fsdecode(n)) for n in names)]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    with pytest.raises(VideoError, match="named no videos"):
+        predict.find([Path("-")])
+
+
+def test_features_by_the_command_are_what_the_network_gives(net, long, tmp_path):
+    bad = tmp_path / os.fsdecode(b"bad\xff.mp4")
+    bad.write_bytes(b"")
+    rows = list(predict.features(net, [long, bad], CPU))
+    view = loader.Clips(Path(), (listing.Item(str(long), ()),), net.spec.clip).read(-1, 0)
+    with torch.no_grad():
+        expected = net.forward_features(clips.to_input(view, net.spec.clip)).mean((2, 3, 4))[0].numpy()
+    assert np.allclose(rows[0]["features"], expected, atol=1e-5) and "is empty" in rows[1]["error"]
+    predict.write_features(tmp_path / "f.safetensors", rows)
+    with safe_open(tmp_path / "f.safetensors", "np") as file:
+        assert json.loads(file.metadata()["paths"]) == [str(long)] and np.array_equal(
+            file.get_tensor("features"), rows[0]["features"][None]
+        )
+    predict.write_features(tmp_path / "f.parquet", rows)
+    import pyarrow.parquet
+
+    read = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pylist()
+    assert read[0]["path"] == str(long) and np.array_equal(np.float32(read[0]["features"]), rows[0]["features"])
+    with pytest.raises(UsageError, match=".safetensors, .parquet"):
+        predict.write_features(tmp_path / "f.csv", rows)

@@ -1,0 +1,306 @@
+"""The page of `nlzoo serve` over plain HTTP: the app of a Space, as `push --space` writes it, on loopback and with small limits.
+
+One server for all tests of a process; how it ends is tested when the last of them has ended.
+"""
+
+import base64
+import html
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+
+from nlzoo.apps import draw, explain, hub, pictures, predict, serve
+from nlzoo.core.errors import UsageError
+from nlzoo.core.model_spec import ModelSpec, NonLocal
+from nlzoo.core.text import shown
+from nlzoo.core.view_spec import ClipSpec
+from nlzoo.networks import checkpoint, model
+from nlzoo.videos import video
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+NAME = "</title></script><script>boo()</script> & *me*"
+CLASSES = (
+    "<img src=x onerror=boo()>",
+    "a&amp;\"b'",
+    "\x1b[31mred\n[bold]",
+    "{{value}} ${boo()} $x$",
+    "\u202eevil",
+    "🙂 wave",
+    "plain",
+)
+MOST_SECONDS, MOST_BYTES = 3.0, 200_000
+
+
+class Page:
+    """A server, and what a browser would ask it."""
+
+    def __init__(self, folder):
+        self.folder, self.temp = folder, folder / "tmp"
+        self.temp.mkdir()
+        self.log = folder / "log"
+        text = hub._space_texts("alice/net", checkpoint.read_spec(folder / "alice/net"))["app.py"].decode()
+        end = 'host="0.0.0.0", port=7860, name="alice/net"'
+        assert end in text
+        text = text.replace(end, f"name={NAME!r}, most_seconds={MOST_SECONDS}, most_bytes={MOST_BYTES}")
+        nobody = dict.fromkeys(
+            ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9"
+        )  # it must find itself past a proxy
+        env = os.environ | nobody | {"TMPDIR": str(self.temp), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-c", text],
+            cwd=folder,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=open(self.log, "w"),
+        )
+        self.url = self.process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", self.url), self.log.read_text()[-3000:]
+
+    def request(self, path="", body=None, **headers):
+        """`(status, body)`."""
+        asked = urllib.request.Request(self.url + path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def send(self, content, name="clip.mp4"):
+        """Uploads a file: `(status, its path there, or what was said)`."""
+        edge = uuid.uuid4().hex
+        head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+        body = head + content + f"\r\n--{edge}--\r\n".encode()
+        status, said = self.request("gradio_api/upload", body, Content_Type=f"multipart/form-data; boundary={edge}")
+        return status, json.loads(said)[0] if status == 200 else said.decode()
+
+    def begin(self, path, name="clip.mp4", **more):
+        asked = {"data": [{"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}, **more}]}
+        status, said = self.request(
+            "gradio_api/call/answer", json.dumps(asked).encode(), Content_Type="application/json"
+        )
+        assert status == 200, said
+        return json.loads(said)["event_id"]
+
+    def ask(self, path, name="clip.mp4", **more):
+        """The parts of the answer about a file that was sent: `[(event, data), …]`."""
+        _, said = self.request(f"gradio_api/call/answer/{self.begin(path, name, **more)}")
+        return [(event, json.loads(data)) for event, data in re.findall(r"event: (\w+)\ndata: (.*)\n", said.decode())]
+
+    def refused(self, path):
+        """The sentence that a person gets."""
+        event, data = self.ask(path)[-1]
+        assert event == "error", data
+        return html.unescape(data["error"])
+
+    def left(self):
+        """Files of people that are there now."""
+        return [p for p in self.temp.glob("nlzoo-serve-*/sent/**/*") if p.is_file()]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    spec = ModelSpec(
+        "tiny",
+        non_local=(NonLocal("res4", (0,)),),
+        clip=ClipSpec(frames=4, size=32),
+        classes=CLASSES,
+        num_outputs=len(CLASSES),
+    )
+    net = model.build(spec)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    checkpoint.save_model(folder / "alice" / "net", net)
+    served = Page(folder)
+    yield served
+    if served.process.poll() is None:
+        _ends_cleanly(served)
+
+
+def _ends_cleanly(served):
+    """A SIGTERM, with a video lying there and another being answered: exit code 0, nobody listens, nothing is left, nothing else was wrong."""
+    served.send(b"never asked about")
+    served.begin(served.send(clip(served.folder, frames=24).read_bytes())[1])
+    assert served.left() and list(served.temp.glob("nlzoo-serve-*"))
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(20) == 0, served.log.read_text()[-3000:]
+    assert not list(served.temp.iterdir())
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", int(served.url.rstrip("/").rpartition(":")[2])), 1)
+
+
+@pytest.fixture
+def videos(page, tmp_path, seed):
+    return lambda **how: clip(tmp_path, seed=seed, **how)
+
+
+def clip(folder, frames=12, seed=0):
+    """A drawn clip of 12 frames a second."""
+    return draw.write_videos(folder / f"{uuid.uuid4().hex}", ("rise",), 1, seed, frames, (32, 48))[0]
+
+
+def test_an_answer_is_what_predict_and_explain_say(page, videos, tmp_path):
+    file = videos(frames=30)
+    _, there = page.send(file.read_bytes())
+    parts = page.ask(there)
+    assert [event for event, _ in parts] == ["generating"] * (len(parts) - 1) + ["complete"] and len(parts) > 3
+    drop, whole, times, overlay = next(data for _, data in reversed(parts) if "value" in data[1])
+    net = checkpoint.load_model(page.folder / "alice" / "net")
+    (row,) = predict.predict(net, [file], CPU)
+    expected = {shown(name): score for name, score in list(row["scores"].items())[: serve.TOP]}
+    assert {c["label"]: c["confidence"] for c in whole["value"]["confidences"]} == pytest.approx(expected, abs=1e-6)
+    assert whole["value"]["label"] == next(iter(expected))
+    windows = predict.windows(net, file, CPU, predict.Windows(serve.SHORTEST))["windows"]
+    assert len(windows) > 2 and len(times["value"]["data"]) == len(windows) * serve.TOP
+    scores = {((w["start"] + w["end"]) / 2, shown(c)): p for w in windows for c, p in w["scores"].items()}
+    for at, p, name in times["value"]["data"]:
+        assert p == pytest.approx(scores[at, name], abs=1e-6)
+    pictures.write(explain.explain(net, file, CPU), tmp_path)
+    (encoded,) = re.findall(r'src="data:video/mp4;base64,([^"]+)"', overlay)
+    (tmp_path / "answered.mp4").write_bytes(base64.b64decode(encoded))
+    answered, expected = (
+        video.read_frames(tmp_path / name, range(4)).astype(float) for name in ("answered.mp4", "evidence.mp4")
+    )
+    assert (
+        abs(answered - expected).mean() < 1 < abs(answered[0] - expected[3]).mean()
+    )  # libx264 does not give the same bits twice
+    assert page.left() == []
+
+
+def test_one_window_gives_level_lines(page, videos):
+    _, there = page.send(videos(frames=4).read_bytes())
+    data = next(data for _, data in reversed(page.ask(there)) if "value" in data[1])[2]["value"]["data"]
+    assert (
+        len(data) == 2 * serve.TOP
+        and len({at for at, _, _ in data}) == 2
+        and len({(p, name) for _, p, name in data}) == serve.TOP
+    )
+
+
+def test_names_are_plain_text(page, videos):
+    sent = "<b>x</b>\x1b[31m\n&amp;.mp4"
+    _, there = page.send(videos().read_bytes(), "<script>x.mp4")
+    _, whole, times, overlay = next(data for _, data in reversed(page.ask(there, sent)) if "value" in data[1])
+    assert whole["label"] == f"Whole video: {shown(sent)}"
+    known = {shown(name) for name in CLASSES}
+    assert {c["label"] for c in whole["value"]["confidences"]} <= known and {
+        row[2] for row in times["value"]["data"]
+    } <= known
+    assert not any(ord(c) < 32 or c == "\u202e" for c in json.dumps([whole, times, overlay], ensure_ascii=False))
+    assert not any(name in overlay for name in known)
+    status, text = page.request()
+    assert status == 200 and b"boo()" in text and b"<script>boo" not in text and b"</title></script>" not in text
+
+
+def test_what_cannot_be_answered_is_a_sentence(page, videos, tmp_path):
+    cases = {
+        b"": "is empty",
+        b"x" * 5000: "is not a video",
+        videos().read_bytes()[:600]: "cannot be read",
+        videos(frames=int(12 * MOST_SECONDS) + 2).read_bytes(): f"at most {MOST_SECONDS:g} s",
+    }
+    before = page.log.stat().st_size
+    for content, words in cases.items():
+        status, there = page.send(content, "<b>a&b.mp4")
+        assert status == 200
+        said = page.refused(there)
+        assert words in said and said.startswith(Path(there).name) and str(page.temp) not in said
+    status, said = page.send(b"x" * (MOST_BYTES + 1))
+    assert status == 413 and "exceeded" in said
+    assert page.left() == [] and page.log.stat().st_size == before  # and no traceback
+
+
+def test_nothing_but_what_was_sent_can_be_had(page, videos, tmp_path):
+    outside = videos()
+    _, there = page.send(outside.read_bytes())
+    for place in (there, str(outside), "/etc/hostname", "http://127.0.0.1:1/x"):
+        for route in (
+            "gradio_api/file=",
+            "gradio_api/file/",
+            "gradio_api/proxy=",
+            "file=",
+            "assets/",
+            "assets/../../",
+            "static/..%2f..%2f",
+        ):
+            status, said = page.request(route + urllib.request.quote(place))
+            assert status in (403, 404), (route, place, status)
+    for more in (
+        {},
+        {"meta": {}},
+        {"meta": None},
+        {"is_stream": True},
+        {"url": f"{page.url}gradio_api/file={outside}"},
+    ):
+        assert page.ask(str(outside), **more)[-1] == ("error", {"error": None}) and outside.exists(), more
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0.2)
+        assert "not a video that was sent here" in page.refused(f"http://127.0.0.1:{elsewhere.getsockname()[1]}/x.mp4")
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+    for path in (
+        "docs",
+        "openapi.json",
+        "monitoring",
+        *(f"gradio_api/{name}" for name in ("run/answer", "runs", "process_recording", "vibe-code/")),
+    ):
+        assert page.request(path)[0] == 404, path
+    page.ask(there)
+    assert page.left() == []
+
+
+def test_only_its_own_page_may_ask(page):
+    port = page.url.rstrip("/").rpartition(":")[2]
+    own = [{}, {"Host": f"localhost:{port}"}, {"Origin": page.url.rstrip("/")}, {"Origin": f"http://localhost:{port}"}]
+    others = [
+        {"Host": "example.org"},
+        {"Host": f"127.0.0.1.example.org:{port}"},
+        {"Origin": "https://example.org"},
+        {"Origin": "null"},
+    ]
+    assert [page.request("config", **headers)[0] for headers in own] == [200] * 4
+    assert [page.request("config", **headers)[0] for headers in others] == [404] * 4
+
+
+def test_it_listens_on_loopback_alone(page):
+    if not Path("/proc/net/tcp").exists():
+        pytest.skip("no /proc")
+    fds = Path(f"/proc/{page.process.pid}/fd")
+    own = {os.readlink(fd) for fd in fds.iterdir() if fd.is_symlink()}
+    rows = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    listening = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]
+    assert listening == [f"0100007F:{int(page.url.rstrip('/').rpartition(':')[2]):04X}"]
+
+
+def test_a_video_goes_though_nobody_waits_for_its_answer(page, videos):
+    page.begin(page.send(videos().read_bytes())[1])
+    until = time.monotonic() + 20
+    while page.left() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert page.left() == []
+
+
+def test_an_address_that_is_taken_and_a_missing_gradio(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        taken.listen()
+        with pytest.raises(UsageError, match="cannot be listened on"):
+            serve.serve(None, CPU, port=taken.getsockname()[1])
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UsageError, match="gradio, which is not installed") as caught:
+        serve.serve(None, CPU)
+    assert "pip install 'nlzoo[serve]'" in caught.value.hint

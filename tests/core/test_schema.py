@@ -1,0 +1,128 @@
+"""docs/config.schema.json and the reader agree: what one accepts the other accepts, on thousands of changed configs."""
+
+import copy
+import json
+import random
+from pathlib import Path
+
+import jsonschema
+
+from nlzoo.core import model_spec, view_spec
+from nlzoo.core.errors import WeightsError
+
+SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs" / "config.schema.json").read_text(encoding="utf-8"))
+R50 = {"res2": 3, "res3": 4, "res4": 6, "res5": 3}
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    -1,
+    1.5,
+    16,
+    64,
+    65,
+    999,
+    1000,
+    2048,
+    2049,
+    100_000,
+    100_001,
+    "",
+    "i3d",
+    "mean",
+    "zeros",
+    "8x8",
+    "dot",
+    "time",
+    "after",
+    "none",
+    "res3",
+    "résumé",
+    "x" * 1001,
+    "resnet50.a1_in1k",
+    [],
+    ["a"],
+    ["a", "b"],
+    [0.1, 0.2, 0.3],
+    [0, 1, 1],
+    [1, 3],
+    {},
+    {"arch": "c2d"},
+]
+
+
+def example():
+    whole = model_spec.ModelSpec(
+        "resnet50.tv_in1k",
+        model_spec.Inflation("i3d-333", "mean", "zeros", "8x8"),
+        model_spec.parse_nl("5", R50, form="dot"),
+        view_spec.ClipSpec(32, 2, 224, fps=30.0),
+        ("a", "b\n<b>"),
+        2,
+        source="timm/x",
+        licence="mit",
+    )
+    return json.loads(json.dumps(model_spec.to_json(whole)))
+
+
+def places(data, path=()):
+    """Every path to a value."""
+    yield path
+    for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
+        yield from places(data[key], (*path, key))
+
+
+def changed(data, rng):
+    """The config with one value replaced, removed or added."""
+    data = copy.deepcopy(data)
+    *path, key = rng.choice([p for p in places(data) if p])
+    place = data
+    for part in path:
+        place = place[part]
+    if isinstance(place, dict) and rng.random() < 0.2:
+        place["unheard_of"] = 1
+    elif isinstance(place, dict) and rng.random() < 0.2:
+        del place[key]
+    else:
+        place[key] = rng.choice(VALUES)
+    return data
+
+
+def accepted(data):
+    try:
+        model_spec.from_json(data, "here")
+        return True
+    except WeightsError:
+        return False
+
+
+def beyond_the_schema(data):
+    """The rules that its description adds in words."""
+    non_local, classes = data.get("non_local", []), data.get("classes", [])
+    stages, blocks = [n["stage"] for n in non_local], [n["blocks"] for n in non_local]
+    return (
+        stages == sorted(set(stages))
+        and all(b == sorted(b) for b in blocks)
+        and (not classes or len(classes) == data.get("num_outputs", 1000))
+    )
+
+
+def without_stride():
+    data = example()
+    del data["clip"]["stride"]  # fps needs one
+    assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(data)
+    return data
+
+
+def test_schema_and_reader_agree(seed):
+    rng, validator = random.Random(seed), jsonschema.Draft202012Validator(SCHEMA)
+    verdicts = []
+    for _ in range(3000):
+        data = changed(example(), rng)
+        expected = validator.is_valid(data) and beyond_the_schema(data)
+        assert accepted(data) == expected, data
+        verdicts.append(expected)
+    assert accepted(example()) and not accepted(without_stride()) and 100 < sum(verdicts) < 2900

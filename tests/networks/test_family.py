@@ -1,0 +1,104 @@
+"""Every architecture of timm's resnet.py, inflated: a still clip for mean, a moving clip frame by frame for centre.
+
+In float64 and with stages of 32 channels: depth, stems, attention and pools are what an architecture is, not its width.
+Full width has its turn under `-m torture`.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nlzoo.core import model_spec
+from nlzoo.core.errors import WeightsError
+from nlzoo.networks import inflate
+from nlzoo.networks.model import import_timm, relative_error
+
+NARROW = {"channels": (32, 32, 32, 32)}
+ARCHITECTURES = import_timm().list_models(module="resnet")
+
+
+def build(name, **arguments):
+    """Random weights, BN statistics and affine, since at their defaults a wrong conversion would not show.
+
+    A residual branch ends small (timm starts it at 0), so that 140 of them do not overflow.
+    """
+    net = import_timm().create_model(name, **arguments)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d | nn.GroupNorm):
+            last = bool((m.weight == 0).all())
+            nn.init.uniform_(m.weight, *((0.1, 0.3) if last else (0.8, 1.2)))
+            nn.init.uniform_(m.bias, -0.2, 0.2)
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.running_mean, -0.2, 0.2)
+            nn.init.uniform_(m.running_var, 0.5, 1.5)
+    return net.eval()
+
+
+@torch.no_grad()
+def holds(flat, size, most):
+    """Both equalities, for C2D and I3D; `most`: relative error allowed."""
+    dtype = next(flat.parameters()).dtype
+    moving = torch.randn(1, 3, 3, size, size, dtype=dtype)
+    still = moving[:, :, 1:2].expand(-1, -1, 3, -1, -1)
+    frames = torch.cat([flat(frame) for frame in moving.unbind(2)])
+    assert relative_error(frames[:1], frames[1:2]) > 1000 * most  # the input matters
+    for arch, init, clip, wanted in [
+        ("c2d", "centre", moving, frames.mean(0)),
+        ("i3d", "centre", moving, frames.mean(0)),
+        ("c2d", "mean", still, frames[1]),
+        ("i3d", "mean", still, frames[1]),
+    ]:
+        net = inflate.inflate_(copy.deepcopy(flat), model_spec.Inflation(arch, init))
+        assert relative_error(net(clip)[0], wanted) < most, (arch, init)
+        assert list(net.state_dict()) == list(flat.state_dict())
+
+
+def test_the_family_is_found():
+    assert len(ARCHITECTURES) >= 75
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equals_the_2d_network(name, seed):
+    holds(build(name, **NARROW).double(), 64, 1e-9)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equals_the_2d_network_at_full_width(name, seed):
+    holds(build(name).double(), 64, 1e-9)
+
+
+@torch.no_grad()
+def test_attention_over_the_whole_clip_would_not_be_the_2d_network(seed):
+    """The negative control: one weight a channel for all frames, as a naive `x.mean((2, 3, 4))` has it."""
+    flat = build("seresnet18", **NARROW).double()
+    net = inflate.inflate_(copy.deepcopy(flat), model_spec.Inflation())
+    moving = torch.randn(1, 3, 3, 64, 64, dtype=torch.double)
+    wanted = torch.cat([flat(frame) for frame in moving.unbind(2)]).mean(0)
+    for m in net.modules():
+        if isinstance(m, inflate.FrameSqueezeExcite):
+            m.forward = lambda x, m=m: (
+                x * m.gate(m.fc2(m.act(m.bn(m.fc1(x.mean((2, 3, 4))[:, :, None, None])))))[:, :, None]
+            )
+    assert relative_error(net(moving)[0], wanted) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "name, arguments, path",
+    [
+        ("resnet18", {"block_args": {"attn_layer": "cbam"}}, r"layer1\.0\.se"),
+        ("resnet18", {"block_args": {"attn_layer": "gc"}}, r"layer1\.0\.se"),
+        ("resnet18", {"block_args": {"attn_layer": "ecam"}}, "channel attention with an MLP"),
+        ("resnet18", {"global_pool": "max"}, "average pooling can"),
+        ("skresnet18", {}, r"layer1\.0: SelectiveKernelBasic"),  # every leaf of it is known
+        ("regnetx_002", {}, "the network: RegNet"),
+    ],
+)
+def test_what_is_not_known_is_refused_and_nothing_changes(name, arguments, path):
+    net = import_timm().create_model(name, **arguments)
+    before = str(net)
+    with pytest.raises(WeightsError, match=path):
+        inflate.inflate_(net, model_spec.Inflation())
+    assert str(net) == before

@@ -1,0 +1,135 @@
+"""The list of known starts, and fetching one from a server on loopback that cuts, lies and refuses."""
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from nlzoo.core.errors import UsageError, WeightsError
+from nlzoo.networks import pretrained as starts
+from nlzoo.networks.model import import_timm
+
+
+def test_the_list_is_sound():
+    listed = starts.known()
+    assert len({s.name for s in listed}) == len(listed) >= 20
+    for s in listed:
+        assert s.net is not None and s.zoo and s.url.startswith("https://") and s.licence and s.by, s.name
+        assert s.top1 is None or 60 < s.top1 < 80
+        assert s.top5 is None or s.top1 < s.top5 < 95
+        assert not s.hash or s.hash.partition(":")[0] in ("sha256", "sha1")
+    assert {s.licence for s in listed if s.zoo == "authors"} == {"cc-by-nc-4.0"}
+
+
+def test_backbones_are_timms():
+    timm = import_timm()
+    for b in starts.backbones():
+        own = timm.get_pretrained_cfg(b.name)
+        assert b.url.endswith(own.hf_hub_id) and b.licence == own.license and timm.is_model(b.name.partition(".")[0])
+    assert "resnet50.a1_in1k" in {b.name for b in starts.backbones()}  # what a plain resnet50 is
+
+
+def test_published_figures_are_the_references():
+    """reference.md, section 6."""
+    summary = {s.name: (s.top1, s.top5) for s in starts.known()}
+    assert summary["nl5-i3d-r50-32x2.authors"] == (74.9, 91.6) and summary["i3d-r50-128x1.authors"] == (75.2, 92.0)
+    assert summary["i3d-r50-8x8.slowfast"][0] == 73.5 and summary["nl5-i3d-r50-8x8.slowfast"][0] == 74.0
+    assert summary["c2d-r50-8x8.pytorchvideo"][0] == 71.46 and summary["nl10-i3d-r50-32x2.gluoncv"][0] == 75.93
+
+
+def test_a_name_that_is_not_there_is_told_what_is():
+    with pytest.raises(UsageError, match="nowhere") as caught:
+        starts.find("nowhere")
+    assert "nlzoo list" in caught.value.hint
+    with pytest.raises(UsageError) as caught:
+        starts.find("i3d-r50-8x8")
+    assert "i3d-r50-8x8.pytorchvideo" in caught.value.hint
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """Serves `server.content` at /net.pth; `cut` ends an answer early, `ranges` False ignores Range, `code` refuses."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            own = self.server
+            own.asked.append(self.headers.get("Range"))
+            if own.code != 200:
+                return self.send_error(own.code)
+            first = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if own.ranges else 0
+            if first >= len(own.content):
+                return self.send_error(416)
+            body = own.content[first:]
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: own.cut] if own.cut else body)
+
+        def log_message(self, *_):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.content, httpd.cut, httpd.ranges, httpd.code, httpd.asked = bytes(range(256)) * 9000, None, True, 200, []
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield httpd
+    httpd.shutdown()
+
+
+def start(server, digest=""):
+    return starts.Start("i3d-r50-8x8.here", f"http://127.0.0.1:{server.server_port}/net.pth", "us", "mit", hash=digest)
+
+
+def test_fetched_once_and_checked(server):
+    seen, sha = [], hashlib.sha256(server.content).hexdigest()
+    file, found = starts.fetch(start(server, "sha256:" + sha[:8]), lambda done, total: seen.append((done, total)))
+    assert file.read_bytes() == server.content and found == sha and seen[-1] == (len(server.content),) * 2
+    assert starts.fetch(start(server, "sha256:" + sha[:8])) == (file, sha) and len(server.asked) == 1
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_goes_on_where_it_stopped(server, ranges):
+    server.cut, server.ranges = 1_500_000, ranges
+    with pytest.raises(WeightsError, match="1500000 of 2304000") as caught:
+        starts.fetch(start(server))
+    assert "goes on" in caught.value.hint
+    server.cut = None
+    assert starts.fetch(start(server))[0].read_bytes() == server.content
+    assert server.asked == [None, "bytes=1500000-"]
+
+
+def test_a_whole_part_is_not_fetched_again(server):
+    part = starts.cache_folder() / "here" / "net.pth.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(server.content)
+    assert starts.fetch(start(server))[0].read_bytes() == server.content and not part.exists()
+
+
+@pytest.mark.parametrize("digest", ["sha256:00000000", "sha1:" + "0" * 40])
+def test_other_bytes_than_published_are_refused_and_removed(server, digest):
+    with pytest.raises(WeightsError, match="is not the file that was published"):
+        starts.fetch(start(server, digest))
+    assert not list(starts.cache_folder().rglob("net.pth*"))
+
+
+def test_an_unknown_hash_is_recorded_and_held(server):
+    file, sha = starts.fetch(start(server))
+    assert file.with_name("net.pth.sha256").read_text().strip() == sha
+    file.unlink()
+    server.content = server.content[::-1]
+    with pytest.raises(WeightsError, match="fetched before"):
+        starts.fetch(start(server))
+
+
+def test_what_cannot_be_had_says_how_else(server):
+    server.code = 404
+    with pytest.raises(WeightsError, match="HTTP 404") as caught:
+        starts.fetch(start(server))
+    assert "nlzoo import net.pth" in caught.value.hint
+    server.code, server.content = 200, b""
+    with pytest.raises(WeightsError):
+        starts.fetch(start(server))
+    server.server_close()
+    with pytest.raises(WeightsError, match="could not be fetched"):
+        starts.fetch(starts.Start("x", "http://127.0.0.1:9/net.pth", "us", "mit"))

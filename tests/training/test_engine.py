@@ -1,0 +1,504 @@
+"""Many processes train as one does, and one that ends, hangs or is told to stop takes the others with it and loses nothing."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nlzoo.apps import draw
+from nlzoo.core import model_spec, view_spec
+from nlzoo.core.errors import DiskError, DivergedError, Stopped, UsageError
+from nlzoo.networks import checkpoint, model
+from nlzoo.training import engine, evaluate, state, train
+from nlzoo.videos import listing, loader, scanning
+
+RANKS = 2
+UNREADABLE = 1  # of the training videos, in the run of that name
+ROW = (
+    "epoch",
+    "train_loss",
+    "top1",
+    "top5",
+    "mean_class",
+    "map",
+    "loss",
+    "clips",
+    "failed",
+)  # of metrics.jsonl, what is not time
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "videos"
+    draw.write_videos(folder, draw.CLASSES[:3], 4, seed=1, frames=8, size=(32, 48))
+    return folder
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def processes(work, *words):
+    """`python test_engine.py WORK WORDS` as real gloo processes."""
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(RANKS),
+        "LOCAL_WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.getcwd(),
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, work.__name__, *map(str, words)],
+            env={**common, "RANK": str(n), "LOCAL_RANK": str(n)},
+        )
+        for n in range(RANKS)
+    ]
+    assert [rank.wait(200) for rank in ranks] == [0] * RANKS
+
+
+def trained(run, found, recipe, here=None, nl="none"):
+    """A run of a small network, by all ranks of `here`."""
+    torch.manual_seed(0)
+    net = model.build(
+        model_spec.ModelSpec(
+            "tiny",
+            non_local=model_spec.parse_nl(nl, {f"res{n}": 2 for n in (2, 3, 4, 5)}),
+            clip=view_spec.ClipSpec(4, None, 32),
+        )
+    )
+    model.set_head(net, found.classes)
+    torch.nn.init.normal_(net.fc.weight, std=0.1)
+    config, _ = train.plan(
+        found,
+        "videos",
+        "tiny",
+        "cpu",
+        here.world if here else 1,
+        recipe=recipe,
+        val="0.25",
+        seed=3,
+        augment="light,mixup=0",
+    )
+    return train.finetune(net, found, dataclasses.replace(config, workers=0), run, engine=here)
+
+
+def rows(run):
+    return [{k: row[k] for k in ROW} for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+
+
+def weights(run, kind="last"):
+    return load_file(run / kind / "model.safetensors")
+
+
+def apart(a, b):
+    """The greatest relative difference of a tensor: of the norms of the difference and of the tensor."""
+    assert a.keys() == b.keys()
+    return max(((a[k].double() - b[k].double()).norm() / b[k].double().norm().clamp_min(1e-12)).item() for k in a)
+
+
+# --- the same numbers
+
+FROZEN = "small,epochs=2,dropout=0,bn=frozen,label_smoothing=0.1"
+SAME = {
+    "odd": f"{FROZEN},batch=3",
+    "even and odd": f"{FROZEN},batch=5,optimizer=sgd,lr=0.01",
+    "none left for the second": f"{FROZEN},batch=2",
+    "accumulate": f"{FROZEN},batch=5,accumulate=2,balance=loss",
+    "staged": f"{FROZEN},batch=5,unfreeze=0.5,ema=0.9,checkpointing=yes",
+}
+
+
+def all_of_them(folder, here=None):
+    """All the runs that are compared, in FOLDER/one or FOLDER/two."""
+    found = scanning.split(scanning.scan(folder / "videos"), "0.25", 0)
+    place = folder / ("two" if here else "one")
+    for name, recipe in SAME.items():
+        trained(place / name, found, recipe, here)
+    if here:
+        here.wait()
+    if not here or here.main:
+        for item in scanning.items_in(found, listing.TRAIN)[:UNREADABLE]:
+            (found.root / item.path).rename(f"{found.root / item.path}.away")
+    if here:
+        here.wait()
+    trained(place / "unreadable", found, f"{FROZEN},batch=2", here)
+    if here:
+        trained(folder / "levelled", found, "small,epochs=2,batch=4,ema=0.5,precise_bn=0", here, nl="res4:1")
+        trained(folder / "unlevelled", found, "small,epochs=1,batch=4", here, nl="res4:1")
+        try:
+            here.agree("the videos", here.rank)
+            raise AssertionError("what differs went unnoticed")
+        except UsageError as error:
+            assert "rank 1" in error.message, error
+        assert here.broadcast(here.rank) == 0 and here.all_reduce_sum([here.rank, 1]) == [1, 2]
+        here.wait()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The folder of all runs, by one process and by two."""
+    folder = tmp_path_factory.mktemp("compared")
+    draw.write_videos(folder / "videos", draw.CLASSES[:3], 4, seed=1, frames=8, size=(32, 48))
+    processes(all_of_them, folder)
+    for file in folder.glob("videos/*/*.away"):
+        file.rename(file.with_suffix(""))
+    all_of_them(folder)
+    return folder
+
+
+def test_two_ranks_with_half_the_batch_each_train_as_one(compared):
+    found = {}
+    for name in (*SAME, "unreadable"):
+        one, two = compared / "one" / name, compared / "two" / name
+        found[name] = apart(weights(two), weights(one))
+        for a, b in zip(rows(two), rows(one), strict=True):
+            assert {k: a[k] for k in ROW if b[k] is not None} == pytest.approx(
+                {k: v for k, v in b.items() if v is not None}, rel=1e-6
+            ), name
+    print({k: f"{v:.1e}" for k, v in found.items()})
+    assert max(found.values()) < 1e-6, found
+    assert {row["failed"] for row in rows(compared / "two" / "unreadable")} == {UNREADABLE}
+    assert (
+        apart(weights(compared / "one" / "odd"), weights(compared / "one" / "even and odd")) > 1e-3
+    )  # the negative control
+
+
+@pytest.mark.parametrize("run", ["levelled", "unlevelled"])
+def test_every_clip_of_validation_is_counted_once_by_the_network_that_is_kept(compared, run):
+    run = compared / run
+    found = scanning.split(scanning.scan(run / "videos.csv"), "0.25", 0)
+    net = checkpoint.load_model(run / "last")
+    scores, _ = evaluate.evaluate(
+        net, loader.Clips(found.root, tuple(scanning.items_in(found, listing.VAL)), net.spec.clip), torch.device("cpu")
+    )
+    last = rows(run)[-1]
+    assert scores["videos"] % 2 and [scores[k] for k in ("top1", "loss")] == pytest.approx(
+        [last[k] for k in ("top1", "loss")], rel=1e-6
+    )
+
+
+# --- through the command line
+
+EPOCHS, STEPS = 20, 3  # of the runs below; steps an epoch
+BROKEN = "broken.mp4"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, videos):
+    """A working folder with a small network and videos, one of them no video."""
+    folder = tmp_path_factory.mktemp("here")
+    shutil.copytree(videos, folder / "videos")
+    (folder / "videos" / draw.CLASSES[0] / BROKEN).write_bytes(b"no video")
+    torch.manual_seed(0)
+    net = model.build(
+        model_spec.ModelSpec(
+            "tiny",
+            non_local=model_spec.parse_nl("res4:1", {f"res{n}": 2 for n in (2, 3, 4, 5)}),
+            clip=view_spec.ClipSpec(4, None, 32),
+        )
+    )
+    checkpoint.save_model(folder / "weights" / "small", net)
+    return folder
+
+
+def words(name, *more, gpus=RANKS):
+    options = [
+        "--from",
+        "small",
+        "--device",
+        "cpu",
+        "--size",
+        32,
+        "--epochs",
+        EPOCHS,
+        "--recipe",
+        "small,ema=0.9,lr=0.0005",
+        "--batch",
+        3,
+    ]
+    return [
+        str(w) for w in ("finetune", "videos", "--name", name, *options, *(["--gpus", gpus] if gpus else []), *more)
+    ]
+
+
+class Started:
+    """A command that runs in a group of its own, and all that it started."""
+
+    def __init__(self, folder, command, **environment):
+        self.mark = f"NLZOO_TEST_MARK={os.getpid()}-{time.monotonic_ns()}"
+        variables = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.getcwd(),
+            **dict([self.mark.split("=")]),
+            **environment,
+        }
+        self.err = open(folder / f"{self.mark}.err", "w+")  # a pipe would fill
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=self.err,
+            text=True,
+            start_new_session=True,
+        )
+
+    def pids(self, rank=None):
+        """Of all that runs; of the one that is rank `rank`."""
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/environ", "rb") as environ, open(f"/proc/{pid}/stat") as stat:
+                    variables, parent, state_ = (
+                        environ.read().split(b"\0"),
+                        *stat.read().rpartition(")")[2].split()[1::-1],
+                    )
+            except OSError:
+                continue
+            mine = self.mark.encode() in variables and state_ != "Z"
+            if mine and (rank is None or f"RANK={rank}".encode() in variables and int(parent) == self.process.pid):
+                found.append(int(pid))
+        return found
+
+    def begun(self, run, rng):
+        """Waits until an epoch has passed, and a moment more."""
+        lines = len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0
+        until = time.monotonic() + 120
+        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) == lines:
+            assert self.process.poll() is None and time.monotonic() < until, self.said()
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.3)
+
+    def said(self):
+        self.err.flush()
+        return open(self.err.name).read()
+
+    def end(self):
+        """`(exit code, stdout, stderr)`; no process of it is left soon after."""
+        began = time.monotonic()
+        out, _ = self.process.communicate(timeout=200)
+        self.seconds = time.monotonic() - began
+        until = time.monotonic() + 15
+        while (left := self.pids()) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not left
+        return self.process.returncode, out, self.said()
+
+
+def files(run):
+    """Names in a run, without times and steps."""
+    return {
+        re.sub(r"step-\d+", "step", re.sub(r"events.*", "events", p.relative_to(run).as_posix()))
+        for p in run.rglob("*")
+        if p.is_file()
+    }
+
+
+def bits(run):
+    return [(run / kind / "model.safetensors").read_bytes() for kind in ("last", "best")], [
+        {k: repr(v) for k, v in row.items()} for row in rows(run)
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(here):
+    """`(run folder, stdout, stderr)` of two ranks that nothing disturbed."""
+    code, out, err = Started(here, ["nlzoo", *words("finished", "--json", "--track", "tensorboard")]).end()
+    assert code == 0, err
+    return here / "runs" / "finished", out, err
+
+
+def scalars(folder):
+    """What tensorboard reads: `{tag: [(step, value)]}`."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    read.Reload()
+    return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def as_tracked(run, steps):
+    """What tensorboard should read, from metrics.jsonl."""
+    lines = list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))
+    return {
+        k: [(steps * line["epoch"], torch.tensor(float(line[k])).item()) for line in lines]
+        for k in lines[0]
+        if lines[0][k] is not None
+    }
+
+
+def test_rank_0_alone_writes_and_talks(finished, here, nlzoo, tmp_path):
+    run, out, err = finished
+    (line,) = out.splitlines()
+    assert json.loads(line) == json.loads((run / "result.json").read_text())
+    log = (run / "log.txt").read_text()
+    for text in (err, log):
+        assert [text.count(f"epoch {n}: train loss") for n in range(1, EPOCHS + 1)] == [1] * EPOCHS
+        assert text.count(BROKEN) == 1
+    assert "Warning" not in err and err.count("2 processes") == 1
+    for name in ("videos", "weights"):
+        (tmp_path / name).symlink_to(here / name)
+    code, _, err = nlzoo(*words("alone", "--track", "tensorboard", gpus=None))
+    assert code == 0, err
+    alone = tmp_path / "runs" / "alone"
+    assert files(run) == files(alone) and "tensorboard/events" in files(alone)
+    for each in (run, alone):
+        assert scalars(each / "tensorboard") == as_tracked(each, STEPS)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(["torch.distributed.run", "--nproc_per_node", "2"], marks=pytest.mark.torture),  # accelerate's too
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_other_launchers_give_the_same_bits(launcher, finished, here):
+    port = (
+        ["--master_port", str(free_port())]
+        if launcher[0].startswith("torch")
+        else ["--main_process_port", str(free_port())]
+    )
+    name = launcher[0].split(".")[0]
+    code, out, err = Started(here, [*launcher, *port, "-m", "nlzoo", *words(name, "--json", gpus=None)]).end()
+    assert code == 0, err
+    (line,) = out.splitlines()
+    assert json.loads(line)["run"] == f"runs/{name}" and err.count("epoch 1: train loss") == 1
+    assert bits(here / "runs" / name) == bits(finished[0])
+
+
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.torture)])  # minutes
+def test_what_is_killed_hangs_or_is_stopped_ends_whole_and_goes_on_to_the_same_bits(finished, here, seed, few):
+    name = f"disturbed-{few}"
+    rng, run, took = random.Random(seed), here / "runs" / name, {}
+
+    def disturbed(how, disturb, **environment):
+        started = Started(here, ["nlzoo", *words(name)], **environment)
+        started.begun(run, rng)
+        disturb(started)
+        code, _, err = started.end()
+        took[how] = round(started.seconds, 1)
+        assert "Traceback" not in err and err.count("error:") <= 1 + (how == "parent killed"), (
+            err
+        )  # then nobody ends the second
+        return code, err
+
+    def lose(rank):
+        return lambda started: os.kill(started.pids(rank)[0], signal.SIGKILL)
+
+    code, err = disturbed("killed", lose(1))
+    assert code == 137 and "rank 1 of 2 was killed (SIGKILL)" in err
+    code, err = disturbed("SIGTERM", lambda started: started.process.terminate())
+    assert code == 143 and err.count("stopped by SIGTERM") == 1
+    step = int(re.search(r"after step (\d+)", err)[1])
+    assert state.load(run).step == step
+    if few:
+        code, _, err = Started(here, ["nlzoo", *words(name)]).end()
+        assert code == 0 and err.count("going on from step") == 1 and bits(run) == bits(finished[0])
+        return
+    code, err = disturbed("hung", lambda started: os.kill(started.pids(1)[0], signal.SIGSTOP), NLZOO_HUNG_SECONDS="20")
+    assert f"going on from step {step} of" in err
+    assert code == 1 and "rank 0 has lost another of the 2 processes" in err and "20 s" in err
+    code, err = disturbed("Ctrl-C", lambda started: os.killpg(started.process.pid, signal.SIGINT))
+    assert code == 130 and err.count("stopped by SIGINT") == 1
+    disturbed("parent killed", lambda started: started.process.kill())
+    code, _, err = Started(here, ["nlzoo", *words(name)]).end()
+    assert code == 0 and err.count("going on from step") == 1, err
+    print(took)
+    assert bits(run) == bits(finished[0])
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.torture), 1])
+def test_a_bug_in_one_rank_is_shown_and_ends_all(rank, here, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(f"""import os
+if os.environ.get("RANK") == "{rank}":
+    import nlzoo.training.train
+    def bug(job):
+        raise KeyError("a bug")
+    nlzoo.training.train._end_epoch = bug
+""")
+    code, out, err = Started(here, ["nlzoo", *words(f"bug{rank}")], PYTHONPATH=f"{tmp_path}:{os.getcwd()}").end()
+    assert code == 1 and err.count("Traceback") == 1 and "KeyError: 'a bug'" in err and out == ""
+
+
+def test_an_error_of_rank_0_or_of_all_is_told_once(here):
+    with state.lock(here / "runs" / "taken"):
+        code, _, err = Started(here, ["nlzoo", *words("taken")]).end()
+    assert code == 2 and err.count("error:") == 1 and str(os.getpid()) in err and "Traceback" not in err
+    net = checkpoint.load_model(here / "weights" / "small")
+    with torch.no_grad():
+        next(net.parameters()).fill_(3e38)
+    checkpoint.save_model(here / "weights" / "huge", net)
+    code, out, err = Started(here, ["nlzoo", *words("diverged", "--json", "--from", "huge")]).end()
+    (line,) = out.splitlines()
+    assert code == json.loads(line)["exit_code"] == 7 and "error:" not in err and "Traceback" not in err, err
+    assert json.loads(line)["error"].count(".mp4") == 3  # of both ranks
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped", "", 143), DivergedError("NaN"), DiskError("full")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_what_all_ranks_raise_rank_0_alone_tells(rank, error, monkeypatch):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", RANKS)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(engine, "_OTHERS_LATER", 0.0)
+    silent = rank and not isinstance(error, DiskError)  # that of one rank's own folder nobody else would tell
+    with pytest.raises(SystemExit if silent else type(error)) as raised, engine.distributed_errors():
+        raise error
+    assert (raised.value.code if silent else raised.value.exit_code) == error.exit_code
+
+
+# --- trackers, and what is refused
+
+
+def test_what_is_logged_again_after_a_resume_is_there_once(tmp_path):
+    here = engine.begin(torch.device("cpu"), "tensorboard")
+    for begin, logged in ((0, {3: 0.5, 6: 0.25}), (3, {6: 0.125})):
+        here.track(tmp_path, {}, begin)
+        for step, value in logged.items():
+            here.log({"loss": value, "nothing": None}, step)
+        here.end()
+        time.sleep(1.1)  # event files are ordered by the second
+    assert scalars(tmp_path / "tensorboard") == {"loss": [(3, 0.5), (6, 0.125)]}
+
+
+def test_what_cannot_be_is_refused_with_a_hint(nlzoo, here, monkeypatch):
+    code, _, err = nlzoo("finetune", here / "videos", "--track", "mlflow")
+    assert code == 2 and "tensorboard, wandb, trackio" in err
+    for missing in [name for name in engine.TRACKERS if not importlib.util.find_spec(name)]:
+        code, _, err = nlzoo("finetune", here / "videos", "--track", missing)
+        assert (
+            code == 2
+            and f"--track {missing} needs {missing}, which is not installed" in err
+            and f"pip install {missing}" in err
+        )
+    code, _, err = nlzoo("finetune", here / "videos", "--gpus", torch.cuda.device_count() + 2)
+    assert code == 2 and f"--gpus {torch.cuda.device_count() + 2}" in err and "--device cpu" in err
+    monkeypatch.setenv("NLZOO_HUNG_SECONDS", "soon")
+    code, _, err = nlzoo("finetune", here / "videos", "--track", "tensorboard")
+    assert code == 2 and "NLZOO_HUNG_SECONDS" in err
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    with engine.distributed_errors():
+        globals()[sys.argv[1]](Path(sys.argv[2]), engine.begin(torch.device("cpu")))

@@ -1,0 +1,109 @@
+"""That training learns what it can and nothing else, and takes the steps that it took before."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_train import network
+from torch import nn
+
+from nlzoo import NonLocalBlock
+from nlzoo.training import engine, train
+from nlzoo.videos import listing, scanning
+
+GOLDEN = Path(__file__).parent / "golden_losses.json"
+
+
+# --- what a block sees: positions that nothing else joins
+
+
+def same_or_other(device, count, rng):
+    """Clips `(N, 8, 4, 2, 2)` with two marks of four kinds each, and whether they are of one kind.
+
+    time: the marks lie at one position of two frames; space: at two positions of one frame.
+    """
+    x = 0.1 * rng.standard_normal((count, 8, 4, 2, 2)).astype(np.float32)
+    label = rng.integers(0, 2, count)
+    for clip, same in zip(x, label):
+        first, second = rng.integers(4), rng.integers(1, 4)
+        kinds = first, first if same else (first + second) % 4
+        times = rng.permutation(4)[:2] if device == "time" else [rng.integers(4)] * 2
+        places = [rng.integers(4)] * 2 if device == "time" else rng.permutation(4)[:2]
+        for kind, t, place in zip(kinds, times, places):
+            clip[kind, t, place // 2, place % 2] += 2
+            clip[4 + kind, t, place // 2, place % 2] -= 2
+    return torch.from_numpy(x), torch.from_numpy(label)
+
+
+class Point(nn.Module):
+    """1x1x1 layers around one block, and the mean over all positions: only the block joins them."""
+
+    def __init__(self, span):
+        super().__init__()
+        self.before, self.block = nn.Conv3d(8, 32, 1), NonLocalBlock(32, span=span, subsample="none")
+        self.after, self.fc = nn.Conv3d(32, 64, 1), nn.Linear(64, 2)
+
+    def forward(self, x):
+        x = self.block(self.before(x).relu())
+        return self.fc(self.after(x).relu().mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("span", ["time", "space"])
+@pytest.mark.parametrize("task", ["time", "space"])
+def test_a_span_learns_what_it_joins_and_nothing_else(span, task):
+    """Whether two marks are alike is no sum over positions, so that without a span that joins them it cannot be said."""
+    torch.manual_seed(0)
+    rng, net = np.random.default_rng(0), Point(span)
+    optimizer = torch.optim.AdamW(net.parameters(), 5e-3)
+    for _ in range(500):
+        x, label = same_or_other(task, 64, rng)
+        nn.functional.cross_entropy(net(x), label).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    net.eval()
+    x, label = same_or_other(task, 1000, rng)
+    right = (net(x).argmax(1) == label).float().mean().item()
+    assert right > 0.95 if span == task else right < 0.6
+
+
+# --- the first steps of a run
+
+
+def first_losses(folder, recipe="small", count=20):
+    """The losses of `count` steps of 4 clips that numpy draws, on the tiny network with one block: no video is involved."""
+    items = tuple(
+        listing.Item(f"{k}{n}.mp4", (k,), split=part) for k in "abc" for n, part in enumerate(["train"] * 8 + ["val"])
+    )
+    found = scanning.Dataset(folder, items, (), 0)
+    net = network(found.classes)
+    config, _ = train.plan(
+        found, "videos", "start", "cpu", recipe=recipe, epochs=4, batch=4, lr=None, val="0.25", seed=7
+    )
+    job = train._job(net, found, config, folder, train.Callbacks(), engine.Engine(torch.device("cpu")), train.Stop())
+    rng, losses = np.random.default_rng(11), []
+    for step in range(count):
+        indices = rng.permutation(len(job.source))[:4].tolist()
+        pixels = torch.from_numpy(rng.integers(0, 256, (4, 1, 4, 32, 32, 3), np.uint8))
+        loss, seen, _ = train._step(job, indices, pixels, [], 0)
+        job.step = step + 1
+        losses.append(loss / seen)
+    return losses
+
+
+RECIPES = ("small", "paper", "paper-long,ema=0.9,accumulate=2,clip_norm=1")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_first_losses_are_those_of_before(recipe, tmp_path):
+    """Make anew, for a reason that the commit gives, with: python tests/test_learning.py"""
+    losses = first_losses(tmp_path, recipe)
+    assert losses == first_losses(tmp_path, recipe)  # bit for bit on one machine
+    known = json.loads(GOLDEN.read_text())
+    assert losses == pytest.approx(known[recipe], rel=1e-4)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    GOLDEN.write_text(json.dumps({recipe: first_losses(Path(), recipe) for recipe in RECIPES}, indent=1) + "\n")

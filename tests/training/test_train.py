@@ -1,0 +1,332 @@
+"""A run from its first file to its last, repeatable, and stopped in time when it goes wrong."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from nlzoo.apps import draw
+from nlzoo.core import model_spec, recipe_spec, view_spec
+from nlzoo.core.errors import DivergedError, UsageError, VideoError
+from nlzoo.networks import checkpoint, model
+from nlzoo.training import evaluate, recipe, train
+from nlzoo.videos import listing, loader, scanning
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    draw.write_videos(folder, draw.CLASSES[:2], 4, seed=1, frames=8, size=(32, 48))
+    return folder
+
+
+def network(classes=("x", "y")):
+    how = {"res2": 2, "res3": 2, "res4": 2, "res5": 2}
+    torch.manual_seed(0)
+    net = model.build(
+        model_spec.ModelSpec("tiny", non_local=model_spec.parse_nl("res4:1", how), clip=view_spec.ClipSpec(4, None, 32))
+    )
+    return model.set_head(net, tuple(classes))
+
+
+def prepared(videos, **changes):
+    found = scanning.split(scanning.scan(videos), "0.25", 0)
+    asked = {"epochs": 2, "batch": 3, "lr": 1e-3, "val": "0.25", "seed": 0, **changes}
+    net = network(found.classes)
+    config, notes = train.plan(found, "videos", "weights/x", "cpu", **asked)
+    return net, found, dataclasses.replace(config, workers=0), notes
+
+
+def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, tmp_path):
+    net, found, config, _ = prepared(videos)
+    lines = []
+    result = train.finetune(net, found, config, tmp_path / "run", train.Callbacks(lines.append))
+    model_files = {"model.safetensors", "config.json", "README.md", "metrics.json"}
+    names = {
+        p.relative_to(tmp_path / "run").as_posix()
+        for p in (tmp_path / "run").rglob("*")
+        if p.is_file() and "checkpoints" not in p.parts
+    }
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+    assert names == {
+        ".lock",
+        "config.json",
+        "environment.json",
+        "videos.csv",
+        "skipped.csv",
+        "metrics.jsonl",
+        "result.json",
+        *(f"{kind}/{n}" for kind in ("last", "best") for n in model_files),
+    }
+    assert [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
+        dataclasses.asdict(line) for line in lines
+    ]
+    again = checkpoint.load_model(tmp_path / "run" / "best")
+    scores, bad = evaluate.evaluate(
+        again,
+        loader.Clips(found.root, tuple(scanning.items_in(found, listing.VAL)), again.spec.clip),
+        torch.device("cpu"),
+    )
+    best = lines[result.best_epoch - 1]
+    assert not bad and (scores["top1"], scores["loss"]) == (best.top1, pytest.approx(best.loss))
+    assert result.top1 == max(line.top1 for line in lines) and result.majority == 0.5
+    listed = scanning.split(
+        scanning.scan(tmp_path / "run" / "videos.csv"), "0.5", 99
+    )  # what was used is a list that can be used again
+    sides = [
+        {(i.path.rpartition("/")[2], i.labels, i.split, i.group, i.frames) for i in f.items} for f in (listed, found)
+    ]
+    assert sides[0] == sides[1] and len(sides[0]) == 8
+
+
+def test_the_same_run_twice_gives_the_same_bits(videos, tmp_path):
+    files = []
+    for name, workers in (("a", 0), ("b", 1)):
+        net, found, config, _ = prepared(videos)
+        train.finetune(net, found, dataclasses.replace(config, workers=workers), tmp_path / name)
+        files.append((tmp_path / name / "last" / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+    net, found, config, _ = prepared(videos, seed=1)
+    train.finetune(net, found, config, tmp_path / "c")
+    assert (tmp_path / "c" / "last" / "model.safetensors").read_bytes() != files[0]  # the negative control
+
+
+@pytest.fixture
+def several(videos, tmp_path):
+    """A list of videos with no, one or two labels."""
+    files = sorted(videos.glob("*/*.mp4"))
+    rows = [f"{f},{f.parent.name[0]}{';even' if n % 2 else ''}" for n, f in enumerate(files)]
+    rows[0] = f"{files[0]},"
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    return tmp_path / "list.csv"
+
+
+@pytest.mark.parametrize("augment", ["light", "strong"])
+def test_videos_with_several_labels(several, tmp_path, augment):
+    found = scanning.split(scanning.scan(several), "0.4", 0)
+    assert found.multi_label and "even" in found.classes and any(not i.labels for i in found.items)
+    net = model.set_head(network(), found.classes, True)
+    config, _ = train.plan(
+        found, "videos", "weights/x", "cpu", epochs=2, batch=4, lr=1e-3, val="0.4", seed=0, augment=augment
+    )
+    result = train.finetune(net, found, dataclasses.replace(config, workers=1), tmp_path / "run")
+    assert result.top1 is None and 0 < result.map <= 1 and 0 < result.majority < 1
+    assert checkpoint.load_model(tmp_path / "run" / "best").spec.multi_label
+    again = scanning.scan(tmp_path / "run" / "videos.csv")
+    assert again.multi_label and sorted(i.labels for i in again.items) == sorted(i.labels for i in found.items)
+
+
+def test_mixed_and_repeated_views_train_and_repeat(videos, tmp_path):
+    files = []
+    for name in ("a", "b"):
+        net, found, config, notes = prepared(videos, augment="strong")
+        assert config.augment.repeats == 2 and any("strong" not in n and "mixup=0.8" in n for n in notes)
+        lines = []
+        train.finetune(net, found, config, tmp_path / name, train.Callbacks(lines.append))
+        files.append((tmp_path / name / "last" / "model.safetensors").read_bytes())
+        assert lines[0].clips == 12  # two views of each of six videos
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    "classes, asked, flip, words",
+    [
+        (("turn left", "turn right"), None, False, "names a side"),
+        (("turn left", "x"), "flip=yes", True, "flip" and "light"),
+        (("open", "close"), None, True, "has a direction"),
+        (("run", "sit"), None, True, "under 5,000"),
+        (("run", "sit"), "strong,flip=no", False, "flip=no"),
+    ],
+)
+def test_mirroring_follows_the_class_names(classes, asked, flip, words):
+    changes, note = train._augmentation(asked, 100, classes)
+    assert changes.flip is flip and words in note
+
+
+def test_nan_stops_before_the_step_and_names_step_and_files(videos, tmp_path):
+    net, found, config, _ = prepared(videos)
+    net.layer4[1].conv2.weight.data[0, 0] = float("inf")
+    before = {k: v.clone() for k, v in net.named_parameters()}
+    with pytest.raises(DivergedError, match=r"at step 1, on .*\.mp4") as caught:
+        train.finetune(net, found, config, tmp_path / "run")
+    assert caught.value.exit_code == 7 and "--lr" in caught.value.hint
+    assert all(torch.equal(before[k], v) for k, v in net.named_parameters())
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_videos_that_vanish_during_the_run_stop_it(videos, tmp_path):
+    net, found, config, _ = prepared(videos)
+    gone = [dataclasses.replace(i, path=f"gone/{i.path}") if i.split == listing.TRAIN else i for i in found.items]
+    with pytest.raises(VideoError, match="could not be read in epoch 1"):
+        train.finetune(net, dataclasses.replace(found, items=tuple(gone)), config, tmp_path / "run")
+
+
+def test_what_cannot_be_validated_stops_before_the_first_epoch(videos, tmp_path):
+    net, found, config, _ = prepared(videos)
+    with pytest.raises(VideoError, match="none of the 2 videos to evaluate on"):
+        train.finetune(net, dataclasses.replace(found, root=tmp_path / "gone"), config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_network_with_smaller_kernels_and_the_same_outputs_moves_alike(seed):
+    """BN hides a kernel's size from the outputs; the steps must keep their proportion to it."""
+    big, small = network(), network()
+    with torch.no_grad():
+        for net, size in ((big, 1.0), (small, 0.1)):
+            for m in net.modules():
+                if isinstance(m, torch.nn.Conv3d) and m.bias is None:
+                    m.weight.mul_(size)
+                elif isinstance(m, torch.nn.BatchNorm3d):
+                    m.weight.fill_(1.0)  # timm starts a block's last one at 0, which would stop the gradient
+            net.fc.weight.fill_(0.01)
+            net.fc.weight[1] *= -1
+    moved = []
+    for net in (big, small):
+        optimizer = torch.optim.AdamW(
+            recipe.parameter_groups(net, recipe_spec.Recipe(lr=0.01)), eps=1e-20, weight_decay=0
+        )
+        torch.manual_seed(seed)
+        clip = torch.randn(2, 3, 4, 32, 32)
+        torch.nn.functional.cross_entropy(net.train()(clip), torch.tensor([0, 1])).backward()
+        before = net.layer1[0].conv2.weight.detach().clone()
+        optimizer.step()
+        moved.append((net.layer1[0].conv2.weight.detach() - before).abs().mean() / before.abs().mean())
+    assert moved[0] > 0 and moved[1] == pytest.approx(moved[0].item(), rel=0.05)
+
+
+def test_what_was_asked_is_kept_and_what_was_filled_in_is_said(videos):
+    _, _, config, notes = prepared(videos, epochs=None, batch=None, lr=None)
+    assert config.recipe == recipe_spec.Recipe() and any("6 training clips" in n for n in notes)
+    _, _, config, notes = prepared(videos, epochs=7, batch=16, lr=None)
+    assert (
+        config.recipe == recipe_spec.Recipe(epochs=7, batch=16, lr=1e-3) and "epochs 7" in notes
+    )  # the rate by the root of the batch
+    _, _, config, notes = prepared(videos, epochs=7, batch=16, lr=0.5)
+    assert config.recipe == recipe_spec.Recipe(epochs=7, batch=16, lr=0.5) and not any(
+        n.startswith("lr 0.0") for n in notes
+    )
+    _, _, config, notes = prepared(videos, recipe="paper", epochs=7, batch=16, lr=None)
+    assert config.recipe == recipe_spec.change_recipe(
+        recipe_spec.RECIPES["paper"], epochs=7, batch=16
+    ) and config.recipe.lr == pytest.approx(0.0025)
+
+
+# --- what the keys of a recipe do in a run
+
+
+def trained(videos, folder, recipe, **asked):
+    """`(network, lines)` of a run of that recipe."""
+    net, found, config, _ = prepared(videos, recipe=recipe, batch=None, lr=None, **asked)
+    lines = []
+    train.finetune(net, found, config, folder, train.Callbacks(lines.append))
+    return net, lines
+
+
+def weights(folder, name="last"):
+    return checkpoint.load_model(folder / name).state_dict()
+
+
+def test_a_batch_in_parts_is_the_batch(videos, tmp_path):
+    """With BN frozen and no dropout, since both look at what they are given at once; the block's own BN learns, so there is no block."""
+    nets = []
+    for parts in (1, 3):
+        net, found, config, _ = prepared(
+            videos, recipe=f"small,bn=frozen,dropout=0,batch=6,accumulate={parts}", batch=None, lr=None
+        )
+        plain = model.set_head(model.build(model_spec.ModelSpec("tiny", clip=net.spec.clip)), found.classes)
+        plain.load_state_dict({k: v for k, v in net.state_dict().items() if ".nl" not in k})
+        train.finetune(plain, found, config, tmp_path / str(parts))
+        nets.append(weights(tmp_path / str(parts)))
+    assert all(torch.allclose(nets[0][k], nets[1][k], atol=1e-5) for k in nets[0]) and nets[0]["fc.weight"].any()
+
+
+def test_recomputed_activations_change_no_bit(videos, tmp_path):
+    for name, more in (("a", ""), ("b", ",checkpointing=yes")):
+        trained(videos, tmp_path / name, f"small,batch=3{more}")
+    assert all(torch.equal(v, weights(tmp_path / "b")[k]) for k, v in weights(tmp_path / "a").items())
+
+
+def test_the_backbone_waits_until_it_is_unfrozen(videos, tmp_path):
+    net, *_ = prepared(videos)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    after, _ = trained(videos, tmp_path / "all", "small,batch=3,unfreeze=0.99,epochs=1", epochs=None)
+    moved = {k for k, v in after.named_parameters() if not torch.equal(v, before[k])}
+    assert moved and all(k.startswith("fc.") or ".nl" in k for k in moved)
+    after, _ = trained(videos, tmp_path / "late", "small,batch=3,unfreeze=0.4,epochs=2", epochs=None)
+    assert not torch.equal(after.conv1.weight, before["conv1.weight"])
+
+
+def test_a_run_that_gets_no_better_stops_early(videos, tmp_path):
+    _, lines = trained(videos, tmp_path / "run", "small,batch=6,lr=1e-8,early_stop=2,epochs=9", epochs=None)
+    best = max(lines, key=lambda line: (line.score, -line.loss)).epoch
+    assert len(lines) == best + 2 < 9
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == len(lines)
+
+
+def test_the_moving_average_is_what_is_kept(videos, tmp_path):
+    net, _ = trained(videos, tmp_path / "run", "small,batch=3,ema=0.9")
+    kept = weights(tmp_path / "run")
+    assert not torch.equal(kept["fc.weight"], net.fc.weight) and not torch.equal(
+        kept["bn1.running_mean"], net.bn1.running_mean
+    )
+
+
+@pytest.mark.parametrize("balance", ["sampler", "loss"])
+def test_balanced_classes_are_trained_on_equally(videos, tmp_path, balance):
+    net, found, config, _ = prepared(
+        videos, recipe=f"small,batch=2,balance={balance},epochs=1", epochs=None, batch=None, lr=None
+    )
+    rare = [i for i in found.items if i.split == "train" and i.labels[0] == found.classes[0]][1:]
+    found = dataclasses.replace(found, items=tuple(i for i in found.items if i not in rare))
+    seen, real = [], train._step
+
+    def step(job, indices, *rest):
+        seen.extend(job.source.items[i].labels[0] for i in indices)
+        return real(job, indices, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_step", step)
+        train.finetune(net, found, config, tmp_path / "run")
+    assert seen.count(found.classes[0]) == (2 if balance == "sampler" else 1)
+
+
+def test_precise_statistics_are_those_of_the_training_clips(videos, tmp_path):
+    plain, precise = (
+        trained(videos, tmp_path / name, f"paper,batch=3,epochs=1,precise_bn={n}", epochs=None)[0]
+        for name, n in (("a", 0), ("b", 2))
+    )
+    assert torch.equal(plain.conv1.weight, precise.conv1.weight)
+    assert not torch.equal(plain.bn1.running_var, precise.bn1.running_var) and precise.bn1.running_var.min() >= 0
+
+
+def test_a_rehearsal_and_a_range_test_leave_the_network_alone(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net, found, config, _ = prepared(videos)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    summary = train.rehearse(net, found, config)
+    assert (
+        summary["learns"]
+        and summary["last_loss"] < summary["first_loss"]
+        and summary["bytes"] > 1e6
+        and summary["steps"] == 4
+    )
+    rate = train.find_rate(net, found, config)
+    assert config.recipe.lr / 100 <= rate <= config.recipe.lr * 100
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items()) and not list(tmp_path.iterdir())
+
+
+def test_a_long_clip_run_starts_from_a_short_one_with_fresh_blocks(videos, tmp_path):
+    net, found, config, _ = prepared(videos)
+    plain = model.set_head(model.build(model_spec.ModelSpec("tiny", clip=net.spec.clip)), found.classes)
+    clip = torch.randn(1, 3, 12, 32, 32)
+    expected = plain.eval()(clip)
+    model.add_blocks(plain, "res4:1")
+    assert torch.equal(plain.eval()(clip), expected)
+    recipe.lengthen(plain, 12, 1)
+    config, notes = train.plan(found, "v", "x", "cpu", fresh=False, frames=64, val="0.25", seed=0, epochs=1)
+    assert config.recipe.bn == "frozen" and any("long clips" in n for n in notes)
+    train.finetune(plain, found, dataclasses.replace(config, workers=0), tmp_path / "run")
+    assert checkpoint.read_spec(tmp_path / "run" / "last").clip.frames == 12
+    with pytest.raises(UsageError, match="this one has some"):
+        model.add_blocks(plain, "5")
