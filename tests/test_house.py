@@ -11,8 +11,10 @@ DOORS = {
     "av": {"videos.video", "videos.encode"},
     "decord": {"videos.video"},
     "huggingface_hub": {"apps.hub"},
-    "rich": {"cli.app", "cli.console"},
-    "typer": {"cli.app"},
+    "rich": {"cli.console"},
+    "typer": {
+        f"cli.{name}" for name in ("app", "answers", "hub", "machine", "networks", "options", "training", "videos")
+    },
     "torchvision": {"networks.vision"},
     "sklearn": {"apps.check", "training.metrics", "training.probe", "videos.splits"},
     "scipy": {"training.metrics"},

@@ -1,0 +1,33 @@
+"""Options and arguments that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="One JSON object on stdout instead of text.", callback=lambda v: console.use_json(v) or v
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; the GPU when there is one.")]
+Videos = Annotated[
+    Path,
+    typer.Argument(
+        help="A folder with one sub-folder of videos per class, or train/ and val/ with such, or a list (CSV, TSV)."
+    ),
+]
+Decoder = Annotated[str, typer.Option(help="auto, pyav or decord; auto reads every file exactly.")]
+Views = Annotated[
+    str,
+    typer.Option(help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 and 10xfull (the paper's)."),
+]
+Val = Annotated[
+    str, typer.Option(help="Share of the groups to validate on, a fold (2/5), or names of groups (8,9,10).")
+]
+Model = Annotated[
+    str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, or user/name on the Hub.")
+]

@@ -1,0 +1,33 @@
+"""What nlzoo calls a network: timm's own `ResNet` object with 3-D leaves, and its `ModelSpec` as attribute `spec`.
+
+At run time it is nothing of its own; a type checker learns here which attributes it has.
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from ..core.model_spec import ModelSpec
+
+    class Network(nn.Module):
+        """`(B, 3, T, H, W)` float to `(B, num_outputs)` logits."""
+
+        spec: ModelSpec
+        fc: nn.Linear
+        conv1: nn.Module
+        maxpool: nn.Module
+        layer1: nn.Sequential
+        layer2: nn.Sequential
+        layer3: nn.Sequential
+        layer4: nn.Sequential
+        drop_rate: float
+
+        def set_grad_checkpointing(self, enable: bool = True) -> None:
+            """timm's: of every block only the input is kept."""
+
+        def forward_features(self, x: object) -> object:
+            """timm's: the last stage's output `(B, C, T, H, W)`."""
+
+else:
+    Network = nn.Module
