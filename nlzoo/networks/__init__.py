@@ -1,1 +1,12 @@
-"""networks"""
+"""Networks: the non-local operation, inflation and its proofs, model folders, other zoos' checkpoints.
+
+pairwise    the four pairwise functions (paper, section 3.2), exact, never an N x N matrix
+layers      the non-local block (paper, section 3.3)
+inflate     a 2-D ResNet made 3-D in place, blocks inserted
+model       networks built, checked and described: the timm boundary (`vision` is torchvision's)
+checkpoint  model folders written and read, strictly
+convert     Kinetics checkpoints of other zoos as ours; foreign: anybody's weights read without running them
+zoo         names and folders of models and runs; pretrained: known checkpoints and fetching them
+card        the README of a model folder
+network     what nlzoo calls a network, for type checkers
+"""
