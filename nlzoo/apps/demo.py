@@ -14,7 +14,7 @@ import torch
 from ..core import files
 from ..core.errors import HubError
 from ..core.model_spec import Inflation
-from ..networks import checkpoint, model
+from ..networks import card, checkpoint, model
 from ..networks.zoo import new_run
 from ..training import train
 from ..videos import listing, scanning
@@ -46,7 +46,8 @@ def run(say: Callable[[str], None]) -> dict:
         net, checks = model.inflate("tiny", None, Inflation(arch), nl, _offline)
         if name == "video":
             say(model.in_words(net, checks))
-        start = checkpoint.save_model(FOLDER / "weights" / name, net, checks=checks.summary())
+        readme = card.body(net.spec, None, checks.summary())
+        start = checkpoint.save_model(FOLDER / "weights" / name, net, readme=readme)
         net.spec = dataclasses.replace(net.spec, clip=dataclasses.replace(net.spec.clip, **CLIP))
         model.set_head(net, found.classes)
         config, _ = train.plan(

@@ -42,7 +42,7 @@ def inflate(
     from ..apps import hub
     from ..core.model_spec import Inflation, Named, parse_name
     from ..core.view_spec import ClipSpec
-    from ..networks import checkpoint, model, zoo
+    from ..networks import card, checkpoint, model, zoo
 
     named = parse_name(backbone)
     if named and (nl or arch or pools):
@@ -71,7 +71,7 @@ def inflate(
         console.warn(
             "blocks in res2 see four times as many positions as in res3: see their cost below before you train"
         )
-    checkpoint.save_model(folder, net, checks=checks.summary())
+    checkpoint.save_model(folder, net, readme=card.body(net.spec, None, checks.summary()))
     data = {"model": str(folder), **summary, **checks.summary()}
     console.data(data, model.in_words(net, checks) + f"\nwrote {folder}")
 
@@ -99,7 +99,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Make a Kinetics network of another zoo (C2D, I3D, non-local) one of ours, strictly, and write weights/NAME."""
-    from ..networks import checkpoint, convert, model, zoo
+    from ..networks import card, checkpoint, convert, model, zoo
     from ..networks import pretrained as starts
 
     path = Path(file)
@@ -113,7 +113,7 @@ def import_(
         console.warn(
             f"these weights are {found.net.spec.licence}: no commercial use, of what you train from them either"
         )
-    checkpoint.save_model(folder, found.net)
+    checkpoint.save_model(folder, found.net, readme=card.body(found.net.spec, None))
     console.data(
         {
             "model": str(folder),

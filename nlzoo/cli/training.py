@@ -302,7 +302,7 @@ def _starting_model(start):
     """`(folder, net)`: the one asked for, the newest in weights/, or the default, made now."""
     from ..apps import hub
     from ..core.model_spec import Inflation
-    from ..networks import checkpoint, model, zoo
+    from ..networks import card, checkpoint, model, zoo
 
     if start:
         folder = hub.locate(start)
@@ -311,7 +311,8 @@ def _starting_model(start):
     else:
         console.say("no model in weights/: inflating resnet50 --nl 5")
         net, checks = model.inflate("resnet50", None, Inflation(), "5", hub.backbone_weights)
-        folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, checks=checks.summary())
+        readme = card.body(net.spec, None, checks.summary())
+        folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
     console.say(f"starting from {folder}")
     return folder, checkpoint.load_model(folder)
 
@@ -377,7 +378,7 @@ def probe(
     import dataclasses
 
     from ..apps import hub
-    from ..networks import checkpoint, zoo
+    from ..networks import card, checkpoint, zoo
     from ..training import evaluate, metrics
     from ..training import probe as linear
     from ..videos import pool, scanning
@@ -399,9 +400,8 @@ def probe(
     summary = {k: figures[k] for k in ("top1", "top5", "map") if k in figures}
     base = zoo.folder_name(name or f"{videos.stem if videos.is_file() else videos.resolve().name}-probe")
     run = zoo.new_run(base, name is not None)
-    folder = checkpoint.save_model(
-        run / "best", net, {**summary, "majority": chance, "train": len(done.train), "val": figures["videos"]}
-    )
+    summary |= {"majority": chance, "train": len(done.train), "val": figures["videos"]}
+    folder = checkpoint.save_model(run / "best", net, summary, card.body(net.spec, summary))
     console.data(
         {
             "run": str(run),

@@ -15,19 +15,22 @@ from torch import nn
 
 from ..core import files, model_spec
 from ..core.errors import WeightsError
-from . import card
 from .model import build
+from .network import Network
 
 MAX_TENSORS = 10_000
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")  # of a tensor
 
 
-def save_model(folder: Path, net: nn.Module, metrics: dict | None = None, checks: dict | None = None) -> Path:
+def save_model(folder: Path, net: Network, metrics: dict | None = None, readme: str = "") -> Path:
     """Writes `net` (with its `spec`) as a model folder, replacing one of that name; returns `folder`.
 
-    Raises `DiskError` when it cannot be written; what was there is kept then.
+    `readme` is the text of its README.md, as `card.body` makes it; without one there is no such file.
+    Raises `DiskError` when the folder cannot be written; what was there is kept then.
     """
-    texts = {"config.json": files.dump(model_spec.to_json(net.spec)), "README.md": card.body(net.spec, metrics, checks)}
+    texts = {"config.json": files.dump(model_spec.to_json(net.spec))}
+    if readme:
+        texts["README.md"] = readme
     if metrics is not None:
         texts["metrics.json"] = files.dump(metrics)
     tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}

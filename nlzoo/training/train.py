@@ -35,7 +35,7 @@ from ..core.model_spec import to_json
 from ..core.recipe_spec import LONG_CLIP, TrainConfig, auto_recipe, change_recipe, for_labels, parse_recipe
 from ..core.text import shown
 from ..core.view_spec import default_augment, parse_augment
-from ..networks import checkpoint
+from ..networks import card, checkpoint
 from ..networks.model import moving_average
 from ..videos import augment, clips, frame_cache, listing, loader, pool, records, scanning
 from . import evaluate, metrics, state
@@ -637,7 +637,7 @@ def _end_epoch(job):
         }
         _append(job.run / "metrics.jsonl", dataclasses.asdict(line))
         for name in ("last", "best")[: 1 + better]:
-            checkpoint.save_model(job.run / name, net, summary)
+            checkpoint.save_model(job.run / name, net, summary, card.body(net.spec, summary))
     engine.log(dataclasses.asdict(line), job.step)
     job.at = _At(at.epoch + 1, accumulate=at.accumulate, lines=[*at.lines, dataclasses.asdict(line)])
     job.talk.epoch(line)

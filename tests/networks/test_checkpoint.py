@@ -29,9 +29,10 @@ def net(seed):
 
 
 def test_round_trip_gives_equal_logits_and_exactly_these_files(net, tmp_path):
-    folder = checkpoint.save_model(tmp_path / "m", net, {"top1": 0.5})
+    folder = checkpoint.save_model(tmp_path / "m", net, {"top1": 0.5}, "# mine\n")
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "metrics.json", "model.safetensors"]
     assert [p.name for p in tmp_path.iterdir()] == ["m"] and len({p.stat().st_mode for p in folder.iterdir()}) == 1
+    assert (folder / "README.md").read_text() == "# mine\n"
     clip = torch.randn(2, 3, 4, 32, 32)
     again = checkpoint.load_model(folder)
     assert again.spec == net.spec and torch.equal(again(clip), net.eval()(clip))
