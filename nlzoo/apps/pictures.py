@@ -50,7 +50,7 @@ def write(explanation, folder: Path) -> list[Path]:
             "free some room, or choose another folder",
         ) from error
     evidence_video(explanation, folder / "evidence.mp4")
-    files.write_text(folder / "explain.json", files.dump(explanation.summary()))
+    files.write_text(folder / "explain.json", files.to_json_text(explanation.summary()))
     return [*written, folder / "evidence.mp4", folder / "explain.json"]
 
 

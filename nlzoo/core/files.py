@@ -1,126 +1,219 @@
-"""Files and folders that are there whole or not at all, and small JSON files that may come from anybody.
+"""Files and folders that are there whole or not at all, their sha256, small JSON files that may come from anybody, the cache.
 
-What is written is made beside its place, flushed to disk and renamed.
+Everything is written beside its place under a hidden name, flushed to disk and renamed. One error says what could not be
+written (`not_written`), and one function removes what killed writers left (`remove_leftovers`).
 """
 
 import contextlib
 import ctypes
+import errno
 import glob
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
+import tempfile
+import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from .errors import DiskError, WeightsError
-from .text import as_json
+from .text import as_json, shown
 
 MAX_CONFIG = 16 * 2**20  # bytes; 100,000 class names fit
-_LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # as `_beside` names it
+_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # as `_hidden` names it
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def dump(data: object) -> str:
-    """Readable JSON, a line's end included; NaN is refused, since it is no JSON."""
+def not_written(path: str | os.PathLike, error: Exception, hint: str = "") -> DiskError:
+    """The error for a file or folder that cannot be written; the hint depends on the reason where none is given."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if not hint and getattr(error, "errno", None) == errno.ENOENT:
+        hint = "make its folder first, or choose another one"
+    elif not hint and isinstance(error, OSError) and error.errno not in _FULL:
+        hint = "check the folder's permissions, or choose another one"
+    return DiskError(
+        f"{shown(path)} could not be written ({reason})", hint or "free some room, or choose another folder"
+    )
+
+
+def check_writable(file: Path) -> None:
+    """Raises `DiskError` where `file` could not be written, before the work whose result it is for."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise not_written(file, error) from None
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Gives a hidden path beside `file` to write to. At the end it is flushed and takes `file`'s place.
+
+    When the block raises, `file` is left as it was and the hidden one is removed. An `OSError` becomes a `DiskError`.
+    """
+    file = Path(file)
+    part = _hidden(file, "part")
+    try:
+        yield part
+        sync(part)
+        os.replace(part, file)
+        sync(file.parent)
+    except OSError as error:
+        raise not_written(file, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Writes a small file that is there whole or not at all. Raises `DiskError`."""
+    with replacing(file) as part:
+        part.write_bytes(content)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes text as UTF-8, as `write_bytes` does."""
+    write_bytes(file, text.encode("utf-8"))
+
+
+def write_json(file: Path, data: object) -> None:
+    """Writes readable JSON, as `write_bytes` does. Raises `ValueError` for NaN, which is not JSON."""
+    write_text(file, to_json_text(data))
+
+
+def to_json_text(data: object) -> str:
+    """Readable JSON with a newline at the end. Raises `ValueError` for NaN, which is not JSON."""
     return as_json(data, indent=2) + "\n"
 
 
-def write_folder(folder: Path, fill) -> Path:
+def append_text(file: Path, text: str) -> None:
+    """Adds `text` to the end of `file` in one write, so that several processes may do it. Raises `DiskError`."""
+    try:
+        with open(file, "ab", buffering=0) as opened:
+            content = text.encode("utf-8")
+            if opened.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise not_written(file, error) from error
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> Path:
     """Calls `fill(part)` on a new folder beside `folder`, flushes it and puts it in `folder`'s place; returns `folder`.
 
-    `folder` has the old content or the new at any instant on Linux, where the file system can exchange two names. Elsewhere
-    there is a moment without it, which `standing` reads over. Raises `DiskError`; what was there is kept then.
+    On Linux `folder` has the old content or the new at any instant, where the file system can exchange two names. Elsewhere
+    there is a moment without it, which `current` bridges. Raises `DiskError`; the old content is kept then.
     """
-    part = _beside(folder, "part")
+    part = _hidden(folder, "part")
     try:
         part.mkdir(parents=True)
         fill(part)
         for file in part.iterdir():
             sync(file)
         sync(part)
-        aside = _swap(part, folder)
+        replaced = _swap(part, folder)
         sync(folder.parent)
-    except OSError as error:
-        raise DiskError(
-            f"{folder} could not be written ({error.strerror or error})",
-            "free some room, or work in a folder of your own",
-        ) from error
-    except SafetensorError as error:  # its way to say disk full
-        raise DiskError(f"{folder} could not be written ({error})", "free some room") from error
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        raise not_written(folder, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    if aside:
-        discard(aside)  # only now is the new one sure to outlive a power cut
+    if replaced:
+        discard(replaced)  # only now is the new one sure to outlive a power cut
     return folder
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder, as far as that can be done. It takes another name first: what has its own is whole."""
-    part = _beside(folder, "part")
+    """Removes a folder as far as possible. It is renamed first: a folder under its own name is always whole."""
+    part = _hidden(folder, "part")
     with contextlib.suppress(OSError):
         os.rename(folder, part)
     shutil.rmtree(part, ignore_errors=True)
 
 
-def mend(folder: Path) -> None:
-    """Removes what killed writers left in `folder`, and gives what stepped aside for nothing its name again.
+def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
+    """Removes what killed writers left in `folder`, and renames a replaced folder back where its successor is missing.
 
-    Nobody else may be writing there. Raises `DiskError`.
+    Nobody else may be writing there, or `older_than` seconds must be longer than anybody writes. Raises `DiskError`.
     """
     try:
-        for left in list(folder.iterdir()):
-            match = _LEFT.fullmatch(left.name)
-            if match and match[2] == "old" and not folder.joinpath(match[1]).exists():
-                os.rename(left, folder / match[1])
-            elif match and left.is_dir():
-                discard(left)
-            elif match:
-                left.unlink()
+        for leftover in list(folder.iterdir()):
+            match = _LEFTOVER.fullmatch(leftover.name)
+            if not match or older_than and time.time() - leftover.stat().st_mtime <= older_than:
+                continue
+            if match[2] == "old" and not folder.joinpath(match[1]).exists():
+                os.rename(leftover, folder / match[1])
+            elif leftover.is_dir():
+                discard(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
     except OSError as error:
-        raise DiskError(
-            f"{folder} could not be tidied ({error.strerror or error})", "work in a folder of your own"
-        ) from error
+        raise not_written(folder, error, "work in a folder of your own") from error
 
 
-def write_text(file: Path, text: str) -> None:
-    """A small file that is there whole or not at all. Raises `DiskError`."""
-    write_bytes(file, text.encode("utf-8"))
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """The same of bytes."""
-    part = _beside(file, "part")
-    try:
-        part.write_bytes(content)
-        sync(part)
-        os.replace(part, file)
-        sync(file.parent)
-    except OSError as error:
-        raise DiskError(f"{file} could not be written ({error.strerror or error})", "free some room") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def standing(folder: Path) -> Path:
-    """`folder`, or the one that stepped aside for it where a replacement was killed between its two renames."""
+def current(folder: Path) -> Path:
+    """`folder`, or its old content where a replacement was killed between its two renames."""
     if folder.exists():
         return folder
     return max(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"), key=os.path.getmtime, default=folder)
 
 
-def _beside(folder, ending):
-    """A hidden name for what is being made or removed (part), or has stepped aside and is whole (old)."""
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.{ending}")
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, would outlive a power cut. Raises `OSError`."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _swap(part, folder):
-    """Puts `part` in `folder`'s place; gives the place of what was there, or None."""
+def sha256(file: str | os.PathLike) -> str:
+    """The sha256 of a file's content, in hex. Raises `OSError`."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where everything is kept that can be made or fetched again: `$NLZOO_CACHE`, else `$XDG_CACHE_HOME/nlzoo` or `~/.cache/nlzoo`."""
+    folder = os.environ.get("NLZOO_CACHE")
+    if not folder:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nlzoo")
+    return Path(os.path.abspath(folder))
+
+
+def read_json(file: Path) -> object:
+    """A JSON file that may come from anybody. Raises `WeightsError`."""
+    try:
+        if file.stat().st_size > MAX_CONFIG:
+            raise WeightsError(f"{shown(file)} is larger than {MAX_CONFIG} bytes")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"there is no {file.name} in {shown(file.parent)}", "nlzoo list shows the models that are here"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{shown(file)} could not be read ({error})", "make or fetch the model again") from None
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    """A hidden name beside `path`: `part` for what is being written or removed, `old` for a whole folder that was replaced."""
+    name = path.name if ending == "old" else path.name[:40]  # or a long name would become too long
+    return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.{ending}")
+
+
+def _swap(part: Path, folder: Path) -> Path | None:
+    """Puts `part` in `folder`'s place; returns where the old content is now, if there was any."""
     if not folder.exists():
-        return os.rename(part, folder)
-    old = _beside(folder, "old")
+        os.rename(part, folder)
+        return None
+    old = _hidden(folder, "old")
     if _exchange(part, folder):
         os.rename(part, old)
         return old
@@ -133,33 +226,10 @@ def _swap(part, folder):
     return old
 
 
-def _exchange(one, other):
-    """Two names change places in one step; False where system or file system cannot."""
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step; False where the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)  # not in every libc
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
-
-
-def sync(path: Path) -> None:
-    """Returns when a file, or the names in a folder, would outlive a power cut. Raises `OSError`."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def read_json(file: Path) -> object:
-    """A JSON file that may come from anybody. Raises `WeightsError`."""
-    try:
-        if file.stat().st_size > MAX_CONFIG:
-            raise WeightsError(f"{file} is larger than {MAX_CONFIG} bytes")
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(
-            f"there is no {file.name} in {file.parent}", "nlzoo list shows the models that are here"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{file} could not be read ({error})", "make or fetch the model again") from None

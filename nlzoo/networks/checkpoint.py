@@ -28,11 +28,11 @@ def save_model(folder: Path, net: Network, metrics: dict | None = None, readme: 
     `readme` is the text of its README.md, as `card.body` makes it; without one there is no such file.
     Raises `DiskError` when the folder cannot be written; what was there is kept then.
     """
-    texts = {"config.json": files.dump(model_spec.to_json(net.spec))}
+    texts = {"config.json": files.to_json_text(model_spec.to_json(net.spec))}
     if readme:
         texts["README.md"] = readme
     if metrics is not None:
-        texts["metrics.json"] = files.dump(metrics)
+        texts["metrics.json"] = files.to_json_text(metrics)
     tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
 
     def fill(part):
@@ -46,13 +46,13 @@ def save_model(folder: Path, net: Network, metrics: dict | None = None, readme: 
 
 def read_spec(folder: Path) -> model_spec.ModelSpec:
     """The `config.json` of a model folder. Raises `WeightsError`."""
-    file = files.standing(Path(folder)) / "config.json"
+    file = files.current(Path(folder)) / "config.json"
     return model_spec.from_json(files.read_json(file), str(file))
 
 
 def load_model(folder: Path) -> nn.Module:
     """The network of a model folder, on the CPU, float32, in eval mode, its `ModelSpec` as `spec`. Raises `WeightsError`."""
-    folder = files.standing(Path(folder))
+    folder = files.current(Path(folder))
     net = build(read_spec(folder))
     file = folder / "model.safetensors"
     _check_header(file, net.state_dict())
@@ -65,7 +65,7 @@ def load_model(folder: Path) -> nn.Module:
 
 def read_blueprint(folder: Path) -> nn.Module:
     """The network of a model folder on the meta device; of the weights file only the header is read. Raises `WeightsError`."""
-    folder = files.standing(Path(folder))
+    folder = files.current(Path(folder))
     with torch.device("meta"):
         net = build(read_spec(folder))
     _check_header(folder / "model.safetensors", net.state_dict())

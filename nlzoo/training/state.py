@@ -36,9 +36,7 @@ FOLDER = "checkpoints"
 TENSORS, REST, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 LOCK = ".lock"
 FORMAT = 1  # of the manifest
-_STEP = re.compile(
-    r"step-(\d{8,12})|\.step-(\d{8,12})\.[0-9a-f]{8}\.old"
-)  # the second stepped aside (`files.standing`)
+_STEP = re.compile(r"step-(\d{8,12})|\.step-(\d{8,12})\.[0-9a-f]{8}\.old")  # the second stepped aside (`files.current`)
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def _manifest(part, step):
 
 def _sealed(manifest):
     """The manifest's text, with the digest of that text without the digest."""
-    return files.dump({**manifest, "sha256": hashlib.sha256(files.dump(manifest).encode()).hexdigest()})
+    return files.to_json_text({**manifest, "sha256": hashlib.sha256(files.to_json_text(manifest).encode()).hexdigest()})
 
 
 def _digest(file):
@@ -319,7 +317,7 @@ def lock(run: Path) -> Iterator[None]:
     try:
         for folder in (run, run / FOLDER):
             if folder.is_dir():
-                files.mend(folder)
+                files.remove_leftovers(folder)
         yield
     finally:
         if _held.pop(key, None):  # not in a forked child

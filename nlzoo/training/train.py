@@ -333,8 +333,10 @@ def start_run(run: Path, net: nn.Module, found: scanning.Dataset, config: TrainC
     tables.write(
         run / "skipped.csv", [{"path": path, "reason": reason} for path, reason in found.skipped], ("path", "reason")
     )
-    files.write_text(run / "environment.json", files.dump(environment()))
-    files.write_text(run / "config.json", files.dump({"train": dataclasses.asdict(config), "model": to_json(net.spec)}))
+    files.write_text(run / "environment.json", files.to_json_text(environment()))
+    files.write_text(
+        run / "config.json", files.to_json_text({"train": dataclasses.asdict(config), "model": to_json(net.spec)})
+    )
 
 
 def environment() -> dict:
@@ -390,7 +392,7 @@ def _finish(job, found, resumed):
         resumed,
     )
     if job.engine.main:
-        files.write_text(job.run / "result.json", files.dump(dataclasses.asdict(result)))
+        files.write_text(job.run / "result.json", files.to_json_text(dataclasses.asdict(result)))
     return result
 
 

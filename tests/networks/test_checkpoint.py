@@ -59,13 +59,13 @@ def test_one_that_stepped_aside_is_found_and_goes_back(net, tmp_path, monkeypatc
     """Where two names cannot change places: after a kill between the two renames, and when the second fails."""
     folder = checkpoint.save_model(tmp_path / "m[0]", net)
     aside = folder.rename(tmp_path / ".m[0].0123abcd.old")
-    assert files.standing(folder) == aside and checkpoint.read_spec(folder) == net.spec
+    assert files.current(folder) == aside and checkpoint.read_spec(folder) == net.spec
     assert (
         torch.equal(checkpoint.load_model(folder).fc.bias, net.fc.bias)
         and checkpoint.read_blueprint(folder).spec == net.spec
     )
-    files.mend(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["m[0]"] and files.standing(folder) == folder
+    files.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m[0]"] and files.current(folder) == folder
     real = os.rename
 
     def fails(source, target):

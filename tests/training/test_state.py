@@ -316,7 +316,7 @@ def job(memory, seed):
 
     def check(done):
         """Old or new, whole; all new when `done`, and nothing left over. Which: (checkpoint is new, best is new)."""
-        found, standing = state.load(run), files(core_files.standing(run / "best"))
+        found, standing = state.load(run), files(core_files.current(run / "best"))
         assert not found.passed_over and (holds(found, 30, new) or not done and holds(found, 20, old))
         assert standing == best["new"] or not done and standing == best["old"]
         assert all(names(folder) == FILES for folder in (run / "checkpoints").glob("step-*")), (
