@@ -11,10 +11,10 @@ for library in (
 ):  # before they start; small networks gain nothing from more threads, and on a busy machine they wait for one another
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from nlzoo.cli import app as cli  # noqa: E402
+from nlzoo.cli import app as cli
 from nlzoo.cli import console
 
 REPO = Path(__file__).resolve().parent.parent

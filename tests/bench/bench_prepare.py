@@ -23,9 +23,9 @@ import torch
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO)]
 
-from nlzoo.core.view_spec import ClipSpec  # noqa: E402
-from nlzoo.videos import clips, frame_cache, video  # noqa: E402
-from nlzoo.videos.encode import transcode  # noqa: E402
+from nlzoo.core.view_spec import ClipSpec
+from nlzoo.videos import clips, frame_cache, video
+from nlzoo.videos.encode import transcode
 
 CLIPS = {"8 spread": ClipSpec(8), "8 x 8": ClipSpec(8, 8)}
 

@@ -23,7 +23,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
 from nlzoo.apps import check
-from nlzoo.videos import encode, listing, records  # noqa: E402
+from nlzoo.videos import encode, listing, records
 
 
 def make(folder, count):

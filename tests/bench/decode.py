@@ -31,10 +31,10 @@ import numpy as np
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "tests/videos")]
 
-from test_video import MADE, MUTATED, REFUSED, decode_all, drawing, encode, mutant, mutant_outcomes  # noqa: E402
+from test_video import MADE, MUTATED, REFUSED, decode_all, drawing, encode, mutant, mutant_outcomes
 
-from nlzoo.apps import prepare  # noqa: E402
-from nlzoo.core.view_spec import ClipSpec  # noqa: E402
+from nlzoo.apps import prepare
+from nlzoo.core.view_spec import ClipSpec
 from nlzoo.videos import clips, loader, records, scanning, video
 
 try:

@@ -22,8 +22,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from nlzoo.networks import pairwise  # noqa: E402
-from nlzoo.networks.layers import NonLocalBlock  # noqa: E402
+from nlzoo.networks import pairwise
+from nlzoo.networks.layers import NonLocalBlock
 
 # (stage, channels, height = width per crop of 32 pixels), as a network without temporal strides has them
 STAGES = (("res4", 1024, 2), ("res3", 512, 4))

@@ -32,10 +32,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from seeded import clip_of, python2_pickle, seeded_tensor  # noqa: E402
+from seeded import clip_of, python2_pickle, seeded_tensor
 
-from nlzoo.networks import convert  # noqa: E402
-from nlzoo.networks.model import import_timm, relative_error  # noqa: E402
+from nlzoo.networks import convert
+from nlzoo.networks.model import import_timm, relative_error
 
 import_timm()  # mends torchvision where it was built for another torch
 OUTPUTS = 13

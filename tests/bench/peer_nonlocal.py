@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from nlzoo.networks.layers import NonLocalBlock  # noqa: E402
+from nlzoo.networks.layers import NonLocalBlock
 
 CHANNELS = 12
 # theirs -> ours
