@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from ..core.text import shown
+from ..core.text import printable
 from ..videos import records, scanning, splits
 from ..videos.listing import Listing
 from ..videos.records import Record
@@ -97,7 +97,7 @@ def check(listing: Listing, found: Sequence[Record], digests: Mapping[str, str])
     paths = used | {path for path, _ in skipped}
     bad = {path for path, _ in scanning.bad(skipped, listing.kind)} - used
     return Report(
-        source=f"{shown(str(listing.root))}: {listing.kind}", files=len(paths) + listing.ignored, used=len(used), clips=len(pairs),
+        source=f"{printable(str(listing.root))}: {listing.kind}", files=len(paths) + listing.ignored, used=len(used), clips=len(pairs),
         skipped=skipped, ignored=listing.ignored, classes=_classes(pairs), videos=tuple(map(_row, pairs)),
         warnings=tuple(_findings(pairs, digests, listing.multi_label)), reason=_obstacle(listing, pairs, len(used), len(bad)))  # fmt: skip
 
@@ -128,7 +128,7 @@ def in_words(report: Report) -> str:
     rows = [("class", "clips", "seconds: min", "median", "max", "sizes")]
     rows += [
         (
-            shown(label),
+            printable(label),
             str(c.clips),
             *(f"{s:.1f}" for s in c.seconds),
             _few([f"{size} ({n})" for size, n in c.sizes], 3),
@@ -147,7 +147,7 @@ def in_words(report: Report) -> str:
     if kinds:
         lines += [_few([f"{kind} ({n})" for kind, n in kinds.most_common()], 6), ""]
     if report.skipped:
-        lines += ["skipped:", *(f"  {shown(path)}: {reason}" for path, reason in report.skipped[:_SHOWN])]
+        lines += ["skipped:", *(f"  {printable(path)}: {reason}" for path, reason in report.skipped[:_SHOWN])]
         lines += [f"  … and {len(report.skipped) - _SHOWN} more"] * (len(report.skipped) > _SHOWN) + [""]
     for w in report.warnings:
         lines += [f"{w.kind}: {w.message}", f"  {w.hint}"]
@@ -230,7 +230,7 @@ def _obstacle(listing, pairs, used, bad):
 
 
 def _names(labels):
-    return _few([f"'{shown(label)}'" for label in labels], 3)
+    return _few([f"'{printable(label)}'" for label in labels], 3)
 
 
 # --- findings
@@ -276,14 +276,14 @@ def _copies(pairs, digests, multi_label):
         (one, first), (other, second) = clashes[0][:2]
         yield Finding(
             "conflict",
-            f"{_count(len(clashes), 'content lies', 'contents lie')} under two labels: {shown(first)} is {_names(one)} and "
-            f"{shown(second)}, the same bytes, {_names(other)}",
+            f"{_count(len(clashes), 'content lies', 'contents lie')} under two labels: {printable(first)} is {_names(one)} and "
+            f"{printable(second)}, the same bytes, {_names(other)}",
             "remove the wrong one; a video with both labels needs a list with 'a;b'",
         )
 
 
 def _both(paths):
-    return f"{shown(paths[0])} and {shown(paths[1])}"
+    return f"{printable(paths[0])} and {printable(paths[1])}"
 
 
 def _count(number, one, more):
@@ -294,7 +294,7 @@ def _repeats(files):
     if still := [path for path, r in files if r.still]:
         yield Finding(
             "still",
-            f"{_count(len(still), 'file seems', 'files seem')} to show one still picture, as {shown(still[0])}",
+            f"{_count(len(still), 'file seems', 'files seem')} to show one still picture, as {printable(still[0])}",
             "no action can be seen there; leave them out unless it is meant so",
         )
     worst = sorted(
@@ -304,7 +304,7 @@ def _repeats(files):
         share, path = worst[0]
         yield Finding(
             "repeats",
-            f"{_count(len(worst), 'file repeats', 'files repeat')} over {MOST_REPEATED:.0%} of the frames: in {shown(path)}, "
+            f"{_count(len(worst), 'file repeats', 'files repeat')} over {MOST_REPEATED:.0%} of the frames: in {printable(path)}, "
             f"{share:.0%} equal the one before",
             "damage and a frame rate that was raised look so: get the original; "
             "a screen or a slide that stands still for a while looks so too, and is fine",
@@ -315,7 +315,7 @@ def _variable(files):
     if varying := [path for path, r in files if r.variable]:
         yield Finding(
             "variable rate",
-            f"{_count(len(varying), 'file has', 'files have')} a variable frame rate, as {shown(varying[0])}",
+            f"{_count(len(varying), 'file has', 'files have')} a variable frame rate, as {printable(varying[0])}",
             "nothing to do: frames are counted, and read right",
         )
 

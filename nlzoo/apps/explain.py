@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import UsageError, VideoError
-from ..core.text import shown
+from ..core.text import printable
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..training import evaluate
@@ -104,7 +104,7 @@ class Explanation:
             for b in self.blocks
         ]
         return {
-            "path": shown(self.path),
+            "path": printable(self.path),
             "answer": self.answer,
             "score": self.score,
             "of": self.of,
@@ -201,16 +201,16 @@ def point(text: str) -> tuple[int, float, float]:
         return int(frame), float(y), float(x)
     except ValueError:
         raise UsageError(
-            f"{shown(text)!r} is no point FRAME,Y,X",
+            f"{printable(text)!r} is no point FRAME,Y,X",
             "for example 3,0.5,0.25: frame 3 of the clip, half down, a quarter across",
         ) from None
 
 
 def in_words(summary: Explanation) -> str:
     """The answer and what each block does, as lines for a person."""
-    lines = [shown(summary.path), f"  {summary.score:6.3f}  {shown(summary.answer)}"]
+    lines = [printable(summary.path), f"  {summary.score:6.3f}  {printable(summary.answer)}"]
     if summary.of != summary.answer:
-        lines.append(f"  {summary.of_score:6.3f}  {shown(summary.of)}, which the evidence is for")
+        lines.append(f"  {summary.of_score:6.3f}  {printable(summary.of)}, which the evidence is for")
     lines += [f"{b.name}: {b.form}, {b.span}; changes its input by {b.change:.1%}" for b in summary.blocks]
     return "\n".join([*lines, *summary.notes])
 
@@ -316,7 +316,7 @@ def _cell(point, frames, grid):
 def _refuse_unknown(names, of, at, frames):
     if of is not None and of not in names:
         raise UsageError(
-            f"this model does not know class {shown(of)!r}", f"its classes: {', '.join(map(shown, names[:12]))}"
+            f"this model does not know class {printable(of)!r}", f"its classes: {', '.join(map(printable, names[:12]))}"
         )
     for frame, y, x in at:
         if not (0 <= frame < frames and 0 <= y <= 1 and 0 <= x <= 1):
@@ -345,4 +345,4 @@ def _notes(blocks, rows, evidence, of):
         if not r.keys
     )
     if not evidence.any():
-        yield f"nothing in the clip speaks for {shown(of)}"
+        yield f"nothing in the clip speaks for {printable(of)}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core import files
 from ..core.errors import DiskError
-from ..core.text import shown
+from ..core.text import printable
 from ..videos import encode
 
 FONT = "DejaVu Sans"  # matplotlib brings it
@@ -46,7 +46,7 @@ def write(explanation, folder: Path) -> list[Path]:
             written[-1].write_bytes(arrow_strip(explanation, row))
     except OSError as error:
         raise DiskError(
-            f"{shown(folder)} could not be written ({error.strerror or error})",
+            f"{printable(folder)} could not be written ({error.strerror or error})",
             "free some room, or choose another folder",
         ) from error
     evidence_video(explanation, folder / "evidence.mp4")
@@ -217,7 +217,7 @@ def _text(draw, x, y, text, **look):
 
 def _short(name):
     """A name for a heading."""
-    name = shown(name)
+    name = printable(name)
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 

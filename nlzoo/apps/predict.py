@@ -17,7 +17,7 @@ from torch import nn
 
 from ..core import files, tables
 from ..core.errors import UsageError, VideoError
-from ..core.text import as_text, shown
+from ..core.text import as_text, printable
 from ..core.view_spec import ClipSpec, ViewSpec
 from ..training import evaluate, metrics
 from ..videos import listing, loader, records
@@ -39,7 +39,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
         elif path.is_dir():
             inside, _ = listing.walk(path)
             if not inside:
-                raise VideoError(f"{shown(path)} has no videos", "give video files, or a folder of them")
+                raise VideoError(f"{printable(path)} has no videos", "give video files, or a folder of them")
             found += [path / name for name in inside]
         else:
             found.append(path)
@@ -67,7 +67,7 @@ def predict(
     net.eval()
     for index, scores, reason in evaluate.probabilities(net, _whole(net, paths, looks, decoder), device, workers):
         yield {"path": str(paths[index])} | (
-            {"error": shown(reason)} if scores is None else {"scores": _ranked(net, scores)}
+            {"error": printable(reason)} if scores is None else {"scores": _ranked(net, scores)}
         )
 
 
@@ -83,7 +83,7 @@ def features(
     net.eval()
     for index, row, reason in evaluate.features(net, _whole(net, paths, looks, decoder), device, workers):
         yield {"path": str(paths[index])} | (
-            {"error": shown(reason)} if row is None else {"features": row.astype(np.float32)}
+            {"error": printable(reason)} if row is None else {"features": row.astype(np.float32)}
         )
 
 
@@ -162,7 +162,7 @@ def windows(
     net.eval()
     (record,) = records.examine([path], workers=1)
     if record.problem:
-        return {"path": str(path), "error": shown(record.problem)}
+        return {"path": str(path), "error": printable(record.problem)}
     spans = how.over(record.seconds, net.spec.clip, record.fps)
     source = loader.Clips(
         Path(),
@@ -177,7 +177,7 @@ def windows(
         start, end = spans[index]
         rows.append(
             {"start": start, "end": end}
-            | ({"error": shown(reason)} if scores is None else {"scores": _ranked(net, scores)})
+            | ({"error": printable(reason)} if scores is None else {"scores": _ranked(net, scores)})
         )
     return {"path": str(path), "windows": rows, "segments": segments(rows, record.seconds, net.spec.multi_label)}
 

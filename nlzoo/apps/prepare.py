@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ..core.errors import DiskError, UsageError, VideoError
-from ..core.text import shown
+from ..core.text import printable
 from ..videos import encode, listing, pool, video
 
 MANIFEST = "prepared.jsonl"
@@ -191,15 +191,17 @@ def _refuse(paths, root, out, size, scanned):
     real = Path(os.path.realpath(out))
     if scanned and real.is_relative_to(os.path.realpath(root)):
         raise UsageError(
-            f"{shown(out)} lies in {shown(root)}, the folder of videos",
-            f"choose one beside it, such as {shown(root.parent / (root.name + '-prepared'))}",
+            f"{printable(out)} lies in {printable(root)}, the folder of videos",
+            f"choose one beside it, such as {printable(root.parent / (root.name + '-prepared'))}",
         )
     if any(Path(os.path.realpath(_absolute(p, root))).is_relative_to(real) for p in paths):
-        raise UsageError(f"{shown(out)} holds some of the videos that are to be prepared", "choose a new folder")
+        raise UsageError(f"{printable(out)} holds some of the videos that are to be prepared", "choose a new folder")
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{shown(out)} is a file, not a folder", "choose a new folder")
+        raise UsageError(f"{printable(out)} is a file, not a folder", "choose a new folder")
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
-        raise UsageError(f"{shown(out)} is not empty, and its files are not of nlzoo prepare", "choose a new folder")
+        raise UsageError(
+            f"{printable(out)} is not empty, and its files are not of nlzoo prepare", "choose a new folder"
+        )
 
 
 # --- the folder and its manifest
@@ -252,7 +254,7 @@ def _make_folders(out, names):
     for folder in sorted({os.path.dirname(out / name) for name in names}):
         os.makedirs(folder, exist_ok=True)
         if not Path(os.path.realpath(folder)).is_relative_to(real):
-            raise UsageError(f"{shown(folder)} is a link that leads out of {shown(out)}", "choose a new folder")
+            raise UsageError(f"{printable(folder)} is a link that leads out of {printable(out)}", "choose a new folder")
 
 
 def _remove_renamed(out, tasks):
@@ -298,7 +300,7 @@ def _made(task, out, size):
         written = _sha256(target)
     if _state(task.source) != state:
         target.unlink()
-        raise VideoError(f"{shown(task.source)} changed while it was read", "run it again")
+        raise VideoError(f"{printable(task.source)} changed while it was read", "run it again")
     _append(out, Line(task.name, *state, digest, task.output, written, frames, size))
     return kind, state[0], target.stat().st_size
 
@@ -326,7 +328,7 @@ def _source_sha256(source):
         return _sha256(source)
     except OSError as error:
         raise VideoError(
-            f"{shown(source)} cannot be read: {error.strerror}", "check the file and its permissions"
+            f"{printable(source)} cannot be read: {error.strerror}", "check the file and its permissions"
         ) from None
 
 
@@ -344,6 +346,6 @@ def _deadline(task):
 
 def _cannot(out, error):
     return DiskError(
-        f"{shown(out)} could not be written ({error.strerror or error})",
+        f"{printable(out)} could not be written ({error.strerror or error})",
         "free some room, or choose another folder; what is done stays",
     )

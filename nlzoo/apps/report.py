@@ -1,7 +1,7 @@
 """`nlzoo report RUN`: all of a run on one HTML page that needs nothing else: no network, no script, no other file.
 
 `gather` looks at the run and asks its best model about the validation videos once more; `page` makes the text of what was gathered, the same
-each time; the words are in report.html.j2. Unusual: whatever the template prints goes through `errors.shown` and then through jinja's
+each time; the words are in report.html.j2. Unusual: whatever the template prints goes through `text.printable` and then through jinja's
 autoescape, so nothing has to be remembered where a name is shown, and what is markup already says so by its type.
 """
 
@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from ..core import files, model_spec, recipe_spec
 from ..core.errors import UsageError, WeightsError
-from ..core.text import shown
+from ..core.text import printable
 from ..networks import card, checkpoint, model
 from ..training import evaluate, metrics, train
 from ..videos import clips, listing, loader, scanning, splits
@@ -128,7 +128,7 @@ def _config(run):
     summary = files.read_json(run / "config.json") if (run / "config.json").is_file() else None
     if not isinstance(summary, dict) or "train" not in summary:
         raise UsageError(
-            f"{shown(run)} is no run: it has no config.json of one",
+            f"{printable(run)} is no run: it has no config.json of one",
             "give a run's folder, such as runs/videos-1; nlzoo list shows all",
         )
     return recipe_spec.train_config(summary["train"])
@@ -142,11 +142,11 @@ def _epochs(run):
         epochs = tuple(train.Epoch(**json.loads(line)) for line in lines if line.endswith("\n"))
     except (ValueError, TypeError) as error:
         raise WeightsError(
-            f"{shown(file)} could not be read ({shown(str(error))})", "begin the run again under another name"
+            f"{printable(file)} could not be read ({printable(str(error))})", "begin the run again under another name"
         ) from None
     if not epochs:
         raise UsageError(
-            f"{shown(run)} has no epoch behind it, so there is nothing to report yet",
+            f"{printable(run)} has no epoch behind it, so there is nothing to report yet",
             "the command that began it goes on with it",
         )
     return epochs
@@ -155,11 +155,12 @@ def _epochs(run):
 def _refuse_others(run, found, known):
     if not scanning.items_in(found, listing.VAL):
         raise UsageError(
-            f"none of the validation videos of {shown(run)} is there any more", "put the videos back where they were"
+            f"none of the validation videos of {printable(run)} is there any more",
+            "put the videos back where they were",
         )
     if found.multi_label and not known.multi_label or not set(found.classes) <= set(known.classes):
         raise WeightsError(
-            f"the labels in {shown(run / 'videos.csv')} are not those of its model",
+            f"the labels in {printable(run / 'videos.csv')} are not those of its model",
             "one of the two was changed after the run",
         )
 
@@ -260,7 +261,7 @@ def page(facts: Facts) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: shown(value) if type(value) is str else value,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     paper.filters |= {"percent": _percent, "count": _count, "plain": _plain}
     several = facts.spec.multi_label

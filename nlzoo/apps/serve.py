@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..core.errors import NlzooError, UsageError, VideoError
-from ..core.text import shown
+from ..core.text import printable
 from ..networks import card
 from ..training import train
 from ..videos import records, video
@@ -113,10 +113,10 @@ def answers(
     """
     (record,) = records.examine([path], workers=1)  # in a process of its own: a file may crash a decoder
     if record.problem:
-        raise VideoError(f"{shown(path.name)} {record.problem}")
+        raise VideoError(f"{printable(path.name)} {record.problem}")
     if record.seconds > most_seconds:
         raise VideoError(
-            f"{shown(path.name)} is {record.seconds:.1f} s long; at most {most_seconds:g} s are answered here",
+            f"{printable(path.name)} is {record.seconds:.1f} s long; at most {most_seconds:g} s are answered here",
             "cut it first",
         )
     (row,) = predict.predict(net, [path], device, 1)
@@ -175,7 +175,7 @@ def _page(gradio, answer, name, limits):
         return path
 
     with gradio.Blocks(title=f"nlzoo: {name}", analytics_enabled=False, delete_cache=(60, _LEFT)) as page:
-        gradio.Markdown(f"# {card.escape(shown(name))}")
+        gradio.Markdown(f"# {card.escape(printable(name))}")
         with gradio.Row():
             with gradio.Column():
                 drop = gradio.File(label=limits, file_types=sorted(video.EXTENSIONS), height=140)
@@ -202,10 +202,10 @@ def _page(gradio, answer, name, limits):
 def _shown(gradio, sent, steps):
     """The steps of `answers` as values of the page's components; afterwards the video is removed, and its box empty for the next."""
     path = Path(sent["path"])
-    title = f"Whole video: {shown(sent.get('orig_name') or path.name)}"
+    title = f"Whole video: {printable(sent.get('orig_name') or path.name)}"
     try:
         for scores, windows, mp4 in steps:
-            best = {shown(name): score for name, score in list(scores.items())[:TOP]}
+            best = {printable(name): score for name, score in list(scores.items())[:TOP]}
             yield gradio.skip(), gradio.Label(best, label=title), _lines(gradio, windows), _player(mp4)
         yield None, gradio.skip(), gradio.skip(), gradio.skip()
     except NlzooError as problem:
@@ -233,7 +233,7 @@ def _lines(gradio, windows):
         else [(start, windows[0]), (end, windows[0])]
     )
     table = pandas.DataFrame(
-        [{"seconds": at, "probability": w["scores"][c], "class": shown(c)} for at, w in points for c in top]
+        [{"seconds": at, "probability": w["scores"][c], "class": printable(c)} for at, w in points for c in top]
     )
     return gradio.LinePlot(table, x_lim=[start, end])
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import UsageError
-from ..core.text import shown
+from ..core.text import printable
 from . import console
 from .options import Decoder, Device, Json, Model, Videos, Views
 
@@ -31,7 +31,7 @@ def eval_(
 
     from ..apps import hub
     from ..core import tables
-    from ..core.text import shown
+    from ..core.text import printable
     from ..core.view_spec import parse_views
     from ..networks import checkpoint
     from ..training import evaluate, metrics
@@ -48,8 +48,8 @@ def eval_(
     classes, several = net.spec.classes, net.spec.multi_label
     if unknown := {label for i in items for label in i.labels} - set(classes):
         raise UsageError(
-            f"{model} does not know class {shown(min(unknown))!r}",
-            f"its classes: {', '.join(map(shown, classes[:12]))}",
+            f"{model} does not know class {printable(min(unknown))!r}",
+            f"its classes: {', '.join(map(printable, classes[:12]))}",
         )
     if found.multi_label and not several:
         raise UsageError(
@@ -75,12 +75,12 @@ def eval_(
         "skipped": len(found.skipped) + len(true.bad),
     }
     for path, reason in [*found.skipped, *true.bad]:
-        console.warn(f"skipped {shown(path)}: {shown(reason)}")
+        console.warn(f"skipped {printable(path)}: {printable(reason)}")
     if control:
         summary["control"] = {order: evaluate.beside(true, said(order), classes, several) for order in metrics.CONTROLS}
     if out:
         tables.write(out, evaluate.as_rows(true, classes, found.skipped))
-        console.say(f"wrote {shown(out)}")
+        console.say(f"wrote {printable(out)}")
     console.data(summary, metrics.in_words(summary))
     console.table(*metrics.class_table(summary))
 
@@ -111,7 +111,7 @@ def predict(
     """Name what is in videos, with probabilities. Exit code 1 when some could not be read, 3 when none could; the others are answered."""
     from ..apps import hub
     from ..apps import predict as answers
-    from ..core.text import shown
+    from ..core.text import printable
     from ..core.view_spec import parse_views
     from ..networks import checkpoint
     from ..training import evaluate
@@ -143,7 +143,7 @@ def predict(
             if not how:
                 bar(len(rows), len(paths))
             if not console.wants_json() and not features and "error" not in row:
-                _tell_answer(row, top, shown)
+                _tell_answer(row, top, printable)
     good = sum("error" not in row for row in rows)
     _keep(rows, out, features if good else None)
     summary = [{k: v for k, v in row.items() if k != "features"} for row in rows]
@@ -169,7 +169,7 @@ def _keep(rows, out, features):
     if features:
         predict.write_features(features, rows)
     for file in filter(None, (out, features)):
-        console.say(f"wrote {shown(file)}")
+        console.say(f"wrote {printable(file)}")
 
 
 def _windows(every, window, features, looks):
@@ -207,14 +207,14 @@ def _seconds(option, text):
         raise UsageError(f"{option} {text!r} is no number of seconds", f"for example {option} 1s") from None
 
 
-def _tell_answer(row, top, shown):
-    console.data(None, shown(row["path"]))
+def _tell_answer(row, top, printable):
+    console.data(None, printable(row["path"]))
     for part in row.get("segments", ()):
         console.data(
-            None, f"  {part['start']:8.2f} to {part['end']:8.2f} s  {part['score']:6.3f}  {shown(part['class'])}"
+            None, f"  {part['start']:8.2f} to {part['end']:8.2f} s  {part['score']:6.3f}  {printable(part['class'])}"
         )
     for name, score in list(row.get("scores", {}).items())[:top]:
-        console.data(None, f"  {score:6.3f}  {shown(name)}")
+        console.data(None, f"  {score:6.3f}  {printable(name)}")
 
 
 def explain_(
@@ -247,7 +247,7 @@ def explain_(
     files = pictures.write(summary, folder := out or Path(f"explain-{video.stem}"))
     console.data(
         {**summary.summary(), "files": [str(f) for f in files]},
-        f"{explain.in_words(summary)}\nwrote {len(files)} files into {shown(folder)}",
+        f"{explain.in_words(summary)}\nwrote {len(files)} files into {printable(folder)}",
     )
 
 
@@ -260,7 +260,7 @@ def report(
 ) -> None:
     """Write RUN/report.html: curves, classes, confusions, calibration, best and worst clips, on one page that needs nothing else."""
     from ..apps import report as pages
-    from ..core.text import shown
+    from ..core.text import printable
     from ..networks import zoo
     from ..training import evaluate
     from ..videos import pool
@@ -270,7 +270,7 @@ def report(
     folder = next((p for p in places if (p / "config.json").is_file()), places[0])
     with console.progress("looking at the run's videos") as bar:
         file = pages.write(folder, device, pool.default_workers(str(device)), bar)
-    console.data({"report": str(file)}, f"wrote {shown(file)}")
+    console.data({"report": str(file)}, f"wrote {printable(file)}")
 
 
 def serve(

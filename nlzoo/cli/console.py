@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.errors import DiskError, NlzooError
-from ..core.text import as_json, shown
+from ..core.text import as_json, printable
 
 _out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
 _err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -40,7 +40,7 @@ def log_to(file: Path | None) -> None:
     """From now on talk goes to this file too, with the time, after what was said before. Raises `DiskError`."""
     _state["log"] = file
     if file:
-        _log(f"--- nlzoo {' '.join(map(shown, sys.argv[1:]))}", *_state["before"])
+        _log(f"--- nlzoo {' '.join(map(printable, sys.argv[1:]))}", *_state["before"])
     _state["before"] = []
 
 
@@ -54,7 +54,7 @@ def _log(*texts):
         except OSError as error:
             _state["log"] = None
             raise DiskError(
-                f"{shown(file)} could not be written ({error.strerror})",
+                f"{printable(file)} could not be written ({error.strerror})",
                 "free some room, or check the folder's permissions",
             ) from error
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import NlzooError, UsageError
-from ..core.text import shown
+from ..core.text import printable
 from . import console
 from .options import Decoder, Device, Json, Model, Val, Videos
 from .videos import names, tell_scan
@@ -112,7 +112,7 @@ def _report(run, device):
         with console.progress("writing the report") as bar:
             console.say(f"report {report.write(run, device, pool.default_workers(str(device)), bar)}")
     except NlzooError as problem:
-        console.warn(f"there is no report: {problem.message}; nlzoo report {shown(run)} tries again")
+        console.warn(f"there is no report: {problem.message}; nlzoo report {printable(run)} tries again")
 
 
 def _without(words, option):
@@ -144,7 +144,7 @@ def _run(asked, here, seed, base, named):
             )
         net, found, config = _recorded(run, here)
     else:
-        with console.progress(f"scanning {shown(str(asked.videos))}") as bar:
+        with console.progress(f"scanning {printable(str(asked.videos))}") as bar:
             found = scanning.split(scanning.scan(asked.videos, names(asked.classes), bar), asked.val, seed)
         tell_scan(found)
         net, config = _planned(asked, found, here, seed)
@@ -394,7 +394,7 @@ def probe(
     with console.progress("looking at videos") as bar:
         done = linear.probe(net, found, device, pool.default_workers(str(device)), progress=bar)
     for path, reason in [*done.bad, *done.said.bad]:
-        console.warn(f"skipped {shown(path)}: {shown(reason)}")
+        console.warn(f"skipped {printable(path)}: {printable(reason)}")
     figures = metrics.full(done.said.scores, done.said.items, found.classes, found.multi_label)
     chance = metrics.chance(found.classes, done.train, done.said.items, found.multi_label)
     summary = {k: figures[k] for k in ("top1", "top5", "map") if k in figures}

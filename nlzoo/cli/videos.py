@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.text import shown
+from ..core.text import printable
 from . import console
 from .options import Json, Videos
 
@@ -40,7 +40,7 @@ def prepare(
     with console.progress("preparing") as bar:
         done, target = making.prepare_source(videos, out, size, bar)
     for path, reason in done.skipped[:20]:
-        console.warn(f"skipped {shown(path)}: {shown(reason)}")
+        console.warn(f"skipped {printable(path)}: {printable(reason)}")
     console.data(
         {
             "videos": str(target),
@@ -66,7 +66,7 @@ def tell_scan(found):
     parts = [listing.TRAIN, listing.VAL] + [listing.TEST] * any(i.split == listing.TEST for i in found.items)
     counts = {c: [sum(c in i.labels and i.split == part for i in found.items) for part in parts] for c in found.classes}
     rows = "\n".join(
-        f"  {shown(c)[:40]:40} " + " ".join(f"{n:6} {part}" for n, part in zip(row, parts))
+        f"  {printable(c)[:40]:40} " + " ".join(f"{n:6} {part}" for n, part in zip(row, parts))
         for c, row in list(counts.items())[:40]
     )
     more = f"\n  … and {len(counts) - 40} more classes" if len(counts) > 40 else ""
@@ -79,6 +79,6 @@ def tell_scan(found):
     if both:
         console.warn(f"{both} groups of clips are on both sides of the split that was given: its figures will flatter")
     for path, reason in found.skipped[:20]:
-        console.warn(f"skipped {shown(path)}: {shown(reason)}")
+        console.warn(f"skipped {printable(path)}: {printable(reason)}")
     if len(found.skipped) > 20:
         console.warn(f"and {len(found.skipped) - 20} more; nlzoo check shows all")

@@ -24,7 +24,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .errors import DiskError, WeightsError
-from .text import as_json, shown
+from .text import as_json, printable
 
 MAX_CONFIG = 16 * 2**20  # bytes; 100,000 class names fit
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # as `_hidden` names it
@@ -39,7 +39,7 @@ def not_written(path: str | os.PathLike, error: Exception, hint: str = "") -> Di
     elif not hint and isinstance(error, OSError) and error.errno not in _FULL:
         hint = "check the folder's permissions, or choose another one"
     return DiskError(
-        f"{shown(path)} could not be written ({reason})", hint or "free some room, or choose another folder"
+        f"{printable(path)} could not be written ({reason})", hint or "free some room, or choose another folder"
     )
 
 
@@ -192,14 +192,14 @@ def read_json(file: Path) -> object:
     """A JSON file that may come from anybody. Raises `WeightsError`."""
     try:
         if file.stat().st_size > MAX_CONFIG:
-            raise WeightsError(f"{shown(file)} is larger than {MAX_CONFIG} bytes")
+            raise WeightsError(f"{printable(file)} is larger than {MAX_CONFIG} bytes")
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(
-            f"there is no {file.name} in {shown(file.parent)}", "nlzoo list shows the models that are here"
+            f"there is no {file.name} in {printable(file.parent)}", "nlzoo list shows the models that are here"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{shown(file)} could not be read ({error})", "make or fetch the model again") from None
+        raise WeightsError(f"{printable(file)} could not be read ({error})", "make or fetch the model again") from None
 
 
 def _hidden(path: Path, ending: str) -> Path:

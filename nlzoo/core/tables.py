@@ -12,7 +12,7 @@ import numpy as np
 
 from . import files
 from .errors import UsageError
-from .text import as_json, as_text, shown
+from .text import as_json, as_text, printable
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
@@ -21,7 +21,8 @@ def check(file: Path, endings: Sequence[str] = ENDINGS) -> None:
     """Raises `UsageError` for an ending that is none of ours, or one that needs a package that is not here: before the work, not after it."""
     if file.suffix.lower() not in endings:
         raise UsageError(
-            f"{shown(file)} ends in none of {', '.join(endings)}", f"for example {file.stem or 'answers'}{endings[0]}"
+            f"{printable(file)} ends in none of {', '.join(endings)}",
+            f"for example {file.stem or 'answers'}{endings[0]}",
         )
     if file.suffix.lower() == ".parquet":
         _pyarrow()

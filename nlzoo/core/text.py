@@ -6,23 +6,29 @@ import unicodedata
 
 
 def as_text(name: str | os.PathLike) -> str:
-    """A file or class name as text that any format holds: bytes that are no UTF-8 as codes."""
+    """A file or class name as text that every format can hold: bytes that are not UTF-8 become escapes (`\\xff`)."""
     text = os.fspath(name)
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a pair, which JSON may hold
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON may hold
         return text.encode("utf-8", "backslashreplace").decode()
 
 
-def shown(name: str | os.PathLike) -> str:
-    """A file or class name safe to print: control characters, also those of terminals, ends of lines and broken bytes as codes."""
-    return "".join(
-        c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else c.encode("unicode_escape").decode()
-        for c in as_text(name)
-    )
+def printable(name: str | os.PathLike) -> str:
+    """A name on one line, safe for a terminal: control, format and line-ending characters and broken bytes become escapes."""
+    return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in as_text(name))
+
+
+def printable_text(text: str) -> str:
+    """The same for a text of several lines: it keeps its newlines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029"
 
 
 def as_json(value: object, indent: int | None = None) -> str:
-    """JSON in UTF-8, as people read it; where a name is no UTF-8, with JSON's own codes, which give its bytes back. NaN is refused."""
+    """Readable JSON in UTF-8. Text that is not UTF-8 makes it ASCII: JSON's escapes give the bytes back. Raises `ValueError` for NaN."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     return text if as_text(text) == text else json.dumps(value, indent=indent, allow_nan=False)

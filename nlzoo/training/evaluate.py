@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core.errors import OutOfMemory, UsageError, VideoError
 from ..core.recipe_spec import Recipe
-from ..core.text import shown
+from ..core.text import printable
 from ..videos import clips, listing, loader
 from . import metrics
 from .engine import Engine
@@ -126,7 +126,7 @@ def answers(
     if not rows:
         raise VideoError(
             f"none of the {len(source)} videos to evaluate on could be read",
-            f"the first: {shown(bad[0][0])}: {shown(bad[0][1])}",
+            f"the first: {printable(bad[0][0])}: {printable(bad[0][1])}",
         )
     return Predictions(tuple(source.items[i] for i in rows), np.stack(list(rows.values())), bad)
 

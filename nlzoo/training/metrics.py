@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.text import shown
+from ..core.text import printable
 from ..videos.listing import Item
 
 BINS = 15  # of confidence, for the calibration
@@ -170,7 +170,9 @@ def class_table(summary: dict, most: int = 40) -> tuple[list[str], list[list[str
             default=(0, ""),
         )
         figures = ["-" if row[k] is None else f"{row[k]:.3f}" for k in ("precision", "recall", value)]
-        cells.append([shown(row["class"]), str(row["videos"]), *figures, f"{shown(other)} ({count})" if count else ""])
+        cells.append(
+            [printable(row["class"]), str(row["videos"]), *figures, f"{printable(other)} ({count})" if count else ""]
+        )
     more = [[f"and {len(rows) - most} more (--json)", *[""] * 5]] if len(rows) > most else []
     return ["class", "videos", "precision", "recall", value.replace("_", " "), "taken for"], cells + more
 

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from .. import __version__
 from ..core import files
 from ..core.errors import DiskError, UsageError, WeightsError
-from ..core.text import shown
+from ..core.text import printable
 from ..networks import checkpoint
 
 FOLDER = "checkpoints"
@@ -153,7 +153,7 @@ def load(run: Path) -> Loaded | None:
         found = _steps(place)
     except OSError as error:
         raise WeightsError(
-            f"{shown(str(place))} could not be read ({error.strerror or error})", "work in a folder of your own"
+            f"{printable(str(place))} could not be read ({error.strerror or error})", "work in a folder of your own"
         ) from error
     for step, folder in found:
         try:
@@ -164,7 +164,7 @@ def load(run: Path) -> Loaded | None:
     if passed:
         rows = "".join(f"\n  {name}: {reason}" for name, reason in passed[:10])
         raise WeightsError(
-            f"none of the {len(passed)} checkpoints in {shown(str(place))} can be read:{rows}",
+            f"none of the {len(passed)} checkpoints in {printable(str(place))} can be read:{rows}",
             "begin again under another name; the run's model folders may still be whole",
         )
     return None
@@ -310,7 +310,7 @@ def lock(run: Path) -> Iterator[None]:
         handles = _take(run)
     except OSError as error:
         raise DiskError(
-            f"{shown(str(run))} could not be locked ({error.strerror or error})", "work in a folder of your own"
+            f"{printable(str(run))} could not be locked ({error.strerror or error})", "work in a folder of your own"
         ) from error
     key = object()
     _held[key] = handles
@@ -396,16 +396,16 @@ def _refuse_other_host(run):
     """No lock reaches another host here: what is written there must do, though its process may have ended long ago."""
     owner = _told(run / LOCK)
     if owner and owner["host"] != socket.gethostname():
-        raise _in_use(run, owner, f"; if it has ended long ago, remove {shown(str(run / LOCK))}")
+        raise _in_use(run, owner, f"; if it has ended long ago, remove {printable(str(run / LOCK))}")
 
 
 def _in_use(run, owner, more=""):
     who = (
-        f"process {owner['pid']} on {shown(owner['host'])} since {shown(owner['since'])}"
+        f"process {owner['pid']} on {printable(owner['host'])} since {printable(owner['since'])}"
         if owner
         else "another process"
     )
     return UsageError(
-        f"{shown(str(run))} is in use by {who}",
+        f"{printable(str(run))} is in use by {who}",
         f"wait for its end or stop it; or begin another run under another name{more}",
     )

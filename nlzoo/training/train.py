@@ -33,7 +33,7 @@ from ..core import files, tables
 from ..core.errors import DiskError, DivergedError, OutOfMemory, Stopped, VideoError
 from ..core.model_spec import to_json
 from ..core.recipe_spec import LONG_CLIP, TrainConfig, auto_recipe, change_recipe, for_labels, parse_recipe
-from ..core.text import shown
+from ..core.text import printable
 from ..core.view_spec import default_augment, parse_augment
 from ..networks import card, checkpoint
 from ..networks.model import moving_average
@@ -109,10 +109,10 @@ def _augmentation(text, total, classes):
         directed = [c for c in classes if _DIRECTED.search(c)]
         if sided:
             changes = dataclasses.replace(changes, flip=False)
-            reasons.append(f"not mirrored: class {shown(sided[0])!r} names a side")
+            reasons.append(f"not mirrored: class {printable(sided[0])!r} names a side")
         elif directed and changes.flip:
             reasons.append(
-                f"mirrored, though class {shown(directed[0])!r} has a direction; flip=no if left and right matter"
+                f"mirrored, though class {printable(directed[0])!r} has a direction; flip=no if left and right matter"
             )
     return changes, f"augment {changes}" + (f" ({'; '.join(reasons)})" if reasons else "")
 
@@ -484,7 +484,7 @@ def _flat(value, name=""):
 
 
 def _short(value):
-    text = shown(json.dumps(value, ensure_ascii=False))
+    text = printable(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
@@ -715,7 +715,7 @@ def _step(job, indices, pixels, bad, epoch):
     ):  # the scaler leaves out steps that overflow
         _put_back(job.net, statistics)
         raise DivergedError(
-            f"loss {loss}, gradient {norm} at step {step + 1}, on {', '.join(map(shown, job.engine.all_gather(files)))}",
+            f"loss {loss}, gradient {norm} at step {step + 1}, on {', '.join(map(printable, job.engine.all_gather(files)))}",
             f"the weights before this step are kept; try --lr {recipe.lr / 3:.1g}",
         )
     job.scaler.step(job.optimizer)

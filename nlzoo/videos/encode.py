@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from ..core.errors import DiskError, VideoError
-from ..core.text import shown
+from ..core.text import printable
 from . import video
 
 GOP = 12  # frames from one key frame to the next: a clip's frame costs the decoding of at most these
@@ -101,7 +101,7 @@ def _written(path: Path):
         os.replace(part, path)
     except OSError as error:
         raise DiskError(
-            f"{shown(path)} could not be written ({error.strerror or error})",
+            f"{printable(path)} could not be written ({error.strerror or error})",
             "free some room, or choose another folder",
         ) from error
     finally:

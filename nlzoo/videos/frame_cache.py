@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..core.errors import DiskError, VideoError
-from ..core.text import shown
+from ..core.text import printable
 from . import video
 
 FORMAT = 1  # of the files; raised when they, or the pixels that `video` gives, change
@@ -75,7 +75,7 @@ def check_room(videos: Iterable[tuple[str | os.PathLike, int, int, int]], short_
         raise _cannot(cache, error) from error
     if needed > free:
         raise DiskError(
-            f"the decoded frames take {needed / 1e9:.1f} GB, and {shown(cache)} has room for {free / 1e9:.1f} GB",
+            f"the decoded frames take {needed / 1e9:.1f} GB, and {printable(cache)} has room for {free / 1e9:.1f} GB",
             "name a folder on a larger disk, leave --cache out, or read prepared videos (nlzoo prepare)",
         )
     return needed
@@ -167,6 +167,6 @@ def _sweep(cache):
 def _cannot(cache, error):
     reason = getattr(error, "strerror", None) or str(error)
     return DiskError(
-        f"{shown(cache)} cannot keep decoded frames ({reason})",
+        f"{printable(cache)} cannot keep decoded frames ({reason})",
         "name another folder, free some room, or leave --cache out",
     )

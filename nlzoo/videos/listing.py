@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..core.errors import DiskError, UsageError, VideoError
-from ..core.text import as_text, shown
+from ..core.text import as_text, printable
 from . import video
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -142,7 +142,7 @@ def read(source: Path, classes: tuple[str, ...] = ()) -> Listing:
 
 def _listed(names):
     """Some of many names for a message."""
-    names = [shown(n)[:60] for n in names]
+    names = [printable(n)[:60] for n in names]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
@@ -225,7 +225,7 @@ def _hidden(path):
 def _folder(root, classes):
     tree = _walk(root)
     if reason := dict(tree.closed).get(""):
-        raise VideoError(f"{shown(root)} {reason}", "check its permissions")
+        raise VideoError(f"{printable(root)} {reason}", "check its permissions")
     layout = _layout(root, tree.videos)
     labelled = [
         Item(path, (label,), split=split) for path in tree.videos for label, split in [_label(path, layout)] if label
@@ -235,9 +235,9 @@ def _folder(root, classes):
     if lists and len(labels) < 2:
         return _from_lists(root, lists, classes)
     if lists and not layout:
-        names = " and ".join(shown(f.name) for f, _ in lists)
+        names = " and ".join(printable(f.name) for f, _ in lists)
         raise VideoError(
-            f"{shown(root)} has both class folders ({_listed(sorted(labels))}) and lists ({names})",
+            f"{printable(root)} has both class folders ({_listed(sorted(labels))}) and lists ({names})",
             "move the lists away to use the folders, or join the lists into one with a split column and give that",
         )
     if not labelled:
@@ -285,16 +285,16 @@ def _lists_in(root):
     for split, files in found.items():
         if len(files) > 1:
             raise VideoError(
-                f"{shown(root)} has {len(files)} lists for {split}: {_listed([f.name for f in files])}",
+                f"{printable(root)} has {len(files)} lists for {split}: {_listed([f.name for f in files])}",
                 "keep one of them",
             )
     return [(found[split][0], split) for split in (TRAIN, VAL, TEST) if split in found]
 
 
 def _nothing_in(root, tree):
-    where, total = shown(root), tree.others.total()
+    where, total = printable(root), tree.others.total()
     if tree.videos:
-        first = shown(tree.videos[0])
+        first = printable(tree.videos[0])
         return VideoError(
             f"the videos in {where} cannot be used: no class folder is there, and they lie directly in it ({first})",
             "move each into the sub-folder of its class, or give a list of path,label",
@@ -319,16 +319,17 @@ def _refuse_clashes(where, labels):
         other = seen.setdefault(composed.casefold(), label)
         if other != label:
             alike = unicodedata.normalize("NFC", other) == composed  # on a screen: only codes tell one from the other
-            names = " and ".join(ascii(name) if alike else f"'{shown(name)}'" for name in (other, label))
+            names = " and ".join(ascii(name) if alike else f"'{printable(name)}'" for name in (other, label))
             raise VideoError(
-                f"{shown(where)} has two classes {names} that differ in spelling alone", "rename or merge them"
+                f"{printable(where)} has two classes {names} that differ in spelling alone", "rename or merge them"
             )
 
 
 def _refuse_unknown(where, classes, there):
     if unknown := [c for c in classes if c not in there]:
         raise UsageError(
-            f"{shown(where)} has no class '{shown(unknown[0])}'; it has {_listed(sorted(there))}", "choose among these"
+            f"{printable(where)} has no class '{printable(unknown[0])}'; it has {_listed(sorted(there))}",
+            "choose among these",
         )
 
 
@@ -346,7 +347,7 @@ def _from_lists(root, files, classes):
         if any(len(label) > MOST_LABEL for label in row.item.labels):
             raise _bad(row.file, row.line, f"a label of over {MOST_LABEL} characters")
     where = files[0][0] if len(files) == 1 else root
-    kind = kinds[0] if len(files) == 1 else f"{', '.join(shown(f.name) for f, _ in files)}: {kinds[0]}"
+    kind = kinds[0] if len(files) == 1 else f"{', '.join(printable(f.name) for f, _ in files)}: {kinds[0]}"
     labels = {label for r in rows for label in r.item.labels}
     if not labels:
         raise _no_labels(where)
@@ -366,7 +367,7 @@ def _from_lists(root, files, classes):
 
 def _no_labels(where):
     return VideoError(
-        f"no video that is there in {shown(where)} has a label",
+        f"no video that is there in {printable(where)} has a label",
         "the label column names the class; several are joined as a;b",
     )
 
@@ -381,12 +382,12 @@ def _narrowed(rows, classes, multi_label):
 
 
 def _bad(file, line, what, hint="mend that line"):
-    return VideoError(f"{shown(file)} line {line}: {what}", hint)
+    return VideoError(f"{printable(file)} line {line}: {what}", hint)
 
 
 def _text_of(file):
     """The text of a list, bytes that are no UTF-8 kept as surrogates; refused when it is none."""
-    where = shown(file)
+    where = printable(file)
     try:
         info = os.stat(file)
         if not stat.S_ISREG(info.st_mode):  # opening a pipe could wait for ever
@@ -416,7 +417,7 @@ def _text_of(file):
 
 def _refuse_others(file, head):
     """Files that are known by their first bytes and are no lists."""
-    where = shown(file)
+    where = printable(file)
     if any(head[at : at + len(magic)] == magic for magic, at in _ARCHIVES.items()):
         if file.suffix.lower() in _SHEETS:
             raise VideoError(f"{where} is a spreadsheet", "save it as CSV (UTF-8), and give that")
@@ -432,7 +433,7 @@ def _parsed(file):
     text = _text_of(file)
     head = text[: 2**20]
     if re.match(r"\s*original_vide?o_id\s", head):
-        raise VideoError(f"{shown(file)} is SlowFast's list of pictures", _FRAMES)
+        raise VideoError(f"{printable(file)} is SlowFast's list of pictures", _FRAMES)
     delimiter, columns = _header(file, head)
     if columns:
         return _with_header(file, text, delimiter, columns)
@@ -446,7 +447,7 @@ def _parsed(file):
     raise _bad(
         file,
         line,
-        f"'{shown(first)[:100]}' is neither a header nor path,label",
+        f"'{printable(first)[:100]}' is neither a header nor path,label",
         "the first line names the columns, path,label[,group,split,start,end]; commas or tabs between them (a;b are two labels)",
     )
 
@@ -543,7 +544,7 @@ def _records(file, text, delimiter, width, exact=False):
                 yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
-        what = f"quotes that do not fit or a cell without end ({shown(str(error))})"
+        what = f"quotes that do not fit or a cell without end ({printable(str(error))})"
         raise _bad(file, line, what, 'a quote inside quotes is written twice: ""') from None
 
 
@@ -571,7 +572,7 @@ def _with_header(file, text, delimiter, columns):
         )
     rows = [make(file, line, {name: cells[index] for name, index in columns.items()}) for line, cells in records]
     if not rows:
-        raise VideoError(f"{shown(file)} has a header and no rows", "add a row for each video")
+        raise VideoError(f"{printable(file)} has a header and no rows", "add a row for each video")
     return kind, rows
 
 
@@ -585,7 +586,7 @@ def _plain_rows(file, text, delimiter):
         raise _bad(
             file,
             rows[0].line,
-            f"'{shown(rows[0].item.path)[:60]}' is neither a video nor a header that is known",
+            f"'{printable(rows[0].item.path)[:60]}' is neither a video nor a header that is known",
             "call the columns path and label",
         )
     return rows
@@ -599,7 +600,7 @@ def _spaced_rows(file, text):
             raise _bad(
                 file,
                 line,
-                f"'{shown(row)[:100]}' does not end in the number of a class",
+                f"'{printable(row)[:100]}' does not end in the number of a class",
                 "each line is a path, a space and a number",
             )
         labels = cells[1].split()
@@ -651,7 +652,7 @@ def _charades_row(file, line, cells):
             raise _bad(
                 file,
                 line,
-                f"action '{shown(action)[:60]}' is not a class, a start and an end",
+                f"action '{printable(action)[:60]}' is not a class, a start and an end",
                 "for example c092 11.90 21.20",
             )
         for what, cell in zip(("start", "end"), fields[1:]):
@@ -670,7 +671,7 @@ def _path(file, line, cells):
 def _split(file, line, cells):
     word = cells.get("split", "").strip().lower()
     if word and word not in SPLITS:
-        raise _bad(file, line, f"split '{shown(word)[:60]}' is none of train, val, test")
+        raise _bad(file, line, f"split '{printable(word)[:60]}' is none of train, val, test")
     return SPLITS[word] if word else ""
 
 
@@ -692,7 +693,7 @@ def _number(file, line, what, cell):
         raise _bad(
             file,
             line,
-            f"{what} '{shown(cell)[:60]}' is not a number from 0 up",
+            f"{what} '{printable(cell)[:60]}' is not a number from 0 up",
             "seconds, with a point: 65.5" if what in ("start", "end") else "",
         )
     return value
@@ -781,11 +782,11 @@ def _repeats(row, item, seen):
         return ""
     first, before = seen[key]
     if set(before.labels) != set(item.labels):
-        was, now = (shown(";".join(i.labels)) or "no label" for i in (before, item))
+        was, now = (printable(";".join(i.labels)) or "no label" for i in (before, item))
         raise _bad(
             row.file,
             row.line,
-            f"{shown(item.path)} is '{now}' here and '{was}' in {shown(first.file.name)} line {first.line}",
+            f"{printable(item.path)} is '{now}' here and '{was}' in {printable(first.file.name)} line {first.line}",
             "keep one of them; a video of several classes is one row with a;b for its label",
         )
     other = f" ({before.split} and {item.split})" if before.split != item.split else ""
@@ -797,12 +798,13 @@ def _none_left(where, rows, skipped):
     if any(reason.startswith("is a folder") for _, reason in skipped) or not any(
         _ends_like_video(r.item.path) for r in rows
     ):
-        return VideoError(f"{shown(where)} lists no videos: {shown(path)} {reason}", _FRAMES)
+        return VideoError(f"{printable(where)} lists no videos: {printable(path)} {reason}", _FRAMES)
     hint = "paths are relative to the list's folder, or to the folder that nlzoo is started in"
     if rows[0].stems:
         hint = f"the videos are looked for below the list's folder and the working folder, as {' or '.join(rows[0].stems)} with a video's ending"
     return VideoError(
-        f"{shown(where)} lists {_count(len(rows), 'video')}, and none is there; the first: {shown(path)}", shown(hint)
+        f"{printable(where)} lists {_count(len(rows), 'video')}, and none is there; the first: {printable(path)}",
+        printable(hint),
     )
 
 
@@ -831,7 +833,7 @@ def write(used: Listing | Iterable[Item], file: Path) -> None:
         os.replace(part, file)
     except OSError as error:
         raise DiskError(
-            f"{shown(file)} could not be written ({error.strerror})", "free some room, or check its folder"
+            f"{printable(file)} could not be written ({error.strerror})", "free some room, or check its folder"
         ) from error
     finally:
         part.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core.errors import VideoError
-from ..core.text import shown
+from ..core.text import printable
 from . import listing, pool, records, splits
 from .listing import Item
 
@@ -97,7 +97,7 @@ def _copies(root, known, paths):
 
 def _refuse_unusable(result):
     where, total = (
-        shown(str(result.root)),
+        printable(str(result.root)),
         len({i.path for i in result.items}) + len(counted := bad(result.skipped, result.kind)),
     )
     if len(counted) > MOST_BAD * total:
@@ -111,7 +111,7 @@ def _refuse_unusable(result):
         )
     if len(result.classes) < (1 if result.multi_label else 2):
         raise VideoError(
-            f"{where} has one class, {shown(result.classes[0])!r}; a classifier needs two",
+            f"{where} has one class, {printable(result.classes[0])!r}; a classifier needs two",
             "give a folder with one sub-folder of videos per class",
         )
 
@@ -123,7 +123,7 @@ def bad(skipped: tuple[tuple[str, str], ...], kind: str) -> list[tuple[str, str]
 
 def _table(rows):
     more = f"\n  … and {len(rows) - 10} more" if len(rows) > 10 else ""
-    return "\n".join(f"  {shown(path)}: {shown(reason)}" for path, reason in rows[:10]) + more
+    return "\n".join(f"  {printable(path)}: {printable(reason)}" for path, reason in rows[:10]) + more
 
 
 def split(found: Dataset, val: str, seed: int) -> Dataset:

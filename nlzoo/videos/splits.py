@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.errors import UsageError, VideoError
-from ..core.text import shown
+from ..core.text import printable
 from .listing import TEST, TRAIN, VAL, Item
 
 # --- groups
@@ -104,7 +104,7 @@ def split(items: Sequence[Item], val: str, seed: int, rule: str) -> tuple[tuple[
     trained = {label for i in result if i.split == TRAIN for label in i.labels}
     if missing := {label for i in open_ for label in i.labels} - trained:
         raise VideoError(
-            f"class {shown(min(missing))!r} has no training clip left after the split ({by})",
+            f"class {printable(min(missing))!r} has no training clip left after the split ({by})",
             "add clips of it, or choose another --val",
         )
     for part in (TRAIN, VAL):
@@ -129,13 +129,13 @@ def _held_out(items, val, seed, rule):
         named = {g.strip() for g in val.split(",")}
         if unknown := named - set(groups):
             raise UsageError(
-                f"--val {val}: no group {shown(min(unknown))!r}; there are {len(groups)}: {', '.join(map(shown, groups[:12]))}",
+                f"--val {val}: no group {printable(min(unknown))!r}; there are {len(groups)}: {', '.join(map(printable, groups[:12]))}",
                 "give a share such as 0.2, a fold such as 1/5, or names of groups",
             )
         return named
     if len(groups) < 2:
         raise VideoError(
-            f"all videos seem to come from one recording ({rule}: {shown(groups[0]) if groups else ''!r})",
+            f"all videos seem to come from one recording ({rule}: {printable(groups[0]) if groups else ''!r})",
             "give train/ and val/ folders, to say that it is meant so",
         )
     return _fold(items, groups, int(fold[1]), int(fold[2]), seed) if fold else _draw(items, groups, share, seed)

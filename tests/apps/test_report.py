@@ -16,7 +16,7 @@ import torch
 from nlzoo.apps import charts, draw, report
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import NlzooError, UsageError, VideoError, WeightsError
-from nlzoo.core.text import shown
+from nlzoo.core.text import printable
 from nlzoo.networks import checkpoint, model
 from nlzoo.training import evaluate, metrics, train
 from nlzoo.videos import listing, loader, scanning
@@ -338,12 +338,12 @@ def renamed(value, names):
 def test_no_name_makes_an_element(hostile, hostile_page):
     seen = Parsed(hostile_page)
     for name in (*HOSTILE, FILE, Path(hostile.run).name, "<b>lost</b>.mp4", '"bad" & <i>broken</i>'):
-        assert shown(name) in seen.text
+        assert printable(name) in seen.text
     names = {
         **dict(zip(HOSTILE, HARMLESS)),
-        **{shown(old): new for old, new in zip(HOSTILE, HARMLESS)},
+        **{printable(old): new for old, new in zip(HOSTILE, HARMLESS)},
         FILE: ".mp4",
-        shown(FILE): ".mp4",
+        printable(FILE): ".mp4",
         "r & <b>un": "run",
         "<b>lost</b>": "lost",
         '"bad" & <i>broken</i>': "broken",

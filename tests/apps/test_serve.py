@@ -24,7 +24,7 @@ import torch
 from nlzoo.apps import draw, explain, hub, pictures, predict, serve
 from nlzoo.core.errors import UsageError
 from nlzoo.core.model_spec import ModelSpec, NonLocal
-from nlzoo.core.text import shown
+from nlzoo.core.text import printable
 from nlzoo.core.view_spec import ClipSpec
 from nlzoo.networks import checkpoint, model
 from nlzoo.videos import video
@@ -162,12 +162,12 @@ def test_an_answer_is_what_predict_and_explain_say(page, videos, tmp_path):
     drop, whole, times, overlay = next(data for _, data in reversed(parts) if "value" in data[1])
     net = checkpoint.load_model(page.folder / "alice" / "net")
     (row,) = predict.predict(net, [file], CPU)
-    expected = {shown(name): score for name, score in list(row["scores"].items())[: serve.TOP]}
+    expected = {printable(name): score for name, score in list(row["scores"].items())[: serve.TOP]}
     assert {c["label"]: c["confidence"] for c in whole["value"]["confidences"]} == pytest.approx(expected, abs=1e-6)
     assert whole["value"]["label"] == next(iter(expected))
     windows = predict.windows(net, file, CPU, predict.Windows(serve.SHORTEST))["windows"]
     assert len(windows) > 2 and len(times["value"]["data"]) == len(windows) * serve.TOP
-    scores = {((w["start"] + w["end"]) / 2, shown(c)): p for w in windows for c, p in w["scores"].items()}
+    scores = {((w["start"] + w["end"]) / 2, printable(c)): p for w in windows for c, p in w["scores"].items()}
     for at, p, name in times["value"]["data"]:
         assert p == pytest.approx(scores[at, name], abs=1e-6)
     pictures.write(explain.explain(net, file, CPU), tmp_path)
@@ -196,8 +196,8 @@ def test_names_are_plain_text(page, videos):
     sent = "<b>x</b>\x1b[31m\n&amp;.mp4"
     _, there = page.send(videos().read_bytes(), "<script>x.mp4")
     _, whole, times, overlay = next(data for _, data in reversed(page.ask(there, sent)) if "value" in data[1])
-    assert whole["label"] == f"Whole video: {shown(sent)}"
-    known = {shown(name) for name in CLASSES}
+    assert whole["label"] == f"Whole video: {printable(sent)}"
+    known = {printable(name) for name in CLASSES}
     assert {c["label"] for c in whole["value"]["confidences"]} <= known and {
         row[2] for row in times["value"]["data"]
     } <= known

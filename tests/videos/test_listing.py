@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nlzoo.core.errors import DiskError, UsageError, VideoError
-from nlzoo.core.text import as_text, shown
+from nlzoo.core.text import as_text, printable
 from nlzoo.videos import listing
 from nlzoo.videos.listing import Item
 
@@ -651,7 +651,7 @@ def test_a_folder_that_may_not_be_read_is_named(work):
 
 @pytest.mark.parametrize("name", NASTY)
 def test_names_are_shown_without_control_characters(name):
-    assert shown(name).isprintable() and shown(name).encode("utf-8")
+    assert printable(name).isprintable() and printable(name).encode("utf-8")
 
 
 def test_any_bytes_are_a_listing_or_a_sentence(tmp_path, work, seed):
