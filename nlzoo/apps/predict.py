@@ -89,7 +89,7 @@ def features(
 
 def _whole(net, paths, looks, decoder):
     return loader.Clips(
-        Path(), tuple(listing.Item(str(p), ()) for p in paths), net.spec.clip, looks=looks, decoder=decoder
+        Path(), tuple(listing.Item(str(p), ()) for p in paths), net.spec.clip, views=looks, decoder=decoder
     )
 
 

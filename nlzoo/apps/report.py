@@ -95,7 +95,7 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress=lambda do
     found, known = scanning.scan(run / "videos.csv"), net.spec
     _refuse_others(run, found, known)
     held = loader.Clips(found.root, tuple(scanning.items_in(found, listing.VAL)), known.clip, decoder=config.decoder)
-    said = evaluate.answers(net, held, device, workers, progress)
+    said = evaluate.predictions(net, held, device, workers, progress)
     best, worst = _looked_at(said, replace(held, items=said.items), known, workers)
     return Facts(
         str(run),

@@ -55,13 +55,13 @@ def eval_(
         raise UsageError(
             f"{model} gives each video one class, and these have several, or none", "measure it on videos of one label"
         )
-    source = loader.Clips(found.root, tuple(items), net.spec.clip, looks=looks, decoder=decoder)
+    source = loader.Clips(found.root, tuple(items), net.spec.clip, views=looks, decoder=decoder)
 
     def said(order):
         with console.progress("evaluating" if order == "true" else f"evaluating, frames {order}") as bar:
-            return evaluate.answers(
+            return evaluate.predictions(
                 net.to(device),
-                dataclasses.replace(source, looks=dataclasses.replace(looks, order=order)),
+                dataclasses.replace(source, views=dataclasses.replace(looks, order=order)),
                 device,
                 pool.default_workers(str(device)),
                 bar,
@@ -70,14 +70,14 @@ def eval_(
     true = said("true")
     summary = {
         **metrics.full(true.scores, true.items, classes, several),
-        "views": looks.views,
+        "views": looks.num_views,
         "look": str(looks),
         "skipped": len(found.skipped) + len(true.bad),
     }
     for path, reason in [*found.skipped, *true.bad]:
         console.warn(f"skipped {printable(path)}: {printable(reason)}")
     if control:
-        summary["control"] = {order: evaluate.beside(true, said(order), classes, several) for order in metrics.CONTROLS}
+        summary["control"] = {order: evaluate.compare_to_control(true, said(order), classes, several) for order in metrics.CONTROLS}
     if out:
         tables.write(out, evaluate.as_rows(true, classes, found.skipped))
         console.say(f"wrote {printable(out)}")

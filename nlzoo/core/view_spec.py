@@ -46,26 +46,26 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How often a video is looked at in a test; its answer is the mean over all views."""
+    """The views of a video in a test: clips x crops. Its prediction is the mean over all views."""
 
-    clips: int = 1  # in time, evenly; from 2 on the last one reaches the video's end
-    crops: int | str = (
-        1  # 1: the whole frame squeezed to a square; 3: squares at both ends and in the middle of the longer side; full: as it is
-    )
+    num_clips: int = 1  # evenly in time; with 2 or more, the last one ends where the video does
+    # 1: the whole frame, squeezed to a square; 3: squares at both ends and in the middle of the longer side;
+    # full: the whole frame in its own shape
+    crops: int | str = 1
     order: str = "true"  # of a clip's frames; shuffled, or one: the middle one in place of all (controls)
 
     def __post_init__(self):
-        between(self.clips, 1, 100, "clips per video")
+        between(self.num_clips, 1, 100, "clips per video")
         one_of(self.crops, (1, 3, "full"), "crops per clip")
         one_of(self.order, ("true", "shuffled", "one"), "order of the frames")
 
     @property
-    def views(self) -> int:
-        """Of each video."""
-        return self.clips * (3 if self.crops == 3 else 1)
+    def num_views(self) -> int:
+        """Views of each video."""
+        return self.num_clips * (3 if self.crops == 3 else 1)
 
     def __str__(self):
-        return f"{self.clips}x{self.crops}"
+        return f"{self.num_clips}x{self.crops}"
 
 
 CROPS = ("area", "jitter")

@@ -5,7 +5,7 @@ At run time it is nothing of its own; a type checker learns here which attribute
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ..core.model_spec import ModelSpec
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
         def set_grad_checkpointing(self, enable: bool = True) -> None:
             """timm's: of every block only the input is kept."""
 
-        def forward_features(self, x: object) -> object:
+        def forward_features(self, x: Tensor) -> Tensor:
             """timm's: the last stage's output `(B, C, T, H, W)`."""
+
+        def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+            """timm's: logits `(B, num_outputs)` of the last stage's output, or with `pre_logits` its means `(B, C)`."""
 
 else:
     Network = nn.Module

@@ -1,186 +1,194 @@
-"""Numbers and answers from a network and videos: one path for validation, `eval` and `predict`.
+"""Predictions of a network for labelled videos: the one path of validation, `eval` and `predict`.
 
-Every view gets its own softmax (or sigmoids, where a video may have several labels); a video's probabilities are their
-mean (paper, section 5).
+Each view gets its own softmax (or sigmoids, where a video may have several labels). The prediction for a video is the
+mean over its views (paper, section 5).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..core.errors import OutOfMemory, UsageError, VideoError
+from ..core.progress import Progress, no_progress
 from ..core.recipe_spec import Recipe
 from ..core.text import printable
-from ..videos import clips, listing, loader
+from ..networks.network import Network
+from ..videos import clips, loader
+from ..videos.listing import Item
 from . import metrics
 from .engine import Engine
 from .recipe import autocast
 
 CLIPS = 8  # in a forward pass
-AUTO = Recipe()  # bf16 on a GPU that has it, float32 elsewhere
+AUTO = Recipe()  # bf16 on a GPU that has it, otherwise float32
+
+Row = tuple[int, np.ndarray | None, str]  # index of a video, its numbers, or else the reason why there are none
 
 
-def resolve_device(name: str | None) -> torch.device:
-    """The device asked for, or the GPU when there is one. Raises `UsageError` for one that is not here."""
-    name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The given device, or else the GPU where there is one. Raises `UsageError` for one that cannot compute here."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
-        return torch.device(name)
+        torch.zeros(1, device=device).item()  # a meta tensor has no value
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}",
-            "leave --device out to take what there is; nlzoo doctor shows it",
+            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}",
+            "omit --device to take the GPU, or else the CPU; nlzoo doctor shows what is here",
         ) from None
+    return torch.device(device)
 
 
 @contextmanager
-def memory_errors(what: str):
-    """CUDA out of memory as `MemoryError_`."""
+def memory_errors(what: str) -> Iterator[None]:
+    """CUDA out of memory as `OutOfMemory`."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise OutOfMemory(f"the GPU ran out of memory with {what}", "lower --batch, --frames or --size") from error
 
 
+def probabilities(
+    net: Network, source: loader.Clips, device: torch.device, workers: int = 0, recipe: Recipe = AUTO
+) -> Iterator[Row]:
+    """For each video, as it is done, `(index, float64 (K,) probabilities, "")`, or `(index, None, reason)`.
+
+    `net` is in eval mode on `device`; `recipe` says the precision.
+    """
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        logits = net(inputs).cpu().double()  # on the CPU: Metal has no float64
+        return logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
+
+    return _mean_over_views(forward, source, device, workers, recipe)
+
+
+def features(
+    net: Network, source: loader.Clips, device: torch.device, workers: int = 0, recipe: Recipe = AUTO
+) -> Iterator[Row]:
+    """The same with float64 `(C,)` inputs of the last layer: means over the views, frames and positions of a video."""
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        return net.forward_head(net.forward_features(inputs), pre_logits=True).cpu().double()
+
+    return _mean_over_views(forward, source, device, workers, recipe)
+
+
+@torch.inference_mode()
+def _mean_over_views(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    source: loader.Clips,
+    device: torch.device,
+    workers: int,
+    recipe: Recipe,
+) -> Iterator[Row]:
+    """The mean of `forward`'s rows over the views of each video; `CLIPS` views in a pass."""
+    keys = [(-1, index) for index in range(len(source))]
+    videos_per_pass = max(1, CLIPS // source.views.num_views)
+    batches = [keys[start : start + videos_per_pass] for start in range(0, len(keys), videos_per_pass)]
+    for indices, pixels, bad in loader.load(source, batches, workers):
+        if pixels is not None:
+            parts = pixels.flatten(0, 1).split(CLIPS)
+            with autocast(recipe, device), memory_errors(f"{len(parts[0])} clips"):
+                rows = torch.cat([forward(clips.to_input(part.to(device), source.clip)) for part in parts])
+            yield from zip(indices, rows.view(*pixels.shape[:2], -1).mean(1).numpy(), repeat(""))
+        yield from ((index, None, reason) for index, reason in bad)
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of labelled videos."""
+    """Probabilities that a network gives to labelled videos."""
 
-    items: tuple[listing.Item, ...]  # those that could be read
+    items: tuple[Item, ...]  # those that could be read
     scores: np.ndarray  # float64 (N, K) probabilities
     bad: list[tuple[str, str]]  # (path, reason) of the others
 
 
-def probabilities(
-    net: nn.Module, source: loader.Clips, device: torch.device, workers: int = 0, recipe: Recipe = AUTO
-) -> Iterator[tuple[int, np.ndarray | None, str]]:
-    """`(index, float64 (K,) probabilities, "")` for each video in order of its batch, or `(index, None, reason)`.
-
-    `net` is in eval mode on `where`; its `spec` says which clips it wants, `rules` the precision.
-    """
-
-    def forward(clips_):
-        logits = net(clips_).cpu().double()  # not on the device: Metal has no float64
-        return logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
-
-    return _looked(forward, net.spec.clip, source, device, workers, recipe)
-
-
-def features(
-    net: nn.Module, source: loader.Clips, device: torch.device, workers: int = 0, recipe: Recipe = AUTO
-) -> Iterator[tuple[int, np.ndarray | None, str]]:
-    """The same with what the last layer sees, float64 (C,): the mean over a video's views, frames and positions of the last stage."""
-
-    def forward(clips_):
-        return net.forward_head(net.forward_features(clips_), pre_logits=True).cpu().double()
-
-    return _looked(forward, net.spec.clip, source, device, workers, recipe)
-
-
-@torch.inference_mode()
-def _looked(forward, clip, source, device, workers, recipe):
-    """The mean over a video's views of `forward`'s rows, `CLIPS` views at a time."""
-    distributed_errors = max(1, CLIPS // source.looks.views)
-    keys = [
-        [(-1, i) for i in range(start, min(start + distributed_errors, len(source)))]
-        for start in range(0, len(source), distributed_errors)
-    ]
-    for indices, pixels, bad in loader.load(source, keys, workers):
-        if pixels is not None:
-            videos, looks = pixels.shape[:2]
-            with autocast(recipe, device), memory_errors(f"{min(CLIPS, videos * looks)} clips"):
-                rows = torch.cat(
-                    [forward(clips.to_input(part.to(device), clip)) for part in pixels.flatten(0, 1).split(CLIPS)]
-                )
-            yield from ((i, row, "") for i, row in zip(indices, rows.view(videos, looks, -1).mean(1).numpy()))
-        yield from ((i, None, reason) for i, reason in bad)
-
-
-def answers(
-    net: nn.Module,
+def predictions(
+    net: Network,
     source: loader.Clips,
     device: torch.device,
     workers: int = 0,
-    progress=lambda done, total: None,
+    progress: Progress = no_progress,
     engine: Engine | None = None,
     recipe: Recipe = AUTO,
 ) -> Predictions:
-    """What `net` says of the items of `source`, on every rank of `engine`. Raises `VideoError` where none could be read.
+    """The predictions for the items of `source`, the same on every rank of `engine`.
 
-    Each rank looks at every so-manieth video, so that each is counted once.
+    Rank r takes every world-th video from the r-th on, so that each is counted once. Raises `VideoError` where no video
+    could be read.
     """
     net.eval()
     engine = engine or Engine(device)
     mine = range(engine.rank, len(source), engine.world)
-    own, found = replace(source, items=tuple(source.items[i] for i in mine)), []
-    for index, probs, reason in probabilities(net, own, device, workers, recipe) if own.items else ():
-        found.append((mine[index], probs, reason))
-        progress(len(found), len(own))
-    found = sorted(engine.all_gather(found), key=lambda answer: answer[0])
-    rows = {index: probs for index, probs, _ in found if probs is not None}
-    bad = [(source.items[index].path, reason) for index, probs, reason in found if probs is None]
-    if not rows:
-        raise VideoError(
-            f"none of the {len(source)} videos to evaluate on could be read",
-            f"the first: {printable(bad[0][0])}: {printable(bad[0][1])}",
-        )
-    return Predictions(tuple(source.items[i] for i in rows), np.stack(list(rows.values())), bad)
+    own = replace(source, items=tuple(source.items[index] for index in mine))
+    rows: list[Row] = []
+    for index, scores, reason in probabilities(net, own, device, workers, recipe):
+        rows.append((mine[index], scores, reason))
+        progress(len(rows), len(own))
+    rows = sorted(engine.all_gather(rows), key=lambda row: row[0])
+    bad = [(source.items[index].path, reason) for index, scores, reason in rows if scores is None]
+    good = {index: scores for index, scores, _ in rows if scores is not None}
+    if not good:
+        first = f"the first: {printable(bad[0][0])}: {printable(bad[0][1])}" if bad else "nlzoo check shows what is there"
+        raise VideoError(f"none of the {len(source)} videos to evaluate on could be read", first)
+    return Predictions(tuple(source.items[index] for index in good), np.stack(list(good.values())), bad)
 
 
-def beside(true: Predictions, other: Predictions, classes: Sequence[str], multi_label: bool) -> dict:
-    """`metrics.brief` of a control, and `gain`: the 95 % interval of what `true` is better by, on the videos that both could read."""
-    place = {item: n for n, item in enumerate(other.items)}
-    mine = [n for n, item in enumerate(true.items) if item in place]
-    items = [true.items[n] for n in mine]
-    scores = other.scores[[place[item] for item in items]]
-    return {
-        **metrics.brief(scores, items, classes, multi_label),
-        "gain": metrics.difference(true.scores[mine], scores, items, classes, multi_label),
-    }
-
-
-def as_rows(said: Predictions, classes: Sequence[str], skipped: Sequence[tuple[str, str]] = ()) -> list[dict]:
-    """A row for each video, for `tables.write`: path, part, group, labels, answer, its score, whether it is right, `p:CLASS` for each class.
-
-    `skipped`: `(path, reason)` of those that were not asked about; `error` says why one has no answer.
-    """
-    names = list(classes)
-    rows = []
-    for item, scores in zip(said.items, said.scores):
-        best = int(scores.argmax())
-        rows.append(
-            {
-                "path": item.path,
-                "start": item.start,
-                "end": item.end,
-                "group": item.group,
-                "labels": ";".join(item.labels),
-                "answer": names[best],
-                "score": float(scores[best]),
-                "right": names[best] in item.labels,
-                "error": "",
-            }
-            | {f"p:{c}": float(p) for c, p in zip(names, scores)}
-        )
-    return rows + [{"path": path, "error": reason} for path, reason in [*skipped, *said.bad]]
-
-
-def evaluate(
-    net: nn.Module,
+def validate(
+    net: Network,
     source: loader.Clips,
     device: torch.device,
     workers: int = 0,
-    progress=lambda done, total: None,
+    progress: Progress = no_progress,
     engine: Engine | None = None,
     recipe: Recipe = AUTO,
-) -> tuple[dict, list[tuple[str, str]]]:
-    """`(metrics.brief and the number of videos, [(path, reason) of videos that could not be read])`; see `answers`."""
-    said = answers(net, source, device, workers, progress, engine, recipe)
-    return {
-        "videos": len(said.items),
-        **metrics.brief(said.scores, said.items, net.spec.classes, net.spec.multi_label),
-    }, said.bad
+) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """`(metrics.brief and the number of videos, (path, reason) of those that could not be read)`; see `predictions`."""
+    made = predictions(net, source, device, workers, progress, engine, recipe)
+    figures = metrics.brief(made.scores, made.items, net.spec.classes, net.spec.multi_label)
+    return {"videos": len(made.items), **figures}, made.bad
+
+
+def compare_to_control(
+    true: Predictions, control: Predictions, classes: Sequence[str], multi_label: bool
+) -> dict[str, object]:
+    """`metrics.brief` of the control, and `gain`: the 95 % interval of how much better `true` is.
+
+    Both on the videos that both could read.
+    """
+    position = {item: row for row, item in enumerate(control.items)}
+    both = [row for row, item in enumerate(true.items) if item in position]
+    items = [true.items[row] for row in both]
+    scores = control.scores[[position[item] for item in items]]
+    gain = metrics.difference(true.scores[both], scores, items, classes, multi_label)
+    return {**metrics.brief(scores, items, classes, multi_label), "gain": gain}
+
+
+def as_rows(
+    predictions: Predictions, classes: Sequence[str], skipped: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, object]]:
+    """A row for each video, for `tables.write`: path, start, end, group, labels, answer, score, right, `p:CLASS`.
+
+    `skipped`: `(path, reason)` of videos that were not evaluated. `error` says why a video has no prediction.
+    """
+    rows: list[dict[str, object]] = []
+    for item, scores in zip(predictions.items, predictions.scores):
+        best = int(scores.argmax())
+        row = {
+            "path": item.path,
+            "start": item.start,
+            "end": item.end,
+            "group": item.group,
+            "labels": ";".join(item.labels),
+            "answer": classes[best],
+            "score": float(scores[best]),
+            "right": classes[best] in item.labels,
+            "error": "",
+        }
+        rows.append(row | {f"p:{name}": float(p) for name, p in zip(classes, scores)})
+    return rows + [{"path": path, "error": reason} for path, reason in [*skipped, *predictions.bad]]

@@ -18,7 +18,7 @@ DRAWS, MAP_DRAWS = 1000, 200  # of the bootstrap; of mean average precision, eac
 FEW_GROUPS = (
     10  # from here on intervals are drawn: over fewer, draws of groups are too much alike, and an interval too narrow
 )
-CONTROLS = {"shuffled": "frames shuffled", "one": "one frame alone"}  # orders of `spec.Looks`
+CONTROLS = {"shuffled": "frames shuffled", "one": "one frame alone"}  # values of `ViewSpec.order`
 CHOSEN = 0.5  # probability from which on a label counts as given, where a video may have several
 
 
@@ -119,7 +119,7 @@ def full(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], mult
 
 
 def in_words(summary: dict) -> str:
-    """The main figures of `full`, with those of `evaluate.beside` under `control` where they are there, as lines for a person."""
+    """The main figures of `full`, with those of `evaluate.compare_to_control` under `control` where they are there, as lines for a person."""
     names = (
         {"map": "mAP"}
         if "map" in summary

@@ -323,7 +323,7 @@ def _begin(job, found):
     if job.engine.main:
         start_run(job.run, job.net, found, job.config)
     some = dataclasses.replace(job.held, items=job.held.items[: SANITY_BATCHES * evaluate.CLIPS])
-    evaluate.evaluate(job.net, some, job.engine.device, job.config.workers, recipe=job.config.recipe)
+    evaluate.validate(job.net, some, job.engine.device, job.config.workers, recipe=job.config.recipe)
     _save(job)
 
 
@@ -605,7 +605,7 @@ def _end_epoch(job):
             recipes.precise_bn_(job.net, _precise_batches(job), engine.device, config.recipe.bn)
     net = job.ema.module if job.ema else job.net
     engine.sync_buffers(net)
-    scores, bad = evaluate.evaluate(
+    scores, bad = evaluate.validate(
         net, job.held, engine.device, config.workers, partial(_looked, job), engine, config.recipe
     )
     _stop_if_asked(job)  # then all of it is done again
@@ -801,7 +801,7 @@ def rehearse(net: nn.Module, found: scanning.Dataset, config: TrainConfig, talk:
         Stop(),
     )
     some = dataclasses.replace(job.held, items=job.held.items[: SANITY_BATCHES * evaluate.CLIPS])
-    _, bad = evaluate.evaluate(job.net, some, device, config.workers, recipe=config.recipe)
+    _, bad = evaluate.validate(job.net, some, device, config.workers, recipe=config.recipe)
     recipes.train_mode_(job.net, config.recipe)
     batch = _batches(job, 0)[0]
     losses, began, steps = [], time.monotonic(), job.steps

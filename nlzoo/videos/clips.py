@@ -79,22 +79,22 @@ def _middles(start, span, parts):
 
 
 def views(
-    total: int, clip: ClipSpec, looks: ViewSpec = ONE_VIEW, aspect: float = 1.0, fps: float | None = None
+    total: int, clip: ClipSpec, spec: ViewSpec = ONE_VIEW, aspect: float = 1.0, fps: float | None = None
 ) -> list[View]:
-    """What validation, `eval` and `predict` look at: `looks.clips` x `looks.crops` views, the crops of one clip side by side.
+    """The views of validation, `eval` and `predict`: `spec.num_clips` x `spec.crops`, the crops of one clip next to each other.
 
     By default the whole of each frame, once. `aspect`: width / height of the frames. All videos get the same number of
     views; the three crops of a square frame are the same.
     """
     return [
         View(indices, *crop)
-        for indices in _clips(total, clip, looks.clips, fps)
-        for crop in _crops(looks.crops, aspect)
+        for indices in _clips(total, clip, spec.num_clips, fps)
+        for crop in _crops(spec.crops, aspect)
     ]
 
 
 def in_order(view: View, order: str, rng: np.random.Generator) -> View:
-    """The view with its frames in `order` (`spec.Looks`): as they are, shuffled by `rng` but never left so, or the middle one T times."""
+    """The view with its frames in `order` (`ViewSpec.order`): as they are, shuffled by `rng` but never left so, or the middle one T times."""
     count = len(view.indices)
     if order == "true" or count == 1:
         return view
@@ -106,9 +106,9 @@ def in_order(view: View, order: str, rng: np.random.Generator) -> View:
     return replace(view, indices=tuple(view.indices[p] for p in places))
 
 
-def view_side(clip: ClipSpec, looks: ViewSpec) -> int:
+def view_side(clip: ClipSpec, spec: ViewSpec) -> int:
     """Side, pixels, of the squares of a test: the clip's; for three crops that of the frames' shorter side (paper: 256 where training has 224)."""
-    return decode_side(clip) if looks.crops == 3 else clip.size
+    return decode_side(clip) if spec.crops == 3 else clip.size
 
 
 def _clips(total, clip, count, fps):

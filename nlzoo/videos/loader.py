@@ -34,7 +34,7 @@ class Clips:
     items: tuple[Item, ...]
     clip: ClipSpec
     augment: Augment = Augment()  # of training epochs
-    looks: ViewSpec = ViewSpec()  # of validation
+    views: ViewSpec = ViewSpec()  # of validation
     seed: int = 0
     decoder: str = "auto"
     cache: Path | None = None  # folder of decoded frames
@@ -43,9 +43,9 @@ class Clips:
         return len(self.items)
 
     def shape(self, epoch: int) -> tuple[int, ...]:
-        """Of what `read` gives: (V, T, S, S, 3); not for looks at whole frames as they are, which are of many shapes."""
-        side = self.clip.size if epoch >= 0 else clips.view_side(self.clip, self.looks)
-        return self.looks.views if epoch < 0 else self.augment.repeats, self.clip.frames, side, side, 3
+        """Of what `read` gives: (V, T, S, S, 3); not for whole frames, which are of many shapes."""
+        side = self.clip.size if epoch >= 0 else clips.view_side(self.clip, self.views)
+        return self.views.num_views if epoch < 0 else self.augment.repeats, self.clip.frames, side, side, 3
 
     def read(self, epoch: int, index: int) -> torch.Tensor:
         """uint8 (V, T, H, W, 3). Raises `VideoError`."""
@@ -54,20 +54,20 @@ class Clips:
         first, total = video.span(info, item.start, item.end)
         aspect, rng = info.width / info.height, np.random.default_rng([self.seed, max(epoch, 0), index])
         if epoch < 0:
-            looks = [
-                clips.in_order(v, self.looks.order, rng)
-                for v in clips.views(total, self.clip, self.looks, aspect, info.fps)
+            views = [
+                clips.in_order(v, self.views.order, rng)
+                for v in clips.views(total, self.clip, self.views, aspect, info.fps)
             ]
         else:
-            looks = [
+            views = [
                 clips.training_view(total, self.clip, self.augment, rng, aspect, info.fps)
                 for _ in range(self.augment.repeats)
             ]
-        frames = self._frames(info, [first + i for v in looks for i in v.indices])
-        per_view = frames.reshape(len(looks), self.clip.frames, *frames.shape[1:])
-        size = frames.shape[1:3] if epoch < 0 and self.looks.crops == "full" else self.shape(epoch)[3]
-        views = [clips.cut(f, v, size) for f, v in zip(per_view, looks)]
-        return torch.stack(views if epoch < 0 else [augment.apply(v, self.augment, rng) for v in views])
+        frames = self._frames(info, [first + i for v in views for i in v.indices])
+        per_view = frames.reshape(len(views), self.clip.frames, *frames.shape[1:])
+        size = frames.shape[1:3] if epoch < 0 and self.views.crops == "full" else self.shape(epoch)[3]
+        cuts = [clips.cut(f, v, size) for f, v in zip(per_view, views)]
+        return torch.stack(cuts if epoch < 0 else [augment.apply(c, self.augment, rng) for c in cuts])
 
     def _frames(self, info, indices):
         side = clips.decode_side(self.clip)
@@ -82,13 +82,13 @@ def load(
     """Batches for lists of keys, in order: `(indices, uint8 (B, V, T, H, W, 3) or None, [(index, reason), …])`.
 
     Workers write into memory that is shared with this process: a tensor holds until the next one is asked for. A file
-    that crashes, hangs or eats the memory of its worker is a reason like any other. Whole frames as they are (`spec.Looks`) come
+    that crashes, hangs or eats the memory of its worker is a reason like any other. Whole frames (`ViewSpec.crops` full) come
     one video at a time, since each may be of another shape.
     """
     batches = [b for b in batches if b]
     if not batches:
         return
-    if source.looks.crops == "full" and batches[0][0][0] < 0:
+    if source.views.crops == "full" and batches[0][0][0] < 0:
         yield from _one_by_one(source, batches, workers)
         return
     shape, most = source.shape(batches[0][0][0]), max(map(len, batches))

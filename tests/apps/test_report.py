@@ -184,7 +184,7 @@ def test_every_figure_is_that_of_the_metrics(run, facts, page):
     held = loader.Clips(
         run, tuple(i for i in scanning.scan(run / "videos.csv").items if i.split == listing.VAL), net.spec.clip
     )
-    said = evaluate.answers(net, held, CPU)
+    said = evaluate.predictions(net, held, CPU)
     seen = figures_on(page, metrics.full(said.scores, said.items, net.spec.classes, False), 1 / 3)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row[:4] for row in seen.tables["epochs"][1:]] == [

@@ -163,7 +163,7 @@ def test_a_rate_for_the_stride_is_optional_and_travels():
         view_spec.ClipSpec(8, fps=30)
 
 
-def test_looks_have_bounds():
+def test_view_specs_have_bounds():
     assert view_spec.ViewSpec() == view_spec.ViewSpec(1, 1)
     for clips, crops in ((0, 1), (101, 1), (1, 2), (1, 0), (2.0, 1), (True, 1)):
         with pytest.raises(UsageError):
@@ -175,7 +175,7 @@ def test_looks_have_bounds():
         view_spec.ViewSpec(10, 3),
         view_spec.ViewSpec(2, "full"),
     ]
-    assert [(str(looks), looks.views) for looks in (view_spec.ViewSpec(10, 3), view_spec.ViewSpec(10, "full"))] == [
+    assert [(str(views), views.num_views) for views in (view_spec.ViewSpec(10, 3), view_spec.ViewSpec(10, "full"))] == [
         ("10x3", 30),
         ("10xfull", 10),
     ]

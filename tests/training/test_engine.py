@@ -185,7 +185,7 @@ def test_every_clip_of_validation_is_counted_once_by_the_network_that_is_kept(co
     run = compared / run
     found = scanning.split(scanning.scan(run / "videos.csv"), "0.25", 0)
     net = checkpoint.load_model(run / "last")
-    scores, _ = evaluate.evaluate(
+    scores, _ = evaluate.validate(
         net, loader.Clips(found.root, tuple(scanning.items_in(found, listing.VAL)), net.spec.clip), torch.device("cpu")
     )
     last = rows(run)[-1]

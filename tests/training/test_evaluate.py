@@ -19,7 +19,7 @@ def test_answers_do_not_depend_on_batch_or_workers_and_average_softmax(tmp_path,
     files = draw.write_videos(tmp_path, draw.CLASSES[:2], 2, seed=seed % 1000, frames=8, size=(48, 64))
     files.insert(1, tmp_path / "missing.mp4")
     source = loader.Clips(
-        tmp_path, tuple(listing.Item(str(f), ()) for f in files), net.spec.clip, looks=view_spec.ViewSpec(2, 3)
+        tmp_path, tuple(listing.Item(str(f), ()) for f in files), net.spec.clip, views=view_spec.ViewSpec(2, 3)
     )
     many = {i: s for i, s, reason in evaluate.probabilities(net, source, torch.device("cpu"), 2)}
     monkeypatch.setattr(evaluate, "CLIPS", 1)
@@ -74,7 +74,7 @@ def test_whole_frames_as_they_are_by_hand(wide, seed, workers):
         wide[0].parent,
         tuple(listing.Item(str(f), ()) for f in files),
         net.spec.clip,
-        looks=view_spec.parse_views("3xfull"),
+        views=view_spec.parse_views("3xfull"),
     )
     got = {i: s for i, s, _ in evaluate.probabilities(net, source, torch.device("cpu"), workers)}
     assert got.pop(4) is None and set(got) == {0, 1, 2, 3}
@@ -100,7 +100,7 @@ def test_three_crops_of_a_square_are_the_whole_of_it_and_of_a_wide_frame_its_end
 
     def looked(looks, file):
         source = loader.Clips(
-            file.parent, (listing.Item(file.name, ()),), net.spec.clip, looks=view_spec.parse_views(looks)
+            file.parent, (listing.Item(file.name, ()),), net.spec.clip, views=view_spec.parse_views(looks)
         )
         ((_, scores, _),) = evaluate.probabilities(net, source, torch.device("cpu"))
         return source.read(-1, 0), scores
@@ -123,7 +123,7 @@ def test_controls_see_the_same_frames_in_another_order_or_one_of_them(wide, seed
     items = (listing.Item(wide[0].name, ()),)
     reads = {
         order: loader.Clips(
-            wide[0].parent, items, net.spec.clip, looks=view_spec.ViewSpec(order=order), seed=seed % 1000
+            wide[0].parent, items, net.spec.clip, views=view_spec.ViewSpec(order=order), seed=seed % 1000
         ).read(-1, 0)[0]
         for order in ("true", "shuffled", "one")
     }
@@ -136,7 +136,7 @@ def test_controls_see_the_same_frames_in_another_order_or_one_of_them(wide, seed
 def test_features_are_what_the_last_layer_sees(wide, seed):
     net = network(seed)
     source = loader.Clips(
-        wide[0].parent, tuple(listing.Item(str(f), ()) for f in wide), net.spec.clip, looks=view_spec.ViewSpec(2)
+        wide[0].parent, tuple(listing.Item(str(f), ()) for f in wide), net.spec.clip, views=view_spec.ViewSpec(2)
     )
     rows = np.stack([row for _, row, _ in evaluate.features(net, source, torch.device("cpu"))])
     seen = []
@@ -151,7 +151,7 @@ def test_a_control_is_compared_on_the_videos_that_both_could_read():
     right = np.eye(2)[[n % 2 for n in range(20)]]
     true = evaluate.Predictions(found, right, [])
     other = evaluate.Predictions(found[:0:-1], np.full((19, 2), [0.9, 0.1]), [("0.mp4", "gone")])
-    summary = evaluate.beside(true, other, "ab", False)
+    summary = evaluate.compare_to_control(true, other, "ab", False)
     assert summary["top1"] == pytest.approx(9 / 19) and 0 < summary["gain"][0] < 10 / 19 < summary["gain"][1]
 
 

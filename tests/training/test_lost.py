@@ -343,14 +343,14 @@ SLOW_STEP = "import time; from nlzoo.training import train; step = train._step; 
 SLOW_LOOK = """
 import time
 from nlzoo.training import evaluate
-looks, calls = evaluate.probabilities, [0]
+original, calls = evaluate.probabilities, [0]
 def slowly(*a, **k):
     calls[0] += 1
-    for answer in looks(*a, **k):
+    for row in original(*a, **k):
         if calls[0] == {call}:
             print("in validation", flush=True)
             time.sleep(1)
-        yield answer
+        yield row
 evaluate.probabilities = slowly
 """
 

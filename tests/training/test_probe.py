@@ -72,7 +72,7 @@ def test_what_was_measured_is_what_the_network_answers(tmp_path, seed, multi_lab
         and net.spec.classes == found.classes
     )
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items() if not k.startswith("fc."))
-    again = evaluate.answers(net, loader.Clips(found.root, done.said.items, net.spec.clip), CPU)
+    again = evaluate.predictions(net, loader.Clips(found.root, done.said.items, net.spec.clip), CPU)
     assert again.items == done.said.items and np.allclose(again.scores, done.said.scores, atol=1e-5)
     assert metrics.brief(again.scores, again.items, found.classes, multi_label)["loss"] > 0
 

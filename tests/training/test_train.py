@@ -63,7 +63,7 @@ def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, 
         dataclasses.asdict(line) for line in lines
     ]
     again = checkpoint.load_model(tmp_path / "run" / "best")
-    scores, bad = evaluate.evaluate(
+    scores, bad = evaluate.validate(
         again,
         loader.Clips(found.root, tuple(scanning.items_in(found, listing.VAL)), again.spec.clip),
         torch.device("cpu"),

@@ -140,12 +140,12 @@ def test_several_dense_clips_reach_from_the_first_frame_to_the_last(seed):
         rate, count = float(rng.uniform(10, 60)), int(rng.integers(2, 12))
         needed = round((clip.frames - 1) * clip.stride * (rate / 25 if clip.fps else 1)) + 1
         total = needed + int(rng.integers(0, 300))
-        looks = clips.views(total, clip, ViewSpec(count), fps=rate)
-        starts = [v.indices[0] for v in looks]
-        assert len(looks) == count and starts[0] == 0 and looks[-1].indices[-1] == total - 1
+        views = clips.views(total, clip, ViewSpec(count), fps=rate)
+        starts = [v.indices[0] for v in views]
+        assert len(views) == count and starts[0] == 0 and views[-1].indices[-1] == total - 1
         assert np.abs(np.array(starts) - np.linspace(0, total - needed, count)).max() <= 0.5
-        assert len({tuple(np.array(v.indices) - v.indices[0]) for v in looks}) == 1  # the same steps in all
-        assert all((v.top, v.left, v.height, v.width, v.flip) == (0, 0, 1, 1, False) for v in looks)
+        assert len({tuple(np.array(v.indices) - v.indices[0]) for v in views}) == 1  # the same steps in all
+        assert all((v.top, v.left, v.height, v.width, v.flip) == (0, 0, 1, 1, False) for v in views)
 
 
 def test_several_spread_clips_tile_the_video(seed):
@@ -153,8 +153,8 @@ def test_several_spread_clips_tile_the_video(seed):
     rng = np.random.default_rng(seed)
     for _ in range(200):
         frames, count, total = int(rng.integers(1, 33)), int(rng.integers(1, 12)), int(rng.integers(1, 2000))
-        looks = clips.views(total, ClipSpec(frames), ViewSpec(count))
-        drawn = np.array([v.indices for v in looks])
+        views = clips.views(total, ClipSpec(frames), ViewSpec(count))
+        drawn = np.array([v.indices for v in views])
         assert drawn.shape == (count, frames) and drawn.min() >= 0 and drawn.max() < total
         distributed_errors = drawn.T.ravel()
         assert (np.diff(distributed_errors) >= 0).all()
@@ -177,15 +177,15 @@ def test_several_clips_of_a_short_video_follow_the_rule_for_short_videos(total):
 
 @pytest.mark.parametrize("width, height", [(320, 240), (240, 320), (500, 100), (90, 90), (101, 33)])
 def test_three_crops_are_squares_along_the_longer_side(width, height):
-    looks = clips.views(50, ClipSpec(4), ViewSpec(2, 3), width / height)
-    assert len(looks) == 6 and [v.indices for v in looks] == [looks[0].indices] * 3 + [looks[3].indices] * 3
+    views = clips.views(50, ClipSpec(4), ViewSpec(2, 3), width / height)
+    assert len(views) == 6 and [v.indices for v in views] == [views[0].indices] * 3 + [views[3].indices] * 3
     short = min(width, height)
-    boxes = [(v.left * width, v.top * height, v.width * width, v.height * height) for v in looks[:3]]
+    boxes = [(v.left * width, v.top * height, v.width * width, v.height * height) for v in views[:3]]
     right, bottom = (width - short, 0) if width > height else (0, height - short)
     expected = [(0, 0, short, short), (right / 2, bottom / 2, short, short), (right, bottom, short, short)]
-    assert np.allclose(boxes, expected) and looks[3:] == [clips.View(looks[3].indices, *box(v)) for v in looks[:3]]
+    assert np.allclose(boxes, expected) and views[3:] == [clips.View(views[3].indices, *box(v)) for v in views[:3]]
     frames = np.zeros((1, height, width, 3), np.uint8)
-    assert clips.cut(frames, looks[2], 16).shape == (1, 16, 16, 3)
+    assert clips.cut(frames, views[2], 16).shape == (1, 16, 16, 3)
 
 
 def box(view):

@@ -178,7 +178,7 @@ def test_clips_depend_on_seed_epoch_and_index_alone(tree, augment):
 
 def test_many_batches_through_little_memory_stay_apart(tree, seed):
     root = tree(*(f"{c}/{n}.mp4" for c in "ab" for n in range(3)))
-    source = clips_of(root, seed=seed, looks=ViewSpec(2, 3))
+    source = clips_of(root, seed=seed, views=ViewSpec(2, 3))
     for epochs in (range(40), [-1]):
         keys = [[(e, i) for _, i in batch] for e in epochs for batch in loader.epoch_batches(6, 4, seed, abs(e))]
         for (indices, pixels, bad), batch in zip(loader.load(source, keys, 2), keys):
