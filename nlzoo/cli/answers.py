@@ -77,7 +77,9 @@ def eval_(
     for path, reason in [*found.skipped, *true.bad]:
         console.warn(f"skipped {printable(path)}: {printable(reason)}")
     if control:
-        summary["control"] = {order: evaluate.compare_to_control(true, said(order), classes, several) for order in metrics.CONTROLS}
+        summary["control"] = {
+            order: evaluate.compare_to_control(true, said(order), classes, several) for order in metrics.CONTROLS
+        }
     if out:
         tables.write(out, evaluate.as_rows(true, classes, found.skipped))
         console.say(f"wrote {printable(out)}")
