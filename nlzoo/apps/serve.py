@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from ..core.errors import NlzooError, UsageError, VideoError
+from ..core.stopping import stopping
 from ..core.text import printable
 from ..networks import card
-from ..training import train
 from ..videos import records, video
 from . import explain, pictures, predict
 
@@ -61,7 +61,7 @@ def serve(
     """
     port = _free(host := host.strip("[]"), port)
     with (
-        train.stopping() as stop,
+        stopping() as stop,
         tempfile.TemporaryDirectory(prefix="nlzoo-serve-", ignore_cleanup_errors=True) as folder,
     ):
         gradio = _gradio(folder)

@@ -117,15 +117,21 @@ def new_run(name: str, named: bool, root: Path = RUNS) -> Path:
     return root / f"{name}-{n}"
 
 
+def is_unfinished(run: Path) -> bool:
+    """Whether the folder `run` holds a run that was started and has not finished; it may be training right now."""
+    return (run / "videos.csv").is_file() and (run / "config.json").is_file() and not (run / "result.json").exists()
+
+
+def unfinished_runs(root: Path = RUNS) -> list[Path]:
+    """Unfinished runs in `root`, newest first."""
+    found = [p for p in root.iterdir() if is_unfinished(p)] if root.is_dir() else []
+    return sorted(found, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True)
+
+
 def unfinished_run(name: str, named: bool, root: Path = RUNS) -> Path | None:
-    """The newest run of that name that was begun and has not finished: ROOT/NAME when the user named it, else of ROOT/NAME-N."""
-    if named:
-        found = [root / folder_name(name)]
-    else:
-        pattern = re.compile(re.escape(name) + r"-\d+")
-        found = [p for p in root.iterdir() if pattern.fullmatch(p.name)] if root.is_dir() else []
-    begun = [p for p in found if (p / "config.json").is_file() and not (p / "result.json").exists()]
-    return max(begun, key=lambda p: (p / "config.json").stat().st_mtime, default=None)
+    """The newest unfinished run of that name: ROOT/NAME when the user named it, else of ROOT/NAME-N."""
+    pattern = re.escape(folder_name(name)) if named else re.escape(name) + r"-\d+"
+    return next((run for run in unfinished_runs(root) if re.fullmatch(pattern, run.name)), None)
 
 
 def _begun(run):

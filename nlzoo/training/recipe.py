@@ -268,7 +268,7 @@ def class_weights(labels: Sequence[int], classes: int) -> torch.Tensor:
     """float32 `(classes,)`: every class counts as much as another, and the mean over the clips is 1; 0 where there is no clip."""
     counts = np.bincount(np.asarray(labels), minlength=classes)
     share = len(labels) / np.count_nonzero(counts)
-    return torch.from_numpy(np.divide(share, counts, out=np.zeros(classes), device=counts > 0)).float()
+    return torch.from_numpy(np.divide(share, counts, out=np.zeros(classes), where=counts > 0)).float()
 
 
 def balanced_order(labels: Sequence[int], seed: int, epoch: int) -> list[int]:

@@ -17,7 +17,6 @@ import platform
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from ..core import files, tables
 from ..core.errors import DiskError, DivergedError, OutOfMemory, Stopped, VideoError
 from ..core.model_spec import to_json
 from ..core.recipe_spec import LONG_CLIP, TrainConfig, auto_recipe, change_recipe, for_labels, parse_recipe
+from ..core.stopping import Stop, stopping
 from ..core.text import printable
 from ..core.view_spec import default_augment, parse_augment
 from ..networks import card, checkpoint
@@ -489,37 +489,6 @@ def _short(value):
 
 
 # --- stopping
-
-
-@dataclass
-class Stop:
-    """The signal that asked the run to stop; 0: none did."""
-
-    signal: int = 0
-
-
-@contextlib.contextmanager
-def stopping():
-    """SIGTERM, SIGHUP and the first Ctrl-C are noted, for the run to save and end; a second Ctrl-C ends it at once."""
-    stop = Stop()
-
-    def note(number, frame):
-        if number == signal.SIGINT and stop.signal:
-            raise KeyboardInterrupt
-        stop.signal = stop.signal or number
-
-    if threading.current_thread() is not threading.main_thread():  # signals are not its business
-        yield stop
-        return
-    before = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stop_if_asked(job):
