@@ -82,8 +82,8 @@ def eval_(
         }
     if out:
         tables.write(out, evaluate.as_rows(true, classes, found.skipped))
-        console.say(f"wrote {printable(out)}")
-    console.data(summary, metrics.in_words(summary))
+        console.log(f"wrote {printable(out)}")
+    console.result(summary, metrics.in_words(summary))
     console.table(*metrics.class_table(summary))
 
 
@@ -149,7 +149,7 @@ def predict(
     good = sum("error" not in row for row in rows)
     _keep(rows, out, features if good else None)
     summary = [{k: v for k, v in row.items() if k != "features"} for row in rows]
-    console.data(
+    console.result(
         {"features": str(features), "videos": good, "failed": [row for row in summary if "error" in row]}
         if features
         else summary
@@ -171,7 +171,7 @@ def _keep(rows, out, features):
     if features:
         predict.write_features(features, rows)
     for file in filter(None, (out, features)):
-        console.say(f"wrote {printable(file)}")
+        console.log(f"wrote {printable(file)}")
 
 
 def _windows(every, window, features, looks):
@@ -210,13 +210,13 @@ def _seconds(option, text):
 
 
 def _tell_answer(row, top, printable):
-    console.data(None, printable(row["path"]))
+    console.result(None, printable(row["path"]))
     for part in row.get("segments", ()):
-        console.data(
+        console.result(
             None, f"  {part['start']:8.2f} to {part['end']:8.2f} s  {part['score']:6.3f}  {printable(part['class'])}"
         )
     for name, score in list(row.get("scores", {}).items())[:top]:
-        console.data(None, f"  {score:6.3f}  {printable(name)}")
+        console.result(None, f"  {score:6.3f}  {printable(name)}")
 
 
 def explain_(
@@ -247,7 +247,7 @@ def explain_(
     net = checkpoint.load_model(hub.locate(model)).to(device)
     summary = explain.explain(net, video, device, of, asked, points)
     files = pictures.write(summary, folder := out or Path(f"explain-{video.stem}"))
-    console.data(
+    console.result(
         {**summary.summary(), "files": [str(f) for f in files]},
         f"{explain.in_words(summary)}\nwrote {len(files)} files into {printable(folder)}",
     )
@@ -272,7 +272,7 @@ def report(
     folder = next((p for p in places if (p / "config.json").is_file()), places[0])
     with console.progress("looking at the run's videos") as bar:
         file = pages.write(folder, device, pool.default_workers(str(device)), bar)
-    console.data({"report": str(file)}, f"wrote {printable(file)}")
+    console.result({"report": str(file)}, f"wrote {printable(file)}")
 
 
 def serve(
@@ -292,5 +292,5 @@ def serve(
 
     net, device = checkpoint.load_model(hub.locate(model)), evaluate.resolve_device(device)
     page.serve(
-        net.to(device), device, host, port, model, lambda url: console.data({"url": url}, f"{url}\nCtrl-C ends it")
+        net.to(device), device, host, port, model, lambda url: console.result({"url": url}, f"{url}\nCtrl-C ends it")
     )

@@ -59,7 +59,7 @@ def _log(*texts):
             ) from error
 
 
-def say(text: str = "", style: str = "") -> None:
+def log(text: str = "", style: str = "") -> None:
     """Talk, on stderr."""
     _log(text)
     if not _state["mute"]:
@@ -73,7 +73,7 @@ def warn(text: str) -> None:
         _err.print(Text.assemble(("warning: ", "yellow"), text))
 
 
-def data(value: object, text: str = "") -> None:
+def result(value: object, text: str = "") -> None:
     """The answer of the command, on stdout: `value` as JSON with `--json`, `text` for a person otherwise."""
     if _state["mute"]:
         return
@@ -101,7 +101,7 @@ def table(columns: list[str], rows: list[list[str]]) -> None:
 def error(problem: NlzooError) -> None:
     """`error:` and `hint:` on stderr, or the object on stdout with `--json`."""
     if _state["json"] and not _state["mute"]:
-        data({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code})
+        result({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code})
         return
     _err.print(Text.assemble(("error: ", "bold red"), problem.message))
     if problem.hint:

@@ -33,9 +33,9 @@ def push(
     who = "only you can see" if private else "everybody can see"
     for kind, plan in plans.items():
         listing = "\n".join(f"  {f['path']:20} {f['bytes']:>12,} bytes" for f in plan.files)
-        console.say(f"{folder} to the {kind} {plan.repo}, which {who}:\n{listing}")
+        console.log(f"{folder} to the {kind} {plan.repo}, which {who}:\n{listing}")
     if dry_run:
-        return console.data(_pushed(plans), "nothing was sent (--dry-run)")
+        return console.result(_pushed(plans), "nothing was sent (--dry-run)")
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("push asks before it sends, and there is nobody to ask", "add --yes")
@@ -44,7 +44,7 @@ def push(
     done = {"model": hub.push(folder, repo, private)}
     if space:
         done["space"] = hub.push_space(folder, done["model"].repo, private)
-    console.data(
+    console.result(
         _pushed(done),
         "\n".join(f"{d.url}\n{d.uploaded_bytes:,} bytes sent" for d in done.values())
         + f"\nload it with: nlzoo.load({done['model'].repo!r})",
@@ -71,4 +71,4 @@ def pull(
     if not hub.looks_like_repo(repo):
         raise UsageError(f"{repo!r} is not user/name", "for example: nlzoo pull alice/gestures")
     folder = hub.pull_to(repo, zoo.WEIGHTS / zoo.folder_name(name or repo.split("/")[1]))
-    console.data({"repo": repo, "model": str(folder)}, f"wrote {folder}")
+    console.result({"repo": repo, "model": str(folder)}, f"wrote {folder}")

@@ -10,7 +10,7 @@ def demo(json: Json = False) -> None:
     """The whole job on drawn videos and an embedded backbone: offline, without a GPU, in under three minutes."""
     from ..apps import demo as job
 
-    console.data(job.run(console.say), "")
+    console.result(job.run(console.log), "")
 
 
 def doctor(json: Json = False) -> None:
@@ -20,7 +20,7 @@ def doctor(json: Json = False) -> None:
     from ..apps import doctor as examiner
 
     findings = examiner.examine()
-    console.data([dataclasses.asdict(f) for f in findings])
+    console.result([dataclasses.asdict(f) for f in findings])
     marks = {True: "ok", False: "problem", None: "note"}
     console.table(["", "what", "here", "fix"], [[marks[f.ok], f.name, f.value, f.fix] for f in findings])
     if any(f.ok is False for f in findings):

@@ -73,7 +73,7 @@ def inflate(
         )
     checkpoint.save_model(folder, net, readme=card.body(net.spec, None, checks.summary()))
     data = {"model": str(folder), **summary, **checks.summary()}
-    console.data(data, model.in_words(net, checks) + f"\nwrote {folder}")
+    console.result(data, model.in_words(net, checks) + f"\nwrote {folder}")
 
 
 def import_(
@@ -114,7 +114,7 @@ def import_(
             f"these weights are {found.net.spec.licence}: no commercial use, of what you train from them either"
         )
     checkpoint.save_model(folder, found.net, readme=card.body(found.net.spec, None))
-    console.data(
+    console.result(
         {
             "model": str(folder),
             **model.describe(found.net),
@@ -137,7 +137,9 @@ def list_(json: Json = False) -> None:
     models = [{"model": str(p), **zoo.summary(checkpoint.read_spec(p))} for p in zoo.models()]
     runs = [{k: zoo.result(p)[k] for k in ("run", "model", "top1", "majority", "val")} for p in zoo.runs()]
     known = {"starts": starts.known(), "backbones": starts.backbones()}
-    console.data({"models": models, "runs": runs, **{k: [dataclasses.asdict(s) for s in v] for k, v in known.items()}})
+    console.result(
+        {"models": models, "runs": runs, **{k: [dataclasses.asdict(s) for s in v] for k, v in known.items()}}
+    )
     if models:
         console.table(
             ["model", "backbone", "arch", "non-local", "classes"],
@@ -149,7 +151,7 @@ def list_(json: Json = False) -> None:
             [[r["run"], f"{r['top1']:.3f}", f"{r['majority']:.3f}", str(r["val"])] for r in runs],
         )
     if not models and not runs:
-        console.say("nothing in weights/ or runs/ yet; nlzoo inflate resnet50 --nl 5 makes a first model")
+        console.log("nothing in weights/ or runs/ yet; nlzoo inflate resnet50 --nl 5 makes a first model")
     for title, of, listed in (
         ("nlzoo import", "Kinetics-400", known["starts"]),
         ("nlzoo inflate", "ImageNet", known["backbones"]),
@@ -180,4 +182,4 @@ def info(
 
     named = None if zoo.find(model) else parse_name(model)
     net = models.blueprint(named, classes) if named else checkpoint.read_blueprint(hub.locate(model))
-    console.data(models.describe(net), models.in_words(net, None))
+    console.result(models.describe(net), models.in_words(net, None))

@@ -94,11 +94,11 @@ def finetune(
     for result in results if here.main and not dry_run else ():  # here, where no rank waits for another
         _report(Path(result["run"]), here.device)
     if seeds > 1:
-        console.data(
+        console.result(
             _over_seeds(results), "\n".join(map(_in_words, results)) + "\n" + _seeds_in_words(_over_seeds(results))
         )
     elif results[0] is not None:
-        console.data(results[0], _in_words(results[0]))
+        console.result(results[0], _in_words(results[0]))
 
 
 def _report(run, device):
@@ -110,7 +110,7 @@ def _report(run, device):
         return
     try:
         with console.progress("writing the report") as bar:
-            console.say(f"report {report.write(run, device, pool.default_workers(str(device)), bar)}")
+            console.log(f"report {report.write(run, device, pool.default_workers(str(device)), bar)}")
     except NlzooError as problem:
         console.warn(f"there is no report: {problem.message}; nlzoo report {printable(run)} tries again")
 
@@ -164,7 +164,7 @@ def _run(asked, here, seed, base, named):
             _refuse_other(run, config, net, found)
         console.log_to(run / "log.txt")
 
-    talk = train.Callbacks(_tell_epoch, say=console.say)
+    talk = train.Callbacks(_tell_epoch, say=console.log)
     with console.progress("training") as bar:
         talk = dataclasses.replace(talk, step=bar)
         try:
@@ -184,7 +184,7 @@ def _planned(asked, found, here, seed):
     source, net = _starting_model(asked.start)
     fresh = net.spec.inflation.init != "imported" and not net.spec.classes
     if fresh:
-        console.say(
+        console.log(
             "it has seen images only; on a small set a network trained on Kinetics is often 10 to 20 points better: nlzoo list"
         )
     clip = net.spec.clip
@@ -224,7 +224,7 @@ def _planned(asked, found, here, seed):
         notes.append(f"lr {rate:g} (by a range test)")
     part = -(-config.recipe.batch // (config.recipe.accumulate * here.world))
     need = recipe.memory_estimate(net, net.spec.clip, part, config.recipe)
-    console.say(
+    console.log(
         "\n".join(
             [
                 f"on {here.device}{f', {here.world} processes' if here.world > 1 else ''}: {net.spec.clip}",
@@ -260,7 +260,7 @@ def _recorded(run, here):
             f"{run} was begun with videos of {len(net.spec.classes)} classes, and those of {len(found.classes)} are still there",
             "put the videos back, or begin a new run with another --name",
         )
-    console.say(f"going on with {run} as it was begun")
+    console.log(f"going on with {run} as it was begun")
     if found.skipped:
         console.warn(f"{len(found.skipped)} of its videos cannot be used any more: it will not end as it would have")
     return net, scanning.split(found, config.val, config.seed), config
@@ -284,13 +284,13 @@ def _rehearse(net, found, config):
     from ..training import train
 
     with console.progress("dry run") as bar:
-        summary = train.rehearse(net, found, config, train.Callbacks(step=bar, say=console.say))
+        summary = train.rehearse(net, found, config, train.Callbacks(step=bar, say=console.log))
     verdict = (
         "learnt by heart"
         if summary["learns"]
         else "NOT learnt by heart: look at the videos (nlzoo check), or try another --lr"
     )
-    console.data(
+    console.result(
         summary,
         f"one batch, {train.REHEARSAL} steps: loss {summary['first_loss']:.3f} to {summary['last_loss']:.3f}: {verdict}\n"
         f"about {summary['bytes'] / 2**30:.1f} GiB, {summary['seconds_a_step']} s a step, {summary['steps']} steps: {summary['minutes']} minutes, "
@@ -309,17 +309,17 @@ def _starting_model(start):
     elif newest := zoo.models():
         folder = newest[0]
     else:
-        console.say("no model in weights/: inflating resnet50 --nl 5")
+        console.log("no model in weights/: inflating resnet50 --nl 5")
         net, checks = model.inflate("resnet50", None, Inflation(), "5", hub.backbone_weights)
         readme = card.body(net.spec, None, checks.summary())
         folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
-    console.say(f"starting from {folder}")
+    console.log(f"starting from {folder}")
     return folder, checkpoint.load_model(folder)
 
 
 def _tell_epoch(line):
     note = f", {line.failed} videos unreadable" if line.failed else ""
-    console.say(
+    console.log(
         f"epoch {line.epoch}: train loss {line.train_loss:.3f}, {_figure(line)} {line.score:.3f}, loss {line.loss:.3f}, "
         f"{line.seconds:.0f} s of which {line.data_seconds:.0f} s waiting for videos{note}"
     )
@@ -402,7 +402,7 @@ def probe(
     run = zoo.new_run(base, name is not None)
     summary |= {"majority": chance, "train": len(done.train), "val": figures["videos"]}
     folder = checkpoint.save_model(run / "best", net, summary, card.body(net.spec, summary))
-    console.data(
+    console.result(
         {
             "run": str(run),
             "model": str(folder),

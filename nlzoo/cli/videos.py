@@ -23,7 +23,7 @@ def check(
     found = listing.read(videos, names(classes))
     with console.progress("looking through every frame" if deep else "looking at each file") as bar:
         report = examiner.look(found, records.ALL if deep else records.THREE, progress=bar, tell=console.warn)
-    console.data(examiner.to_json(report), examiner.in_words(report))
+    console.result(examiner.to_json(report), examiner.in_words(report))
     if not report.could_train:
         raise typer.Exit(3)
 
@@ -41,7 +41,7 @@ def prepare(
         done, target = making.prepare_source(videos, out, size, bar)
     for path, reason in done.skipped[:20]:
         console.warn(f"skipped {printable(path)}: {printable(reason)}")
-    console.data(
+    console.result(
         {
             "videos": str(target),
             "done": done.done,
@@ -70,12 +70,12 @@ def tell_scan(found):
         for c, row in list(counts.items())[:40]
     )
     more = f"\n  … and {len(counts) - 40} more classes" if len(counts) > 40 else ""
-    console.say(
+    console.log(
         f"{found.kind}: {len(found.items)} videos used, {len(found.skipped)} skipped, {found.ignored} other files ignored\n{rows}{more}"
     )
     groups = [len({i.group for i in found.items if i.split == part}) for part in (listing.TRAIN, listing.VAL)]
     both = splits.straddling(found.items)
-    console.say(f"split by {found.grouped_by}: {groups[0]} groups to train, {groups[1]} to validate, {both} in both")
+    console.log(f"split by {found.grouped_by}: {groups[0]} groups to train, {groups[1]} to validate, {both} in both")
     if both:
         console.warn(f"{both} groups of clips are on both sides of the split that was given: its figures will flatter")
     for path, reason in found.skipped[:20]:

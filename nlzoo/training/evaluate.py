@@ -134,7 +134,9 @@ def predictions(
     bad = [(source.items[index].path, reason) for index, scores, reason in rows if scores is None]
     good = {index: scores for index, scores, _ in rows if scores is not None}
     if not good:
-        first = f"the first: {printable(bad[0][0])}: {printable(bad[0][1])}" if bad else "nlzoo check shows what is there"
+        first = (
+            f"the first: {printable(bad[0][0])}: {printable(bad[0][1])}" if bad else "nlzoo check shows what is there"
+        )
         raise VideoError(f"none of the {len(source)} videos to evaluate on could be read", first)
     return Predictions(tuple(source.items[index] for index in good), np.stack(list(good.values())), bad)
 

@@ -14,7 +14,7 @@ import pytest
 def test_json_gives_names_of_any_bytes_back(encoding):
     code = (
         "import os, sys; from nlzoo.cli import console; console.use_json(True)\n"
-        "console.data({'path': os.fsdecode(bytes.fromhex(sys.argv[1])), 'emoji': '🕺'})"
+        "console.result({'path': os.fsdecode(bytes.fromhex(sys.argv[1])), 'emoji': '🕺'})"
     )
     name = b"caf\xe9 \xff\n<b>.mp4"
     done = subprocess.run(
@@ -31,7 +31,7 @@ def test_answers_and_a_bar_keep_apart(tmp_path, both):
     """On a terminal an answer clears the bar's line before it is written; in a file there is nothing but answers."""
     code = (
         "from nlzoo.cli import console\nwith console.progress('looking') as bar:\n    for n in range(3):\n        bar(n, 3)\n"
-        "        console.data(None, f'answer {n}')\n"
+        "        console.result(None, f'answer {n}')\n"
     )
     ours, theirs = pty.openpty()
     with open(tmp_path / "out", "wb") as out:
