@@ -13,6 +13,7 @@ from statistics import median
 
 import numpy as np
 
+from ..core.skipped import Skipped
 from ..core.text import printable
 from ..videos import records, scanning, splits
 from ..videos.listing import Listing
@@ -56,7 +57,7 @@ class Report:
     files: int  # used, skipped and ignored
     used: int  # files
     clips: int  # that is, videos or parts of them
-    skipped: tuple[tuple[str, str], ...]  # (path, reason)
+    skipped: tuple[Skipped, ...]
     ignored: int  # files that are no videos
     classes: dict[str, Class]
     videos: tuple[dict, ...]  # a row for each clip
@@ -94,8 +95,8 @@ def check(listing: Listing, found: Sequence[Record], digests: Mapping[str, str])
     )
     pairs = [(item, known[item.path]) for item in items]
     used = {item.path for item in items}
-    paths = used | {path for path, _ in skipped}
-    bad = {path for path, _ in scanning.bad(skipped, listing.kind)} - used
+    paths = used | {s.path for s in skipped}
+    bad = {s.path for s in scanning.bad(skipped, listing.kind)} - used
     return Report(
         source=f"{printable(str(listing.root))}: {listing.kind}", files=len(paths) + listing.ignored, used=len(used), clips=len(pairs),
         skipped=skipped, ignored=listing.ignored, classes=_classes(pairs), videos=tuple(map(_row, pairs)),
@@ -113,7 +114,7 @@ def to_json(report: Report) -> dict:
         "files": report.files,
         "used": report.used,
         "clips": report.clips,
-        "skipped": [{"path": path, "reason": reason} for path, reason in report.skipped],
+        "skipped": [asdict(s) for s in report.skipped],
         "ignored": report.ignored,
         "classes": classes,
         "warnings": [asdict(w) for w in report.warnings],
@@ -147,7 +148,7 @@ def in_words(report: Report) -> str:
     if kinds:
         lines += [_few([f"{kind} ({n})" for kind, n in kinds.most_common()], 6), ""]
     if report.skipped:
-        lines += ["skipped:", *(f"  {printable(path)}: {reason}" for path, reason in report.skipped[:_SHOWN])]
+        lines += ["skipped:", *(f"  {s}" for s in report.skipped[:_SHOWN])]
         lines += [f"  … and {len(report.skipped) - _SHOWN} more"] * (len(report.skipped) > _SHOWN) + [""]
     for w in report.warnings:
         lines += [f"{w.kind}: {w.message}", f"  {w.hint}"]

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ..core.errors import DiskError, UsageError, VideoError
+from ..core.skipped import Skipped
 from ..core.text import printable
 from ..videos import encode, listing, pool, video
 
@@ -50,7 +51,7 @@ class Prepared:
 
     done: int  # files
     reused: int  # that an earlier run had done
-    skipped: tuple[tuple[str, str], ...]  # (path, reason)
+    skipped: tuple[Skipped, ...]
     bytes_before: int  # of the done and the reused, once each
     bytes_after: int
     mapping: dict[str, str]  # path as it was given → that of its output, relative to OUT; without the skipped
@@ -111,7 +112,7 @@ def prepare(
                     before, after = before + read, after + written
     finally:
         _sweep(out)  # after workers that were stopped
-    bad = tuple((p, skipped[names[p]]) for p in paths if names[p] in skipped)
+    bad = tuple(Skipped(p, "unreadable", skipped[names[p]]) for p in paths if names[p] in skipped)
     return Prepared(
         counts["done"], counts["reused"], bad, before, after, {p: n for p, n in names.items() if n not in skipped}
     )

@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from ..core import files, model_spec, recipe_spec
 from ..core.errors import UsageError, WeightsError
+from ..core.skipped import Skipped
 from ..core.text import printable
 from ..networks import card, checkpoint, model
 from ..training import evaluate, metrics, train
@@ -68,8 +69,8 @@ class Facts:
     chance: float  # what an answer that never looks gets
     items: tuple[listing.Item, ...]  # of the run, those that are still there
     rule: str  # how the split was made, in words
-    skipped: tuple[tuple[str, str], ...]  # (path, reason) from before the run
-    gone: tuple[tuple[str, str], ...]  # (path, reason) of what cannot be read any more
+    skipped: tuple[Skipped, ...]  # from before the run
+    gone: tuple[Skipped, ...]  # what cannot be read any more
     best: tuple[Clip, ...]
     worst: tuple[Clip, ...]
     why: tuple[tuple[Clip, explain.Explanation], ...]
@@ -232,7 +233,9 @@ def _skipped(run):
     if not (run / "skipped.csv").is_file():
         return ()
     with open(run / "skipped.csv", encoding="utf-8", errors="surrogateescape", newline="") as opened:
-        return tuple((row[0], row[1]) for row in csv.reader(opened) if len(row) == 2)[1:]
+        return tuple(
+            Skipped(row[0], row[2] if len(row) > 2 else "", row[1]) for row in csv.reader(opened) if len(row) in (2, 3)
+        )[1:]
 
 
 def _environment(run):

@@ -74,8 +74,8 @@ def eval_(
         "look": str(looks),
         "skipped": len(found.skipped) + len(true.bad),
     }
-    for path, reason in [*found.skipped, *true.bad]:
-        console.warn(f"skipped {printable(path)}: {printable(reason)}")
+    for skipped in [*found.skipped, *true.bad]:
+        console.warn(f"skipped {skipped}")
     if control:
         summary["control"] = {
             order: evaluate.compare_to_control(true, said(order), classes, several) for order in metrics.CONTROLS

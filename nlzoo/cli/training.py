@@ -393,8 +393,8 @@ def probe(
     tell_scan(found)
     with console.progress("looking at videos") as bar:
         done = linear.probe(net, found, device, pool.default_workers(str(device)), progress=bar)
-    for path, reason in [*done.bad, *done.said.bad]:
-        console.warn(f"skipped {printable(path)}: {printable(reason)}")
+    for skipped in [*done.bad, *done.said.bad]:
+        console.warn(f"skipped {skipped}")
     figures = metrics.full(done.said.scores, done.said.items, found.classes, found.multi_label)
     chance = metrics.chance(found.classes, done.train, done.said.items, found.multi_label)
     summary = {k: figures[k] for k in ("top1", "top5", "map") if k in figures}

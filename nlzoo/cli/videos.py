@@ -1,5 +1,6 @@
 """Commands on videos: check, prepare."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -39,8 +40,8 @@ def prepare(
 
     with console.progress("preparing") as bar:
         done, target = making.prepare_source(videos, out, size, bar)
-    for path, reason in done.skipped[:20]:
-        console.warn(f"skipped {printable(path)}: {printable(reason)}")
+    for skipped in done.skipped[:20]:
+        console.warn(f"skipped {skipped}")
     console.result(
         {
             "videos": str(target),
@@ -48,7 +49,7 @@ def prepare(
             "reused": done.reused,
             "bytes_before": done.bytes_before,
             "bytes_after": done.bytes_after,
-            "skipped": [{"path": path, "reason": reason} for path, reason in done.skipped],
+            "skipped": [dataclasses.asdict(skipped) for skipped in done.skipped],
         },
         f"{done.done} videos prepared, {done.reused} were there, {len(done.skipped)} skipped; {done.bytes_before / 1e6:,.0f} MB became "
         f"{done.bytes_after / 1e6:,.0f} MB\nnext: nlzoo finetune {target}",
@@ -60,25 +61,27 @@ def names(text):
     return tuple(n.strip() for n in (text or "").split(",") if n.strip())
 
 
-def tell_scan(found):
+def tell_scan(dataset):
     from ..videos import listing, splits
 
-    parts = [listing.TRAIN, listing.VAL] + [listing.TEST] * any(i.split == listing.TEST for i in found.items)
-    counts = {c: [sum(c in i.labels and i.split == part for i in found.items) for part in parts] for c in found.classes}
+    parts = [listing.TRAIN, listing.VAL] + [listing.TEST] * any(i.split == listing.TEST for i in dataset.items)
+    counts = {
+        c: [sum(c in i.labels and i.split == part for i in dataset.items) for part in parts] for c in dataset.classes
+    }
     rows = "\n".join(
         f"  {printable(c)[:40]:40} " + " ".join(f"{n:6} {part}" for n, part in zip(row, parts))
         for c, row in list(counts.items())[:40]
     )
     more = f"\n  … and {len(counts) - 40} more classes" if len(counts) > 40 else ""
     console.log(
-        f"{found.kind}: {len(found.items)} videos used, {len(found.skipped)} skipped, {found.ignored} other files ignored\n{rows}{more}"
+        f"{dataset.kind}: {len(dataset.items)} videos used, {len(dataset.skipped)} skipped, {dataset.ignored} other files ignored\n{rows}{more}"
     )
-    groups = [len({i.group for i in found.items if i.split == part}) for part in (listing.TRAIN, listing.VAL)]
-    both = splits.straddling(found.items)
-    console.log(f"split by {found.grouped_by}: {groups[0]} groups to train, {groups[1]} to validate, {both} in both")
+    groups = [len({i.group for i in dataset.items if i.split == part}) for part in (listing.TRAIN, listing.VAL)]
+    both = splits.straddling(dataset.items)
+    console.log(f"split by {dataset.grouped_by}: {groups[0]} groups to train, {groups[1]} to validate, {both} in both")
     if both:
         console.warn(f"{both} groups of clips are on both sides of the split that was given: its figures will flatter")
-    for path, reason in found.skipped[:20]:
-        console.warn(f"skipped {printable(path)}: {printable(reason)}")
-    if len(found.skipped) > 20:
-        console.warn(f"and {len(found.skipped) - 20} more; nlzoo check shows all")
+    for skipped in dataset.skipped[:20]:
+        console.warn(f"skipped {skipped}")
+    if len(dataset.skipped) > 20:
+        console.warn(f"and {len(dataset.skipped) - 20} more; nlzoo check shows all")

@@ -15,9 +15,9 @@ import torch
 from ..core.errors import OutOfMemory, UsageError, VideoError
 from ..core.progress import Progress, no_progress
 from ..core.recipe_spec import Recipe
-from ..core.text import printable
+from ..core.skipped import Skipped
 from ..networks.network import Network
-from ..videos import clips, loader
+from ..videos import clips, loader, scanning
 from ..videos.listing import Item
 from . import metrics
 from .engine import Engine
@@ -105,7 +105,7 @@ class Predictions:
 
     items: tuple[Item, ...]  # those that could be read
     scores: np.ndarray  # float64 (N, K) probabilities
-    bad: list[tuple[str, str]]  # (path, reason) of the others
+    bad: list[Skipped]  # the others
 
 
 def predictions(
@@ -131,12 +131,14 @@ def predictions(
         rows.append((mine[index], scores, reason))
         progress(len(rows), len(own))
     rows = sorted(engine.all_gather(rows), key=lambda row: row[0])
-    bad = [(source.items[index].path, reason) for index, scores, reason in rows if scores is None]
+    bad = [
+        Skipped(source.items[index].path, scanning.UNREADABLE, reason)
+        for index, scores, reason in rows
+        if scores is None
+    ]
     good = {index: scores for index, scores, _ in rows if scores is not None}
     if not good:
-        first = (
-            f"the first: {printable(bad[0][0])}: {printable(bad[0][1])}" if bad else "nlzoo check shows what is there"
-        )
+        first = f"the first: {bad[0]}" if bad else "nlzoo check shows what is there"
         raise VideoError(f"none of the {len(source)} videos to evaluate on could be read", first)
     return Predictions(tuple(source.items[index] for index in good), np.stack(list(good.values())), bad)
 
@@ -149,8 +151,8 @@ def validate(
     progress: Progress = no_progress,
     engine: Engine | None = None,
     recipe: Recipe = AUTO,
-) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """`(metrics.brief and the number of videos, (path, reason) of those that could not be read)`; see `predictions`."""
+) -> tuple[dict[str, float], list[Skipped]]:
+    """`(metrics.brief and the number of videos, those that could not be read)`; see `predictions`."""
     made = predictions(net, source, device, workers, progress, engine, recipe)
     figures = metrics.brief(made.scores, made.items, net.spec.classes, net.spec.multi_label)
     return {"videos": len(made.items), **figures}, made.bad
@@ -172,11 +174,11 @@ def compare_to_control(
 
 
 def as_rows(
-    predictions: Predictions, classes: Sequence[str], skipped: Sequence[tuple[str, str]] = ()
+    predictions: Predictions, classes: Sequence[str], skipped: Sequence[Skipped] = ()
 ) -> list[dict[str, object]]:
     """A row for each video, for `tables.write`: path, start, end, group, labels, answer, score, right, `p:CLASS`.
 
-    `skipped`: `(path, reason)` of videos that were not evaluated. `error` says why a video has no prediction.
+    `skipped`: videos that were not evaluated. `error` says why a video has no prediction.
     """
     rows: list[dict[str, object]] = []
     for item, scores in zip(predictions.items, predictions.scores):
@@ -193,4 +195,4 @@ def as_rows(
             "error": "",
         }
         rows.append(row | {f"p:{name}": float(p) for name, p in zip(classes, scores)})
-    return rows + [{"path": path, "error": reason} for path, reason in [*skipped, *predictions.bad]]
+    return rows + [{"path": s.path, "error": s.reason} for s in [*skipped, *predictions.bad]]

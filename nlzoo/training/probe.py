@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.errors import VideoError
+from ..core.skipped import Skipped
 from ..networks import model
 from ..videos import listing, loader, scanning
 from . import evaluate, metrics
@@ -29,7 +30,7 @@ class Probed:
     strength: float  # C that was chosen
     said: evaluate.Predictions  # on the validation videos
     train: tuple[listing.Item, ...]  # videos that it was fitted to
-    bad: list[tuple[str, str]]  # (path, reason) of training videos that could not be read
+    bad: list[Skipped]  # training videos that could not be read
 
 
 def probe(
@@ -66,12 +67,8 @@ def probe(
     logits = torch.from_numpy(rows[val]).to(net.fc.weight) @ net.fc.weight.detach().T + net.fc.bias.detach()
     scores = (logits.sigmoid() if found.multi_label else logits.double().softmax(-1)).double().cpu().numpy()
     held = {i.path for i in parts[listing.VAL]}
-    said = evaluate.Predictions(
-        tuple(items[n] for n in val), scores, [(path, reason) for path, reason in bad if path in held]
-    )
-    return Probed(
-        strength, said, tuple(items[n] for n in train), [(path, reason) for path, reason in bad if path not in held]
-    )
+    said = evaluate.Predictions(tuple(items[n] for n in val), scores, [s for s in bad if s.path in held])
+    return Probed(strength, said, tuple(items[n] for n in train), [s for s in bad if s.path not in held])
 
 
 def _features(net, root, items, device, workers, decoder, progress):
@@ -80,7 +77,7 @@ def _features(net, root, items, device, workers, decoder, progress):
     for done, (index, row, reason) in enumerate(evaluate.features(net, source, device, workers), 1):
         progress(done, len(items))
         if row is None:
-            bad.append((items[index].path, reason))
+            bad.append(Skipped(items[index].path, scanning.UNREADABLE, reason))
         else:
             rows[index] = row
     return (

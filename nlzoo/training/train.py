@@ -330,9 +330,7 @@ def _begin(job, found):
 def start_run(run: Path, net: nn.Module, found: scanning.Dataset, config: TrainConfig) -> None:
     """Writes all that is known before the first step; `config.json`, by which a run is known, last. Raises `DiskError`."""
     listing.write(listing.Listing(found.root, found.items, (), 0, found.multi_label, found.kind), run / "videos.csv")
-    tables.write(
-        run / "skipped.csv", [{"path": path, "reason": reason} for path, reason in found.skipped], ("path", "reason")
-    )
+    tables.write(run / "skipped.csv", [dataclasses.asdict(s) for s in found.skipped], ("path", "reason", "code"))
     files.write_text(run / "environment.json", files.to_json_text(environment()))
     files.write_text(
         run / "config.json", files.to_json_text({"train": dataclasses.asdict(config), "model": to_json(net.spec)})

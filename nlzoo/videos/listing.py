@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..core.errors import DiskError, UsageError, VideoError
+from ..core.skipped import Skipped
 from ..core.text import as_text, printable
 from . import video
 
@@ -34,8 +35,8 @@ SPLITS = {
     "testing": TEST,
 }
 COLUMNS = ("path", "label", "group", "split", "start", "end", "frames", "seconds")  # of the lists that `write` makes
-NOT_FOUND = "is listed, but there is no such file"
-LISTED_TWICE = "is listed twice"
+# codes of what is skipped
+NOT_FOUND, LISTED_TWICE, FOLDER, CLOSED, OUTSIDE = "not_found", "listed_twice", "is_folder", "closed", "outside_class"
 MOST_BYTES = 512 * 2**20  # of a list
 MOST_LABEL = 1000  # characters, as in spec.ModelSpec
 
@@ -102,7 +103,7 @@ class Listing:
 
     root: Path  # the folder, or the list's: paths of items are relative to it
     items: tuple[Item, ...]  # sorted by (path, start)
-    skipped: tuple[tuple[str, str], ...]  # (path, reason), sorted
+    skipped: tuple[Skipped, ...]  # sorted by path
     ignored: int  # files that are no videos
     multi_label: bool
     kind: str  # what was recognised, in words
@@ -155,7 +156,7 @@ class _Tree:
 
     videos: list[str]  # sorted
     others: Counter  # ending → number of files that are no videos
-    closed: list[tuple[str, str]]  # (folder, why it could not be read)
+    closed: list[Skipped]  # folders that could not be read
 
 
 def walk(root: Path) -> tuple[list[str], int]:
@@ -213,7 +214,7 @@ def _entries(path, real, closed):
                 for e in entries
             ]
     except OSError as error:
-        closed.append((path, f"is a folder that cannot be read: {error.strerror}"))
+        closed.append(Skipped(path, CLOSED, f"is a folder that cannot be read: {error.strerror}"))
         return []
 
 
@@ -224,8 +225,9 @@ def _hidden(path):
 
 def _folder(root, classes):
     tree = _walk(root)
-    if reason := dict(tree.closed).get(""):
-        raise VideoError(f"{printable(root)} {reason}", "check its permissions")
+    for folder in tree.closed:
+        if not folder.path:
+            raise VideoError(f"{printable(root)} {folder.reason}", "check its permissions")
     layout = _layout(root, tree.videos)
     labelled = [
         Item(path, (label,), split=split) for path in tree.videos for label, split in [_label(path, layout)] if label
@@ -245,7 +247,9 @@ def _folder(root, classes):
     _refuse_clashes(root, labels)
     _refuse_unknown(root, classes, labels)
     used = {i.path for i in labelled}
-    skipped = tree.closed + [(path, "lies outside any class folder") for path in tree.videos if path not in used]
+    skipped = tree.closed + [
+        Skipped(path, OUTSIDE, "lies outside any class folder") for path in tree.videos if path not in used
+    ]
     kind = (
         f"{', '.join(f'{n}/' for n in sorted(layout, key=lambda n: list(SPLITS).index(n.lower())))} folders"
         if layout
@@ -708,11 +712,10 @@ def _located(rows, root):
     by_stem = _stems(rows, base, here)
     items, skipped, seen = [], [], {}
     for row in rows:
-        item, reason = _by_stem(row, by_stem) if row.stems else _by_path(row.item, base, here)
-        if not reason:
-            reason = _repeats(row, item, seen)
-        if reason:
-            skipped.append((item.path, reason))
+        item, problem = _by_stem(row, by_stem) if row.stems else _by_path(row.item, base, here)
+        problem = problem or _repeats(row, item, seen)
+        if problem:
+            skipped.append(problem)
         else:
             items.append(item)
     return items, skipped
@@ -729,9 +732,13 @@ def _by_path(item, base, here):
                 mode = os.stat(full).st_mode
             except OSError:
                 continue
-            reason = "is a folder, not a video" if stat.S_ISDIR(mode) else ""
-            return replace(item, path=_relative(full, base)), reason
-    return item, NOT_FOUND
+            found = replace(item, path=_relative(full, base))
+            return found, Skipped(found.path, FOLDER, "is a folder, not a video") if stat.S_ISDIR(mode) else None
+    return item, _not_found(item)
+
+
+def _not_found(item):
+    return Skipped(item.path, NOT_FOUND, "is listed, but there is no such file")
 
 
 def _relative(full, base):
@@ -770,16 +777,16 @@ def _by_stem(row, by_stem):
         if stem in by_stem:
             trimmed = stem != row.stems[-1]
             start, end = (None, None) if trimmed else (row.item.start, row.item.end)
-            return replace(row.item, path=by_stem[stem], start=start, end=end), ""
-    return row.item, NOT_FOUND
+            return replace(row.item, path=by_stem[stem], start=start, end=end), None
+    return row.item, _not_found(row.item)
 
 
 def _repeats(row, item, seen):
-    """The reason when the same part of the same file was there before; refused when its labels were others."""
+    """The entry when the same part of the same file was there before; refused when its labels were others."""
     key = (item.path, item.start or 0.0, item.end)
     if key not in seen:
         seen[key] = (row, item)
-        return ""
+        return None
     first, before = seen[key]
     if set(before.labels) != set(item.labels):
         was, now = (printable(";".join(i.labels)) or "no label" for i in (before, item))
@@ -790,20 +797,18 @@ def _repeats(row, item, seen):
             "keep one of them; a video of several classes is one row with a;b for its label",
         )
     other = f" ({before.split} and {item.split})" if before.split != item.split else ""
-    return LISTED_TWICE + other
+    return Skipped(item.path, LISTED_TWICE, "is listed twice" + other)
 
 
 def _none_left(where, rows, skipped):
-    path, reason = skipped[0]
-    if any(reason.startswith("is a folder") for _, reason in skipped) or not any(
-        _ends_like_video(r.item.path) for r in rows
-    ):
-        return VideoError(f"{printable(where)} lists no videos: {printable(path)} {reason}", _FRAMES)
+    first = skipped[0]
+    if any(s.code == FOLDER for s in skipped) or not any(_ends_like_video(r.item.path) for r in rows):
+        return VideoError(f"{printable(where)} lists no videos: {printable(first.path)} {first.reason}", _FRAMES)
     hint = "paths are relative to the list's folder, or to the folder that nlzoo is started in"
     if rows[0].stems:
         hint = f"the videos are looked for below the list's folder and the working folder, as {' or '.join(rows[0].stems)} with a video's ending"
     return VideoError(
-        f"{printable(where)} lists {_count(len(rows), 'video')}, and none is there; the first: {printable(path)}",
+        f"{printable(where)} lists {_count(len(rows), 'video')}, and none is there; the first: {printable(first.path)}",
         printable(hint),
     )
 

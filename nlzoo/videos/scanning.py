@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from ..core.errors import VideoError
+from ..core.skipped import Skipped
 from ..core.text import printable
 from . import listing, pool, records, splits
 from .listing import Item
 
 TRAIN, VAL, TEST = listing.TRAIN, listing.VAL, listing.TEST
+UNREADABLE, PART_OUTSIDE = "unreadable", "part_outside"  # codes of what is skipped, beside those of `listing`
 MOST_BAD = 0.2  # of the files, above which training does not start
 
 
@@ -22,7 +24,7 @@ class Dataset:
 
     root: Path
     items: tuple[Item, ...]  # sorted by path
-    skipped: tuple[tuple[str, str], ...]  # (path, reason): videos that cannot be used
+    skipped: tuple[Skipped, ...]  # videos that cannot be used
     ignored: int  # files that are no videos
     multi_label: bool = False
     kind: str = ""  # of folder or list, in words
@@ -62,18 +64,17 @@ def scan(
     return replace(result, items=items, grouped_by=rule)
 
 
-def usable(
-    found: listing.Listing, known: dict[str, records.Record]
-) -> tuple[tuple[Item, ...], tuple[tuple[str, str], ...]]:
+def usable(found: listing.Listing, known: dict[str, records.Record]) -> tuple[tuple[Item, ...], tuple[Skipped, ...]]:
     """`(items, skipped)` of a listing: frames and seconds of each item filled in, and the reasons of the others added."""
-    items, skipped = [], dict(found.skipped)
+    items, skipped = [], {s.path: s for s in found.skipped}
     for item in found.items:
         record = known[item.path]
         start, end = item.start or 0.0, min(item.end or math.inf, record.seconds)
         if record.problem:
-            skipped[item.path] = record.problem
+            skipped[item.path] = Skipped(item.path, UNREADABLE, record.problem)
         elif start >= record.seconds:
-            skipped[item.path] = f"its part starts at {start:g} s, but the video ends at {record.seconds:.1f} s"
+            reason = f"its part starts at {start:g} s, but the video ends at {record.seconds:.1f} s"
+            skipped[item.path] = Skipped(item.path, PART_OUTSIDE, reason)
         else:
             items.append(
                 replace(
@@ -82,7 +83,7 @@ def usable(
                     frames=max(1, round((end - start) * record.fps)) if start or item.end else record.frames,
                 )
             )
-    return tuple(items), tuple(sorted(skipped.items()))
+    return tuple(items), tuple(sorted(skipped.values()))
 
 
 def _copies(root, known, paths):
@@ -116,22 +117,22 @@ def _refuse_unusable(result):
         )
 
 
-def bad(skipped: tuple[tuple[str, str], ...], kind: str) -> list[tuple[str, str]]:
+def bad(skipped: tuple[Skipped, ...], kind: str) -> list[Skipped]:
     """What counts as unusable: of Kinetics' lists not the videos that are gone, as many are from everybody's copy."""
-    return [(p, reason) for p, reason in skipped if not ("Kinetics" in kind and reason.startswith(listing.NOT_FOUND))]
+    return [s for s in skipped if not ("Kinetics" in kind and s.code == listing.NOT_FOUND)]
 
 
 def _table(rows):
     more = f"\n  … and {len(rows) - 10} more" if len(rows) > 10 else ""
-    return "\n".join(f"  {printable(path)}: {printable(reason)}" for path, reason in rows[:10]) + more
+    return "\n".join(f"  {row}" for row in rows[:10]) + more
 
 
-def split(found: Dataset, val: str, seed: int) -> Dataset:
-    """The same scan with every item in `train` or `val` (`splits.split`)."""
-    items, by = splits.split(found.items, val, seed, found.grouped_by)
-    return replace(found, items=items, grouped_by=by)
+def split(dataset: Dataset, val: str, seed: int) -> Dataset:
+    """The same dataset with every item in `train` or `val` (`splits.split`)."""
+    items, by = splits.split(dataset.items, val, seed, dataset.grouped_by)
+    return replace(dataset, items=items, grouped_by=by)
 
 
-def items_in(found: Dataset, part: str) -> list[Item]:
+def items_in(dataset: Dataset, part: str) -> list[Item]:
     """The items of `train`, `val` or `test`."""
-    return [i for i in found.items if i.split == part]
+    return [i for i in dataset.items if i.split == part]

@@ -11,8 +11,9 @@ import pytest
 from test_video import drawing, encode, vfr_times
 
 from nlzoo.apps import check
+from nlzoo.core.skipped import Skipped
 from nlzoo.videos import listing, records
-from nlzoo.videos.listing import NOT_FOUND, Item, Listing
+from nlzoo.videos.listing import NOT_FOUND, OUTSIDE, Item, Listing
 from nlzoo.videos.records import Record
 
 
@@ -65,8 +66,8 @@ def test_a_good_folder_has_no_findings_and_every_file_is_counted(folder):
     result = report(root)
     assert not kinds(result) and result.could_train
     assert (result.files, result.used, result.clips, result.ignored) == (15, 12, 12, 1)
-    assert [path for path, _ in result.skipped] == ["a/broken.mp4", "stray.mp4"]
-    assert result.skipped[0][1] == "is not a video, or is cut off"
+    assert [s.path for s in result.skipped] == ["a/broken.mp4", "stray.mp4"]
+    assert result.skipped[0].reason == "is not a video, or is cut off"
     assert {label: c.clips for label, c in result.classes.items()} == {"a": 4, "b": 4, "c": 4}
     for label, row in result.classes.items():
         lengths = [v["seconds"] for v in result.videos if v["labels"] == [label]]
@@ -78,7 +79,11 @@ def test_a_good_folder_has_no_findings_and_every_file_is_counted(folder):
         and "h264 in mp4 (12)" in words
     )
     values = json.loads(json.dumps(check.to_json(result), allow_nan=False))
-    assert values["skipped"][0] == {"path": "a/broken.mp4", "reason": "is not a video, or is cut off"}
+    assert values["skipped"][0] == {
+        "path": "a/broken.mp4",
+        "code": "unreadable",
+        "reason": "is not a video, or is cut off",
+    }
     assert {"files", "used", "skipped", "ignored", "classes", "warnings", "videos", "could_train"} <= set(values)
     assert values["videos"][0]["frames"] == result.videos[0]["frames"] and set(values["classes"]) == set("abc")
 
@@ -134,8 +139,9 @@ def test_a_part_outside_its_video_is_skipped(folder):
         "path,label,start,end\na/0.mp4,a,99,100\na/1.mp4,a,,\nb/0.mp4,b,0,99\nb/1.mp4,b,,\nb/2.mp4,b,,\n"
     )
     result = report(root / "list.csv")
-    ((path, reason),) = result.skipped
-    assert path == "a/0.mp4" and "starts at 99 s, but the video ends at 0." in reason and result.could_train
+    (left,) = result.skipped
+    assert left.path == "a/0.mp4" and left.code == "part_outside"
+    assert "starts at 99 s, but the video ends at 0." in left.reason and result.could_train
     assert result.classes["b"].seconds[2] < 1
 
 
@@ -199,8 +205,12 @@ def test_sizes_of_classes():
         ("aaaaabbbbb", {"problem": lambda n: "is empty" if n in (0, 5) else ""}, ""),  # 20 % is not over it
         ("aaaaabbbbb", {"problem": lambda n: "is empty" if n in (0, 1, 5) else ""}, "3 of 10 videos cannot be used"),
         ("aaaaaaaab", {"problem": lambda n: "is empty" if n == 8 else ""}, "left of class 'b'"),
-        ("aaabbb", {"skipped": [(f"{n}.mp4", NOT_FOUND) for n in range(99)], "kind": "a Kinetics list"}, ""),
-        ("aaabbb", {"skipped": [(f"{n}.mp4", "lies outside any class folder") for n in range(2)]}, "2 of 8 videos"),
+        (
+            "aaabbb",
+            {"skipped": [Skipped(f"{n}.mp4", NOT_FOUND, "is not there") for n in range(99)], "kind": "a Kinetics list"},
+            "",
+        ),
+        ("aaabbb", {"skipped": [Skipped(f"{n}.mp4", OUTSIDE, "lies outside") for n in range(2)]}, "2 of 8 videos"),
     ],
 )
 def test_whether_training_could_start(labels, how, words):

@@ -344,7 +344,7 @@ def test_a_broken_video_is_skipped_with_the_reason(tree, tmp_path):
     os.mkfifo(tree / "kick" / "pipe.mp4")
     names = [p.relative_to(tree).as_posix() for p in tree.rglob("*.*")] + ["kick/missing.mp4"]
     made = prepare(names, tree, out, 32, 2)
-    reasons = dict(made.skipped)
+    reasons = {s.path: s.reason for s in made.skipped}
     assert made.done == 6 and len(reasons) == 4
     for name, words in (
         ("middle", "frame 30 of 60"),
@@ -356,7 +356,7 @@ def test_a_broken_video_is_skipped_with_the_reason(tree, tmp_path):
     assert len(content(out)) == 6 == len(made.mapping) == len(manifest(out))
     good = min(made.mapping)
     (tree / good).write_bytes(b"broken since")
-    assert dict(prepare(names, tree, out, 32, 0).skipped)[good]
+    assert {s.path: s.reason for s in prepare(names, tree, out, 32, 0).skipped}[good]
     assert not (out / made.mapping[good]).exists()
 
 

@@ -234,9 +234,9 @@ def test_check_says_what_is_wrong_and_whether_training_could_start(nlzoo, drawn)
         and (summary["used"], summary["ignored"]) == (8, 0)
         and summary["files"] == 9
     )
-    assert summary["skipped"] == [{"path": "stray.mp4", "reason": "lies outside any class folder"}] and set(
-        summary["classes"]
-    ) == set(draw.CLASSES[:2])
+    assert summary["skipped"] == [
+        {"path": "stray.mp4", "code": "outside_class", "reason": "lies outside any class folder"}
+    ] and set(summary["classes"]) == set(draw.CLASSES[:2])
     code, out, _ = nlzoo("check", "videos", "--deep")
     assert code == 0 and out.rstrip().endswith("training could start")
     code, out, _ = nlzoo("check", "videos", "--classes", draw.CLASSES[0])

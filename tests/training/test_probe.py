@@ -66,7 +66,7 @@ def test_what_was_measured_is_what_the_network_answers(tmp_path, seed, multi_lab
     before = {k: v.clone() for k, v in net.state_dict().items()}
     done = probe.probe(net, found, CPU)
     assert (
-        [path for path, _ in done.bad] == [bad.path]
+        [s.path for s in done.bad] == [bad.path]
         and len(done.train) == 8
         and not done.said.bad
         and net.spec.classes == found.classes

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nlzoo.core.errors import DiskError, UsageError, VideoError
+from nlzoo.core.skipped import Skipped
 from nlzoo.core.text import as_text, printable
 from nlzoo.videos import listing
 from nlzoo.videos.listing import Item
@@ -434,7 +435,7 @@ def test_each_shape(name, tmp_path, work):
     found = listing.read(source)
     expected = [e.replace("WORK", str(work)).replace("ROOT", str(root)) for e in expected]
     assert sorted(map(summary, found.items)) == sorted(e for e in expected if e[0] != "!")
-    assert [f"!{path}" for path, reason in found.skipped if reason] == [e for e in expected if e[0] == "!"]
+    assert [f"!{s.path}" for s in found.skipped if s.reason] == [e for e in expected if e[0] == "!"]
     assert found.kind and found.items == tuple(sorted(found.items, key=lambda i: (i.path, i.start or 0, i.end or 1e9)))
     assert all((found.root / i.path).exists() for i in found.items)
 
@@ -442,9 +443,9 @@ def test_each_shape(name, tmp_path, work):
 def test_what_is_said_of_rows_that_are_left_out(tmp_path, work):
     found = listing.read(text(tmp_path, "l.csv", "path,label\na.mp4,x\na.mp4,x\nno.mp4,x\nsub,x\n", "a.mp4"))
     assert found.skipped == (
-        ("a.mp4", listing.LISTED_TWICE),
-        ("no.mp4", listing.NOT_FOUND),
-        ("work/sub", "is a folder, not a video"),
+        Skipped("a.mp4", "listed_twice", "is listed twice"),
+        Skipped("no.mp4", "not_found", "is listed, but there is no such file"),
+        Skipped("work/sub", "is_folder", "is a folder, not a video"),
     )
 
 
@@ -572,7 +573,7 @@ def test_every_file_of_a_random_tree_is_one_of_used_skipped_and_ignored(tmp_path
             else:
                 expected["used" if folders else "skipped"].add("/".join([*folders, name]))
         found = listing.read(root)
-        used, skipped = [i.path for i in found.items], [path for path, _ in found.skipped]
+        used, skipped = [i.path for i in found.items], [s.path for s in found.skipped]
         assert len(used) == len(set(used)) and len(skipped) == len(set(skipped))
         assert {"used": set(used), "skipped": set(skipped), "ignored": found.ignored} == expected
         assert listing.walk(root) == (sorted(used + skipped), found.ignored)
@@ -638,7 +639,7 @@ def test_a_folder_that_may_not_be_read_is_named(work):
                 os.seteuid(65534)  # nobody; root may read everything
             found = listing.read(root)
             assert len(found.items) == 2 and found.skipped == (
-                ("b/closed", "is a folder that cannot be read: Permission denied"),
+                Skipped("b/closed", "closed", "is a folder that cannot be read: Permission denied"),
             )
             with pytest.raises(VideoError, match="cannot be read: Permission denied"):
                 listing.read(root / "b/closed")

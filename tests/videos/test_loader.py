@@ -52,9 +52,10 @@ def test_each_file_is_used_skipped_or_ignored(tree):
     (root / "dog" / "broken.mp4").write_bytes(b"not a video")
     found = scanning.scan(root)
     assert found.classes == ("cat", "dog") and len(found.items) == 10
-    assert [p for p, _ in found.skipped] == ["dog/broken.mp4", "stray.mp4"] and all(
-        reason for _, reason in found.skipped
-    )
+    assert [(s.path, s.code) for s in found.skipped] == [
+        ("dog/broken.mp4", "unreadable"),
+        ("stray.mp4", "outside_class"),
+    ]
     assert all(i.frames == 12 and i.seconds == pytest.approx(0.5) for i in found.items)
     assert found.ignored >= 2
 
@@ -137,7 +138,7 @@ def test_what_is_gone_from_a_kinetics_list_stops_nothing(tree):
     )
     found = scanning.scan(root / "list.csv")
     assert [i.path for i in found.items] == ["x/abc_000010_000020.mp4", "y/def_000001_000011.mp4"]
-    assert len(found.skipped) == 30 and all(reason == listing.NOT_FOUND for _, reason in found.skipped)
+    assert len(found.skipped) == 30 and all(s.code == listing.NOT_FOUND for s in found.skipped)
 
 
 def test_labels_that_are_left_out(tree):
