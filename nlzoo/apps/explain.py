@@ -126,7 +126,7 @@ def explain(
     source = loader.Clips(Path(), (listing.Item(str(path), ()),), net.spec.clip)
     for _, pixels, bad in loader.load(source, [[(-1, 0)]], 1):  # in a process of its own: a file may crash a decoder
         if bad:
-            raise VideoError(bad[0][1])
+            raise VideoError(bad[0][1], path=path)
         return explain_clip(net, pixels[0, 0].clone(), device, str(path), of, at, points)
 
 

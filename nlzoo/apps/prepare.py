@@ -301,7 +301,7 @@ def _made(task, out, size):
         written = _sha256(target)
     if _state(task.source) != state:
         target.unlink()
-        raise VideoError(f"{printable(task.source)} changed while it was read", "run it again")
+        raise VideoError("changed while it was read", "run it again", task.source)
     _append(out, Line(task.name, *state, digest, task.output, written, frames, size))
     return kind, state[0], target.stat().st_size
 
@@ -328,9 +328,7 @@ def _source_sha256(source):
     try:
         return _sha256(source)
     except OSError as error:
-        raise VideoError(
-            f"{printable(source)} cannot be read: {error.strerror}", "check the file and its permissions"
-        ) from None
+        raise VideoError(f"cannot be read: {error.strerror}", "check the file and its permissions", source) from None
 
 
 def _sha256(path):

@@ -113,15 +113,14 @@ def answers(
     """
     (record,) = records.examine([path], workers=1)  # in a process of its own: a file may crash a decoder
     if record.problem:
-        raise VideoError(f"{printable(path.name)} {record.problem}")
+        raise VideoError(record.problem, path=path.name)
     if record.seconds > most_seconds:
         raise VideoError(
-            f"{printable(path.name)} is {record.seconds:.1f} s long; at most {most_seconds:g} s are answered here",
-            "cut it first",
+            f"is {record.seconds:.1f} s long; at most {most_seconds:g} s are answered here", "cut it first", path.name
         )
     (row,) = predict.predict(net, [path], device, 1)
     if "error" in row:
-        raise VideoError(row["error"])
+        raise VideoError(row["error"], path=path.name)
     yield row["scores"], [], b""
     summary = predict.windows(
         net, path, device, predict.Windows(max(SHORTEST, record.seconds / WINDOWS)), 1, progress=progress

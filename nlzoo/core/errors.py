@@ -4,6 +4,10 @@ A library module raises one of these; `cli.main` catches `NlzooError` once and p
 Anything else is a bug and keeps its traceback.
 """
 
+import os
+
+from .text import printable
+
 
 class NlzooError(Exception):
     """What went wrong, where, what there is instead (`message`), and what to do next (`hint`)."""
@@ -23,9 +27,16 @@ class UsageError(NlzooError):
 
 
 class VideoError(NlzooError):
-    """A video or a folder of videos that cannot be used."""
+    """A video, or a folder or list of videos, that cannot be used.
+
+    `reason` says what is wrong ("is empty"). `message` is the whole sentence: `path`, where it is given, and `reason`.
+    """
 
     exit_code = 3
+
+    def __init__(self, reason: str, hint: str = "", path: str | os.PathLike | None = None):
+        super().__init__(reason if path is None else f"{printable(path)} {reason}", hint)
+        self.reason = reason
 
 
 class WeightsError(NlzooError):

@@ -42,7 +42,7 @@ def run(
 ) -> Iterator[tuple[object, object]]:
     """`(task, work(task))` or `(task, Failure)` in the order of `tasks`, which are read no more than `workers * ahead` in advance.
 
-    A `VideoError` of `work` is a Failure with its message; any other exception is raised here. A task that
+    A `VideoError` of `work` is a Failure with its reason; any other exception is raised here. A task that
     takes longer than `deadline(task)` seconds, kills its process or takes over `MEMORY` is a Failure. Tasks must be small
     and picklable, and `work` too where processes are not forked. With 0 workers all happens in this process, unprotected.
     """
@@ -173,7 +173,7 @@ def _attempt(work, task, summary=False):
     try:
         return work(task)
     except VideoError as error:
-        return Failure(error.message)
+        return Failure(error.reason)
     except NlzooError as error:  # a full disk is no fault of this file
         if not summary:
             raise

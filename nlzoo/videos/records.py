@@ -168,7 +168,7 @@ def _look(task) -> tuple[Record, bytes]:
     try:
         info = video.probe(name)
     except VideoError as error:
-        return replace(record, problem=_reason(name, error)), b""
+        return replace(record, problem=error.reason), b""
     record = replace(
         record,
         container=info.container,
@@ -189,12 +189,8 @@ def _look(task) -> tuple[Record, bytes]:
         elif level == ALL:
             record = _looked_through(record)
     except VideoError as error:
-        record = replace(record, problem=_reason(name, error), level=ALL)
+        record = replace(record, problem=error.reason, level=ALL)
     return record, _packed(info)
-
-
-def _reason(name, error):
-    return error.message.removeprefix(name).lstrip(": ")  # a record names its file already
 
 
 def _looked_through(record):

@@ -24,7 +24,6 @@ from av.filter import Graph
 from av.stream import Disposition
 
 from ..core.errors import UsageError, VideoError
-from ..core.text import printable
 
 try:
     import decord
@@ -99,11 +98,8 @@ def span(info: Probe, start: float | None = None, end: float | None = None) -> t
     """
     start, end = start or 0.0, info.duration if end is None else end
     if start >= info.duration:
-        length = f"the video is {info.duration:.3f} s long"
-        raise VideoError(
-            f"{printable(info.path)}: the part begins at {start:.3f} s, but {length}",
-            "mend the list, or remove the line",
-        )
+        reason = f"is {info.duration:.3f} s long, and the part begins at {start:.3f} s"
+        raise VideoError(reason, "fix the list, or remove the line", info.path)
     step = info.duration / info.frames
     times = np.arange(info.frames) * step if info.pts is None else (info.pts - info.pts[0]) * info.base
     first, last = np.searchsorted(
@@ -204,16 +200,16 @@ def _regular_file(path: str) -> os.stat_result:
     try:
         info = os.stat(path)
     except FileNotFoundError:
-        raise VideoError(f"{printable(path)} does not exist", "check the path") from None
+        raise VideoError("does not exist", "check the path", path) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(f"{printable(path)} cannot be read: {reason}", "check the path and its permissions") from None
+        raise VideoError(f"cannot be read: {reason}", "check the path and its permissions", path) from None
     if stat.S_ISDIR(info.st_mode):
-        raise VideoError(f"{printable(path)} is a folder, not a video", "name the video files in it")
+        raise VideoError("is a folder, not a video", "name the video files in it", path)
     if not stat.S_ISREG(info.st_mode):
-        raise VideoError(f"{printable(path)} is not a regular file", "pipes, sockets, devices: save it to a file first")
+        raise VideoError("is not a regular file", "pipes, sockets, devices: save it to a file first", path)
     if info.st_size == 0:
-        raise VideoError(f"{printable(path)} is empty", "download or copy it again")
+        raise VideoError("is empty", "download or copy it again", path)
     return info
 
 
@@ -226,7 +222,7 @@ def _probe(path: str, size: int, mtime_ns: int) -> Probe:
         packets, first, whole = _walk(container, stream)
         rate, base = float(stream.average_rate or stream.guessed_rate or 25), float(stream.time_base or 1)
     if name in _TIMED_CONTAINERS and _protected(path):
-        raise VideoError(f"{printable(path)} is encrypted", "get a copy without DRM")
+        raise VideoError("is encrypted", "get a copy without DRM", path)
     if first is None:
         raise _no_frames(path, packets)
     timed = name in _TIMED_CONTAINERS and codec in _TIMED_CODECS
@@ -381,20 +377,18 @@ def _protected(path: str) -> bool:
 
 def _no_frames(path: str, packets: list[_Packet]) -> VideoError:
     if not packets:
-        return VideoError(f"{printable(path)} has a video track without frames", "join the parts of the stream first")
+        return VideoError("has a video track without frames", "join the parts of the stream first", path)
     return VideoError(
-        f"{printable(path)} holds {len(packets)} video packets and none can be decoded", "download or encode it again"
+        f"holds {len(packets)} video packets and none can be decoded", "download or encode it again", path
     )
 
 
 def _unreadable(path: str, error: Exception) -> VideoError:
     if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of a demuxer outside the list
-        return VideoError(
-            f"{printable(path)} is not a kind of video file that is read here", "convert it to mp4 (H.264)"
-        )
+        return VideoError("is not a kind of video file that is read here", "convert it to mp4 (H.264)", path)
     if isinstance(error, av.error.InvalidDataError):
-        return VideoError(f"{printable(path)} is not a video, or is cut off", "download it again, or remove it")
-    return VideoError(f"{printable(path)} cannot be read: {error.strerror}", "check the file and its permissions")
+        return VideoError("is not a video, or is cut off", "download it again, or remove it", path)
+    return VideoError(f"cannot be read: {error.strerror}", "check the file and its permissions", path)
 
 
 # Decoding
@@ -415,16 +409,14 @@ def _images(info: Probe, wanted: list[int], height: int, width: int, decoder: st
             return
         except _Mismatch as error:
             if decoder == "decord":
-                raise VideoError(
-                    f"{printable(info.path)}: decord: {error}", "leave the choice of the decoder"
-                ) from None
+                raise VideoError(f"cannot be read by decord: {error}", "omit --decoder", info.path) from None
     to_rgb = _ToRgb(height, width, info.rotation)
     for number, frame in _frames(info, wanted):
         try:
             yield number, to_rgb(frame)
         except av.error.FFmpegError as error:
-            message = f"{printable(info.path)}: {frame.format.name} pixels cannot be made RGB: {error.strerror}"
-            raise VideoError(message, "encode it again") from None
+            reason = f"has {frame.format.name} pixels that cannot be made RGB: {error.strerror}"
+            raise VideoError(reason, "encode it again", info.path) from None
 
 
 def _by_decord(info: Probe, wanted: list[int], height: int, width: int) -> np.ndarray:
@@ -470,15 +462,16 @@ def _video_stream(container, path: str):
     """The stream that FFmpeg would play; refused when there is none or its frames are too large to decode."""
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
-        raise VideoError(f"{printable(path)} has no video track", "remove it from the folder")
+        raise VideoError("has no video track", "remove it from the folder", path)
     context = stream.codec_context
     if context is None:
-        raise VideoError(f"{printable(path)} has a codec that this FFmpeg cannot decode", "convert it to mp4 (H.264)")
+        raise VideoError("has a codec that this FFmpeg cannot decode", "convert it to mp4 (H.264)", path)
     if max(context.width, context.height) > MAX_SIDE or context.width * context.height > MAX_PIXELS:
         raise VideoError(
-            f"{printable(path)} has frames of {context.width}x{context.height} pixels;"
+            f"has frames of {context.width}x{context.height} pixels;"
             f" the limit is {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million in all",
             "scale it down first",
+            path,
         )
     return stream
 
@@ -595,8 +588,9 @@ def _by_walking(info: Probe, wanted: list[int]) -> Iterator[tuple[int, av.VideoF
             if not left:
                 return
     raise VideoError(
-        f"{printable(info.path)} is damaged: frame {min(left.values())} of {info.frames} cannot be decoded",
+        f"is damaged: frame {min(left.values())} of {info.frames} cannot be decoded",
         "leave the file out, or encode it again",
+        info.path,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_video import drawing, encode, vfr_times
+from drawn import drawing, encode, vfr_times
 
 from nlzoo.apps import check
 from nlzoo.core.skipped import Skipped

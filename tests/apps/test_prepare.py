@@ -14,20 +14,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from test_video import B, drawing, encode, rotate
+from drawn import B, break_frame, calm, drawing, encode, rotate
 
 from nlzoo.apps.prepare import MANIFEST, outputs, prepare
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.videos import video
 from nlzoo.videos.encode import transcode, write_video
-
-
-def calm(frames, height, width, seed=0):
-    """A drawing whose every frame survives compression: blocks of 16 pixels, hardly coloured, that move."""
-    rng = np.random.default_rng(seed)
-    grey = rng.integers(40, 216, (height // 16 + 12, width // 16 + 12, 1), np.uint8).repeat(16, 0).repeat(16, 1)
-    steps = rng.integers(1, 4, (frames, 2)).cumsum(0) % 120
-    return np.stack([grey[y : y + height, x : x + width] + np.array([0, 10, 20], np.uint8) for y, x in steps])
 
 
 def packets(path):
@@ -38,16 +30,6 @@ def packets(path):
 
 def difference(one, other):
     return np.abs(one.astype(int) - other).mean()
-
-
-def break_frame(path, number):
-    """Overwrites the slice of one packet but not its length: sound to the probe, and nothing to the decoder."""
-    with av.open(str(path)) as container:
-        packet = [p for p in container.demux() if p.size][number]
-    data = bytearray(path.read_bytes())
-    data[packet.pos + 4 : packet.pos + 24] = b"\xff" * 20
-    path.write_bytes(data)
-    return path
 
 
 # One video
@@ -201,7 +183,7 @@ def run(script, *words):
 def test_memory_does_not_grow_with_the_length(tmp_path):
     script = """if True:
         import resource
-        from nlzoo.encode import transcode
+        from nlzoo.videos.encode import transcode
         transcode(sys.argv[1], sys.argv[2])
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
@@ -368,7 +350,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(tmp_path):
     before = content(root)
     script = """if True:
         import resource
-        from nlzoo.errors import DiskError
+        from nlzoo.core.errors import DiskError
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
         try:
             prepare(["a.mp4", "b.mp4"], Path(sys.argv[1]), Path(sys.argv[2]), 240, int(sys.argv[3]))

@@ -5,7 +5,7 @@
     python tests/bench/decode.py --loader
     python tests/bench/decode.py --opens 20000
 
-Wrong frames: random frames of every video that tests/test_video.py makes and of the odd and real ones in ../shared,
+Wrong frames: random frames of every video that tests/drawn.py makes and of the odd and real ones in ../shared,
 against a decode of the whole file. CPU time: the same random clips by each reader in turn, one thread, fresh readers.
 Mutants: files with flipped, zeroed, cut, doubled or random bytes, each read as three clips.
 Loader: training clips of 8 spread frames, 224 pixels, through `data.load` with 1 and 2 workers, against as many processes
@@ -29,9 +29,10 @@ import av
 import numpy as np
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "tests/videos")]
+sys.path[:0] = [str(REPO), str(REPO / "tests")]
 
-from test_video import MADE, MUTATED, REFUSED, decode_all, drawing, encode, mutant, mutant_outcomes
+from decoded import MUTATED, REFUSED, decode_all, mutant, mutant_outcomes
+from drawn import MADE, drawing, encode
 
 from nlzoo.apps import prepare
 from nlzoo.core.view_spec import ClipSpec

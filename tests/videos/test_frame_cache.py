@@ -10,8 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from test_prepare import break_frame
-from test_video import B, drawing, encode, rotate
+from drawn import B, break_frame, drawing, encode, rotate
 
 from nlzoo.core.errors import DiskError, VideoError
 from nlzoo.videos import frame_cache, video
