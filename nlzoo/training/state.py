@@ -6,17 +6,12 @@ removed only when it is sure to outlive a power cut. No pickle is written or rea
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
-import os
 import platform
 import re
 import shutil
-import socket
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +23,13 @@ from safetensors.torch import load_file, save_file
 
 from .. import __version__
 from ..core import files
-from ..core.errors import DiskError, UsageError, WeightsError
+from ..core import lock as locks
+from ..core.errors import DiskError, WeightsError
 from ..core.text import printable
 from ..networks import checkpoint
 
 FOLDER = "checkpoints"
 TENSORS, REST, MANIFEST = "state.safetensors", "state.json", "manifest.json"
-LOCK = ".lock"
 FORMAT = 1  # of the manifest
 _STEP = re.compile(r"step-(\d{8,12})|\.step-(\d{8,12})\.[0-9a-f]{8}\.old")  # the second stepped aside (`files.current`)
 
@@ -129,18 +124,15 @@ def _manifest(part, step):
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
     }
-    files = {name: {"bytes": (part / name).stat().st_size, "sha256": _digest(part / name)} for name in (TENSORS, REST)}
-    return _sealed({"format": FORMAT, "step": step, "files": files, "writer": writer})
+    entries = {
+        name: {"bytes": (part / name).stat().st_size, "sha256": files.sha256(part / name)} for name in (TENSORS, REST)
+    }
+    return _sealed({"format": FORMAT, "step": step, "files": entries, "writer": writer})
 
 
 def _sealed(manifest):
     """The manifest's text, with the digest of that text without the digest."""
     return files.to_json_text({**manifest, "sha256": hashlib.sha256(files.to_json_text(manifest).encode()).hexdigest()})
-
-
-def _digest(file):
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 # --- reading
@@ -213,7 +205,7 @@ def _verified(folder, step):
         for name, size, digest in said:
             if (there := (folder / name).stat().st_size) != size:
                 raise WeightsError(f"{name} has {there:,} bytes instead of {size:,}")
-            if _digest(folder / name) != digest:
+            if files.sha256(folder / name) != digest:
                 raise WeightsError(f"{name} is damaged: its content has changed since it was written")
         return {**manifest, "writer": dict(manifest["writer"])}
     except (KeyError, TypeError, ValueError) as error:
@@ -282,130 +274,13 @@ def _unpacked(plan, tensors):
 
 # --- one process on a run
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems that have none
-_held: dict[object, list[int]] = {}  # descriptors of the locks of this process
-
-
-def _let_go():
-    """A lock is held as long as any process has its descriptor, so workers, which outlive a killed run by seconds, must not."""
-    for handle in (h for handles in _held.values() for h in handles):
-        os.close(handle)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Only this process works on `run`, a folder that is made where it is missing and must not be replaced meanwhile.
-
-    The kernel gives the lock back when the process ends, however it ends; forked children do not hold it. What a killed
-    process left half written in the run is removed. Raises `UsageError` at once where another process holds the lock, and
-    `DiskError`.
-    """
+    """Only this process works on `run` (`locks.hold`); what a killed one left half written in it is removed."""
     run = Path(run)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        handles = _take(run)
-    except OSError as error:
-        raise DiskError(
-            f"{printable(str(run))} could not be locked ({error.strerror or error})", "work in a folder of your own"
-        ) from error
-    key = object()
-    _held[key] = handles
-    try:
+    with locks.hold(run):
         for folder in (run, run / FOLDER):
             if folder.is_dir():
                 files.remove_leftovers(folder)
         yield
-    finally:
-        if _held.pop(key, None):  # not in a forked child
-            os.ftruncate(handles[0], 0)
-            for handle in handles:
-                os.close(handle)
-
-
-def _take(run):
-    """Descriptors that hold the lock. Where the file system has no locks, the second is of a file that has, on this host."""
-    handles = [_opened(run / LOCK)]
-    try:
-        if (free := _flock(handles[0])) is None:
-            _refuse_other_host(run)
-            name = hashlib.sha256(os.fsencode(run.resolve())).hexdigest()
-            handles.append(_opened(Path(tempfile.gettempdir(), f"nlzoo-{os.getuid()}-{name}.lock")))
-            free = _flock(handles[1])
-        if not free:
-            raise _in_use(run, _owner(run / LOCK))
-        os.ftruncate(handles[0], 0)
-        summary = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.pwrite(handles[0], json.dumps(summary).encode(), 0)
-        return handles
-    except BaseException:
-        for handle in handles:
-            os.close(handle)
-        raise
-
-
-def _opened(file):
-    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-
-
-def _flock(handle):
-    """True: ours now; False: somebody has it; None: no locks here."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
-        raise
-
-
-def _owner(file):
-    """What the owner wrote, or None. It may be about to write: until then the file is empty or names one that has ended."""
-    for _ in range(20):
-        owner = _told(file)
-        if owner and (owner["host"] != socket.gethostname() or _lives(owner["pid"])):
-            return owner
-        time.sleep(0.05)
-    return None
-
-
-def _told(file):
-    try:
-        summary = json.loads(file.read_bytes())
-        return {"pid": int(summary["pid"]), "host": str(summary["host"]), "since": str(summary["since"])}
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _lives(pid):
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # of another user
-        pass
-    return True
-
-
-def _refuse_other_host(run):
-    """No lock reaches another host here: what is written there must do, though its process may have ended long ago."""
-    owner = _told(run / LOCK)
-    if owner and owner["host"] != socket.gethostname():
-        raise _in_use(run, owner, f"; if it has ended long ago, remove {printable(str(run / LOCK))}")
-
-
-def _in_use(run, owner, more=""):
-    who = (
-        f"process {owner['pid']} on {printable(owner['host'])} since {printable(owner['since'])}"
-        if owner
-        else "another process"
-    )
-    return UsageError(
-        f"{printable(str(run))} is in use by {who}",
-        f"wait for its end or stop it; or begin another run under another name{more}",
-    )

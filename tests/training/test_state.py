@@ -28,6 +28,7 @@ import nlzoo
 from nlzoo.core import files as core_files
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import DiskError, NlzooError, UsageError, WeightsError
+from nlzoo.core.lock import LOCK
 from nlzoo.networks import checkpoint, model
 from nlzoo.training import state
 
@@ -373,7 +374,7 @@ def counted(work, n):
 
         module.save_file = watched
 
-    for module, name in ((os, "fsync"), (os, "pwrite"), (checkpoint, "_exchange")):  # without an audit event
+    for module, name in ((os, "fsync"), (os, "pwrite"), (core_files, "_exchange")):  # without an audit event
         wrapped(module, name)
     writing(state)
     writing(checkpoint)
@@ -770,7 +771,7 @@ def locks(request, monkeypatch, tmp_path):
         real = fcntl.flock
 
         def refuse(handle, how):
-            if os.path.basename(os.readlink(f"/proc/self/fd/{handle}")) == state.LOCK:
+            if os.path.basename(os.readlink(f"/proc/self/fd/{handle}")) == LOCK:
                 raise OSError(errno.ENOSYS, "Function not implemented")
             real(handle, how)
 
@@ -788,7 +789,7 @@ def test_of_twenty_at_once_one_wins(tmp_path, locks, left):
     run = tmp_path / "run"
     run.mkdir()
     if left:
-        (run / state.LOCK).write_text(left.replace("HERE", socket.gethostname()))
+        (run / LOCK).write_text(left.replace("HERE", socket.gethostname()))
     winners, refusals = crowd(run)
     assert len(winners) == 1 and len(refusals) == 19
     assert all(
@@ -799,17 +800,17 @@ def test_of_twenty_at_once_one_wins(tmp_path, locks, left):
         for r in refusals
     ), refusals
     with state.lock(run):
-        assert json.loads((run / state.LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((run / LOCK).read_text())["pid"] == os.getpid()
         with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"), state.lock(run):
             pass
-    assert (run / state.LOCK).read_text() == ""
+    assert (run / LOCK).read_text() == ""
 
 
 def test_the_refusal_waits_for_the_winner_to_write_its_name(tmp_path):
-    (tmp_path / state.LOCK).write_text(
+    (tmp_path / LOCK).write_text(
         '{"pid": 99999999, "host": "HERE", "since": "before"}'.replace("HERE", socket.gethostname())
     )
-    with open(tmp_path / state.LOCK, "r+") as winner:
+    with open(tmp_path / LOCK, "r+") as winner:
         fcntl.flock(winner, fcntl.LOCK_EX)
         summary = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": "now"})
         writing = threading.Timer(0.2, lambda: (winner.truncate(), winner.write(summary), winner.flush()))
@@ -822,12 +823,13 @@ def test_the_refusal_waits_for_the_winner_to_write_its_name(tmp_path):
 OWNER = """
 import os, sys, time
 from pathlib import Path
+from nlzoo.core.lock import LOCK
 from nlzoo.training import state
 how = sys.argv[2]
 handle = None
 if how == "unprotected":
     import fcntl
-    handle = os.open(Path(sys.argv[1]) / state.LOCK, os.O_RDWR | os.O_CREAT)
+    handle = os.open(Path(sys.argv[1]) / LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(handle, fcntl.LOCK_EX)
     before = os.fork()
 else:
@@ -890,11 +892,11 @@ def test_a_forked_child_cannot_give_the_lock_back(tmp_path):
 
 @pytest.mark.parametrize("locks", ["no flock"], indirect=True)
 def test_where_locks_reach_no_other_host_its_word_is_taken(tmp_path, locks):
-    (tmp_path / state.LOCK).write_text('{"pid": 1, "host": "else\\u001b[31mwhere", "since": "x"}')
+    (tmp_path / LOCK).write_text('{"pid": 1, "host": "else\\u001b[31mwhere", "since": "x"}')
     with pytest.raises(UsageError, match=r"process 1 on else\\x1b\[31mwhere since x") as caught, state.lock(tmp_path):
         pass
     assert "remove" in caught.value.hint
-    (tmp_path / state.LOCK).unlink()
+    (tmp_path / LOCK).unlink()
     with state.lock(tmp_path):
         pass
 
