@@ -277,6 +277,7 @@ def page(facts: Facts) -> str:
             key="map" if several else "top1",
             figure="mAP" if several else "top-1",
             intervals=_intervals(facts),
+            few=metrics.too_few(facts.figures["videos"], facts.figures["groups"]),
             light=charts.LIGHT,
             dark=charts.DARK,
             many=MANY,

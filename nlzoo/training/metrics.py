@@ -118,6 +118,17 @@ def full(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], mult
     return summary
 
 
+def too_few(videos: int, groups: int) -> str:
+    """A warning where so few groups of validation videos tell little about a model; "" where they are enough."""
+    if groups >= FEW_GROUPS:
+        return ""
+    noun, source = ("video" if videos == 1 else "videos"), ("group" if groups == 1 else "groups")
+    return (
+        f"validated on {videos:,} {noun} of {groups} {source}: too few for a 95 % interval, which takes {FEW_GROUPS} groups; "
+        "the figure is a rough guide only"
+    )
+
+
 def in_words(summary: dict) -> str:
     """The main figures of `full`, with those of `evaluate.compare_to_control` under `control` where they are there, as lines for a person."""
     names = (
