@@ -17,7 +17,7 @@ _MODULES = {
     "inflate_": "networks.inflate",
     "insert_nonlocal_": "networks.inflate",
     "build": "networks.model",
-    "load": "apps.hub",
+    "load": "networks.download",
 }
 __all__ = ["__version__", *_MODULES]
 

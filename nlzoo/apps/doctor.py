@@ -189,9 +189,9 @@ def here() -> list[Finding]:
 
 def cache() -> list[Finding]:
     """The same for the Hub's cache."""
-    from . import hub
+    from ..networks import hub_client
 
-    return _place("hub cache", hub.cache_folder(), "export HF_HOME=… on another disk")
+    return _place("hub cache", hub_client.cache_folder(), "export HF_HOME=… on another disk")
 
 
 def _place(name, folder, fix):
@@ -216,16 +216,16 @@ def _unwritable(folder):
 def login() -> list[Finding]:
     """Whether there is a Hub token, and whose it is if the Hub answers soon."""
     from ..core.errors import HubError
-    from . import hub
+    from ..networks import hub_client
 
-    if not hub.has_token():
+    if not hub_client.has_token():
         return [Finding("hub login", None, "none; only push and private models need one", "hf auth login")]
     answers = []
 
     def ask():
         try:
-            answers.append(Finding("hub login", True, hub.whoami(timeout=HUB_SECONDS)))
-        except hub.Unreachable as error:
+            answers.append(Finding("hub login", True, hub_client.whoami(timeout=HUB_SECONDS)))
+        except hub_client.Unreachable as error:
             answers.append(Finding("hub login", None, f"a token is here; not verified: {error.message}"))
         except HubError as error:
             answers.append(Finding("hub login", False, error.message, error.hint))

@@ -29,18 +29,17 @@ def eval_(
     """Measure a model on labelled videos (test/ where there is one, else val/): top-1, classes, confusions, calibration, intervals; mAP."""
     import dataclasses
 
-    from ..apps import hub
     from ..core import tables
     from ..core.text import printable
     from ..core.view_spec import parse_views
-    from ..networks import checkpoint
+    from ..networks import checkpoint, download
     from ..training import evaluate, metrics
     from ..videos import listing, loader, pool, scanning
 
     looks = parse_views(views)
     if out:
         tables.check(out)
-    net = checkpoint.load_model(hub.locate(model))
+    net = checkpoint.load_model(download.locate(model))
     device = evaluate.resolve_device(device)
     with console.progress("scanning") as bar:
         found = scanning.scan(videos, (), bar)
@@ -111,18 +110,17 @@ def predict(
     json: Json = False,
 ) -> None:
     """Name what is in videos, with probabilities. Exit code 1 when some could not be read, 3 when none could; the others are answered."""
-    from ..apps import hub
     from ..apps import predict as answers
     from ..core.text import printable
     from ..core.view_spec import parse_views
-    from ..networks import checkpoint
+    from ..networks import checkpoint, download
     from ..training import evaluate
     from ..videos import pool
 
     looks = parse_views(views)
     how = _windows(every, window, features, looks)
     _refuse_files(out, features)
-    net = checkpoint.load_model(hub.locate(model))
+    net = checkpoint.load_model(download.locate(model))
     device = evaluate.resolve_device(device)
     paths = answers.find(videos)
     workers = pool.default_workers(str(device))
@@ -238,13 +236,13 @@ def explain_(
     json: Json = False,
 ) -> None:
     """Show where an answer comes from: what the non-local blocks look at, and which parts of the video speak for the class; PNG and mp4."""
-    from ..apps import explain, hub, pictures
-    from ..networks import checkpoint
+    from ..apps import explain, pictures
+    from ..networks import checkpoint, download
     from ..training import evaluate
 
     asked = [explain.point(text) for text in at or ()]
     device = evaluate.resolve_device(device)
-    net = checkpoint.load_model(hub.locate(model)).to(device)
+    net = checkpoint.load_model(download.locate(model)).to(device)
     summary = explain.explain(net, video, device, of, asked, points)
     files = pictures.write(summary, folder := out or Path(f"explain-{video.stem}"))
     console.result(
@@ -285,12 +283,11 @@ def serve(
     json: Json = False,
 ) -> None:
     """A page of this machine where one drops a video: its classes, over time too, and what spoke for the answer. Ctrl-C ends it."""
-    from ..apps import hub
     from ..apps import serve as page
-    from ..networks import checkpoint
+    from ..networks import checkpoint, download
     from ..training import evaluate
 
-    net, device = checkpoint.load_model(hub.locate(model)), evaluate.resolve_device(device)
+    net, device = checkpoint.load_model(download.locate(model)), evaluate.resolve_device(device)
     page.serve(
         net.to(device), device, host, port, model, lambda url: console.result({"url": url}, f"{url}\nCtrl-C ends it")
     )

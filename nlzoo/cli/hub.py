@@ -23,9 +23,9 @@ def push(
 ) -> None:
     """Publish a model to the Hugging Face Hub, private unless you say otherwise."""
     from ..apps import hub
-    from ..networks import zoo
+    from ..networks import download, zoo
 
-    folder = hub.locate(model) if model else zoo.newest_run()
+    folder = download.locate(model) if model else zoo.newest_run()
     repo = repo or (folder.parent.name if folder.name in ("best", "last") else folder.name)
     plans = {"model": hub.push(folder, repo, private, dry_run=True)} | (
         {"space": hub.push_space(folder, repo, private, dry_run=True)} if space else {}
@@ -65,10 +65,9 @@ def pull(
     json: Json = False,
 ) -> None:
     """Fetch a model from the Hugging Face Hub into weights/NAME."""
-    from ..apps import hub
-    from ..networks import zoo
+    from ..networks import download, zoo
 
-    if not hub.looks_like_repo(repo):
+    if not download.looks_like_repo(repo):
         raise UsageError(f"{repo!r} is not user/name", "for example: nlzoo pull alice/gestures")
-    folder = hub.pull_to(repo, zoo.WEIGHTS / zoo.folder_name(name or repo.split("/")[1]))
+    folder = download.pull_to(repo, zoo.WEIGHTS / zoo.folder_name(name or repo.split("/")[1]))
     console.result({"repo": repo, "model": str(folder)}, f"wrote {folder}")

@@ -39,10 +39,9 @@ def inflate(
     json: Json = False,
 ) -> None:
     """Make a 3-D network with non-local blocks from a 2-D one, prove that nothing was lost, and write weights/NAME."""
-    from ..apps import hub
     from ..core.model_spec import Inflation, Named, parse_name
     from ..core.view_spec import ClipSpec
-    from ..networks import card, checkpoint, model, zoo
+    from ..networks import card, checkpoint, download, model, zoo
 
     named = parse_name(backbone)
     if named and (nl or arch or pools):
@@ -57,7 +56,7 @@ def inflate(
         weights,
         how,
         asked.nl,
-        hub.backbone_weights,
+        download.backbone_weights,
         asked.clip.frames,
         asked.clip.stride,
         form=form,
@@ -175,11 +174,10 @@ def info(
     json: Json = False,
 ) -> None:
     """What a model is: its stages, placement of its blocks, size, cost, clip, classes, source, licence. Reads no weights."""
-    from ..apps import hub
     from ..core.model_spec import parse_name
-    from ..networks import checkpoint, zoo
+    from ..networks import checkpoint, download, zoo
     from ..networks import model as models
 
     named = None if zoo.find(model) else parse_name(model)
-    net = models.blueprint(named, classes) if named else checkpoint.read_blueprint(hub.locate(model))
+    net = models.blueprint(named, classes) if named else checkpoint.read_blueprint(download.locate(model))
     console.result(models.describe(net), models.in_words(net, None))

@@ -300,17 +300,16 @@ def _rehearse(net, found, config):
 
 def _starting_model(start):
     """`(folder, net)`: the one asked for, the newest in weights/, or the default, made now."""
-    from ..apps import hub
     from ..core.model_spec import Inflation
-    from ..networks import card, checkpoint, model, zoo
+    from ..networks import card, checkpoint, download, model, zoo
 
     if start:
-        folder = hub.locate(start)
+        folder = download.locate(start)
     elif newest := zoo.models():
         folder = newest[0]
     else:
         console.log("no model in weights/: inflating resnet50 --nl 5")
-        net, checks = model.inflate("resnet50", None, Inflation(), "5", hub.backbone_weights)
+        net, checks = model.inflate("resnet50", None, Inflation(), "5", download.backbone_weights)
         readme = card.body(net.spec, None, checks.summary())
         folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
     console.log(f"starting from {folder}")
@@ -377,13 +376,12 @@ def probe(
     """The fast baseline: a linear classifier on a model's features, nothing else trained. It becomes a model too: minutes instead of hours."""
     import dataclasses
 
-    from ..apps import hub
-    from ..networks import card, checkpoint, zoo
+    from ..networks import card, checkpoint, download, zoo
     from ..training import evaluate, metrics
     from ..training import probe as linear
     from ..videos import pool, scanning
 
-    net = checkpoint.load_model(hub.locate(model))
+    net = checkpoint.load_model(download.locate(model))
     device = evaluate.resolve_device(device)
     net.spec = dataclasses.replace(
         net.spec, clip=dataclasses.replace(net.spec.clip, size=size or (112 if device.type == "cpu" else 224))

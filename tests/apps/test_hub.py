@@ -36,8 +36,9 @@ WORKER = """
 import dataclasses, json, sys
 from pathlib import Path
 from nlzoo.apps import hub
-from nlzoo.errors import NlzooError
-hub.WAITS = (0.01, 0.02, 0.03)
+from nlzoo.core.errors import NlzooError
+from nlzoo.networks import download, hub_client
+hub_client.WAITS = (0.01, 0.02, 0.03)
 for line in sys.stdin:
     try:
         value = eval(line)
@@ -204,11 +205,11 @@ def test_only_what_changed_is_sent_and_only_our_files_go(hub, machine, model):
 def test_pull_brings_the_same_bytes_to_another_machine(hub, machine, model, tmp_path):
     machine().do(push(model))
     other = machine()
-    there = Path(other.do("hub.pull('alice/waving')"))
+    there = Path(other.do("download.pull('alice/waving')"))
     for name in ("model.safetensors", "config.json", "metrics.json"):
         assert (there / name).read_bytes() == (model / name).read_bytes()
     target = tmp_path / "weights" / "waving"
-    pull_to = f"hub.pull_to('alice/waving', Path({str(target)!r}))"
+    pull_to = f"download.pull_to('alice/waving', Path({str(target)!r}))"
     other.do(pull_to)
     assert tree(target) == {n: hub.files("alice/waving")[n] for n in FILES}
     assert [p.name for p in target.parent.iterdir()] == ["waving"]  # nothing half-made beside it
@@ -226,7 +227,7 @@ def test_pull_to_never_overwrites_another_folder(hub, machine, model, tmp_path):
     one.do(push(model))
     mine = write_model(tmp_path / "mine", source="another")
     before = tree(mine)
-    words = one.refused(f"hub.pull_to('alice/waving', Path({str(mine)!r}))", "DiskError")
+    words = one.refused(f"download.pull_to('alice/waving', Path({str(mine)!r}))", "DiskError")
     assert "exists and is not alice/waving" in words and "--name" in words
     assert tree(mine) == before
 
@@ -236,10 +237,10 @@ def test_pull_of_a_revision(hub, machine, model):
     old = one.do(push(model))["commit"]
     save_file({"fc.weight": torch.ones(6, 100)}, model / "model.safetensors")
     new = one.do(push(model))["commit"]
-    read = "(hub.pull('alice/waving', {!r}) / 'model.safetensors').read_bytes().hex()"
+    read = "(download.pull('alice/waving', {!r}) / 'model.safetensors').read_bytes().hex()"
     assert one.do(read.format(old)) == commits(hub)[0].files["model.safetensors"].hex()
     assert one.do(read.format(new)) == one.do(read.format(None)) == (model / "model.safetensors").read_bytes().hex()
-    assert "there is no such revision: alice/waving@v9" in one.refused("hub.pull('alice/waving', 'v9')")
+    assert "there is no such revision: alice/waving@v9" in one.refused("download.pull('alice/waving', 'v9')")
 
 
 @pytest.mark.parametrize("there, asked", [(False, True), (True, False)])
@@ -253,7 +254,7 @@ def test_visibility_is_never_changed_by_a_push(hub, machine, model, there, asked
 def test_a_public_push_is_public(hub, machine, model):
     machine().do(push(model, private=False))
     assert not hub.repos["alice/waving"].private
-    assert Path(machine(token=None).do("hub.pull('alice/waving')")).is_dir()
+    assert Path(machine(token=None).do("download.pull('alice/waving')")).is_dir()
 
 
 def test_dry_run_lists_what_a_push_sends_and_asks_nothing(hub, machine, model):
@@ -371,12 +372,12 @@ def test_a_space_after_a_passing_fault_is_exactly_one_commit(hub, machine, model
 def test_wrong_or_missing_login(hub, machine, model):
     hub.create("alice/waving", private=True)
     wrong, nobody = machine(token="token-of-nobody"), machine(token=None)
-    for expression in (push(model), push(model, "waving"), "hub.pull('alice/waving')", "hub.whoami()"):
+    for expression in (push(model), push(model, "waving"), "download.pull('alice/waving')", "hub_client.whoami()"):
         words = wrong.refused(expression)
         assert "did not accept the login" in words and "hf auth login" in words and "token-of-nobody" not in words
     hub.calls.clear()
     assert "not logged in" in nobody.refused(push(model)) and hub.calls == []
-    assert "not logged in" in nobody.refused("hub.whoami()")
+    assert "not logged in" in nobody.refused("hub_client.whoami()")
     assert commits(hub) == []
 
 
@@ -385,26 +386,26 @@ def test_repositories_that_cannot_be_had(hub, machine, model):
     bob, nobody = machine(token="token-of-bob"), machine(token=None)
     for who in (bob, nobody):
         for repo in ("alice/secret", "alice/missing"):
-            assert f"{repo} is not on the Hub, or it is private" in who.refused(f"hub.pull({repo!r})")
+            assert f"{repo} is not on the Hub, or it is private" in who.refused(f"download.pull({repo!r})")
     assert "did not allow this for alice/secret" in bob.refused(push(model, "alice/secret"))
     assert "did not allow this for alice/new" in bob.refused(push(model, "alice/new"))
     assert "alice/new" not in hub.repos and commits(hub, "alice/secret") == []
     for name in ("a b", "a/b/c", "../x", "user/", ""):
         assert "is not a name for a model" in bob.refused(push(model, name))
-    assert "is not a name for a model" in bob.refused("hub.pull('a//b')")
+    assert "is not a name for a model" in bob.refused("download.pull('a//b')")
 
 
 def test_a_repository_that_is_no_nlzoo_model(hub, machine):
     one = machine()
     repo = hub.create("alice/text", private=True)
     repo.add({"README.md": b"# hello"}, "x")
-    assert "no model.safetensors and no config.json" in one.refused("hub.pull('alice/text')", "WeightsError")
+    assert "no model.safetensors and no config.json" in one.refused("download.pull('alice/text')", "WeightsError")
     repo.add({"model.safetensors": b"x" * 10**6, "config.json": b'{"model_type": "bert"}'}, "y")
     hub.calls.clear()
-    assert "is not an nlzoo model" in one.refused("hub.pull('alice/text')", "WeightsError")
+    assert "is not an nlzoo model" in one.refused("download.pull('alice/text')", "WeightsError")
     assert hub.calls and not [c for c in hub.calls if "model.safetensors" in c]  # refused before the weights travel
     repo.add({"model.safetensors": b"x", "config.json": b'{"format": 1, "backbone": "../../x"}'}, "z")
-    assert "config.json of alice/text was refused" in one.refused("hub.pull('alice/text')", "WeightsError")
+    assert "config.json of alice/text was refused" in one.refused("download.pull('alice/text')", "WeightsError")
 
 
 def test_folders_that_are_no_model(hub, machine, model, tmp_path):
@@ -439,19 +440,19 @@ def leaks():
     }
 
 
-@pytest.mark.parametrize("where", ["README.md", "config.json", "model.safetensors"])
-def test_nothing_pushed_tells_where_it_was_made(hub, machine, tmp_path, device):
+@pytest.mark.parametrize("file", ["README.md", "config.json", "model.safetensors"])
+def test_nothing_pushed_tells_where_it_was_made(hub, machine, tmp_path, file):
     one, cases = machine(), leaks()
     for number, (text, words) in enumerate(cases.values()):
         folder = write_model(
             tmp_path / f"model{number}",
-            source=text if device == "config.json" else "timm/resnet18",
-            metadata={"note": text} if device == "model.safetensors" else None,
+            source=text if file == "config.json" else "timm/resnet18",
+            metadata={"note": text} if file == "model.safetensors" else None,
         )
-        if device == "README.md":
-            (folder / device).write_text(f"# Mine\n\n{text}\n")
+        if file == "README.md":
+            (folder / file).write_text(f"# Mine\n\n{text}\n")
         said = one.refused(push(folder))
-        assert words in said and "nothing was uploaded" in said and (device in said or "README.md" in said), (
+        assert words in said and "nothing was uploaded" in said and (file in said or "README.md" in said), (
             text,
             said,
         )
@@ -473,7 +474,7 @@ def test_words_that_only_look_like_leaks_are_pushed(hub, machine, model):
 def test_names(machine):
     one = machine()
     for name in ("user/name", "a/b", "User_1/my-model.v2"):
-        assert one.do(f"hub.looks_like_repo({name!r})") is True, name
+        assert one.do(f"download.looks_like_repo({name!r})") is True, name
     for name in (
         "name",
         "a/b/c",
@@ -491,7 +492,7 @@ def test_names(machine):
         "a//b",
         "a/b..c",
     ):
-        assert one.do(f"hub.looks_like_repo({name!r})") is False, name
+        assert one.do(f"download.looks_like_repo({name!r})") is False, name
 
 
 # --- faults
@@ -553,7 +554,7 @@ def test_somebody_else_commits_meanwhile(hub, machine, model):
 
 def test_a_hub_that_falls_silent_is_not_waited_for(hub, machine, model):
     one = machine()
-    one.do("setattr(hub, 'TIMEOUT', 0.5)")
+    one.do("setattr(hub_client, 'TIMEOUT', 0.5)")
     hub.fail("POST", "/commit/", stall=10)  # the commit is made; nobody says so
     one.do(push(model))
     assert len(commits(hub)) == 1
@@ -571,14 +572,19 @@ def test_killed_while_committing(hub, machine, model):
 def test_without_the_hub_what_was_pulled_serves(hub, machine, model, tmp_path):
     one = machine(home="kept")
     one.do(push(model))
-    there = one.do("hub.pull('alice/waving')")
+    there = one.do("download.pull('alice/waving')")
     offline = machine(home="kept", HF_HUB_OFFLINE="1")
-    assert offline.do("hub.pull('alice/waving')") == there
+    assert offline.do("download.pull('alice/waving')") == there
     assert "offline mode is on" in offline.refused(push(model), "Unreachable")
-    assert "offline mode is on" in offline.refused("hub.pull('alice/other')", "Unreachable")
+    assert "offline mode is on" in offline.refused("download.pull('alice/other')", "Unreachable")
     hub.close()
-    assert one.do("hub.pull('alice/waving')") == there
-    for expression in ("hub.pull('alice/other')", push(model), "hub.whoami()", "hub.whoami(timeout=2)"):
+    assert one.do("download.pull('alice/waving')") == there
+    for expression in (
+        "download.pull('alice/other')",
+        push(model),
+        "hub_client.whoami()",
+        "hub_client.whoami(timeout=2)",
+    ):
         assert "could not be reached" in one.refused(expression, "Unreachable")
 
 
@@ -587,14 +593,14 @@ def test_failures_while_pulling(hub, machine, model, tmp_path):
     one = machine()
     hub.fail("GET", "/api/models/", drop="after")
     hub.fail("HEAD", "/config.json", status=500)
-    assert Path(one.do("hub.pull('alice/waving')")).is_dir()
+    assert Path(one.do("download.pull('alice/waving')")).is_dir()
     assert all(f.times == 0 for f in hub.faults)
     taken = tmp_path / "file"
     taken.write_text("")
-    words = machine().refused(f"hub.pull_to('alice/waving', Path({str(taken / 'x')!r}))", "DiskError")
+    words = machine().refused(f"download.pull_to('alice/waving', Path({str(taken / 'x')!r}))", "DiskError")
     assert "could not be written" in words
     without_cache = machine(home="file/x")
-    assert "could not be read or written" in without_cache.refused("hub.pull('alice/waving')", "DiskError")
+    assert "could not be read or written" in without_cache.refused("download.pull('alice/waving')", "DiskError")
 
 
 def test_the_server_can_be_started_by_hand():

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from nlzoo.apps import draw, hub
-from nlzoo.networks import checkpoint, model, zoo
+from nlzoo.apps import draw
+from nlzoo.networks import checkpoint, download, model, zoo
 from nlzoo.videos import encode, video
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -54,7 +54,7 @@ def start(scratch, name):
     if name == "random":
         start(scratch, "default")
         torch.manual_seed(0)
-        checkpoint.save_model(folder, model.build(hub.load(scratch / "weights" / "default").spec))
+        checkpoint.save_model(folder, model.build(download.load(scratch / "weights" / "default").spec))
     else:
         weights = SHARED / "weights" / "resnet18_imagenet.safetensors"
         nlzoo(scratch, "inflate", "resnet18", "--weights", weights, "--name", name, *STARTS[name])

@@ -15,8 +15,8 @@ from conftest import command
 from hub_server import HubServer
 
 from nlzoo.apps import draw
-from nlzoo.apps.hub import load
 from nlzoo.networks import model
+from nlzoo.networks.download import load
 from nlzoo.videos import video
 
 
