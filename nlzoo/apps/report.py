@@ -283,7 +283,7 @@ def page(facts: Facts) -> str:
             many=MANY,
             limit=LOST,
             newline=Markup("\n"),
-            common=None if several else metrics.commonest([i for i in facts.items if i.split == listing.TRAIN]),
+            common=None if several else metrics.majority_class([i for i in facts.items if i.split == listing.TRAIN]),
             drawn=_drawn(facts),
             best=_cards(facts, facts.best),
             worst=_cards(facts, facts.worst),

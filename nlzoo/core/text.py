@@ -24,6 +24,11 @@ def printable_text(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 group`, `1,200 groups`. `plural`: where it takes more than an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def _is_visible(character: str) -> bool:
     return unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029"
 

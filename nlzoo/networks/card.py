@@ -7,8 +7,10 @@ machine it was written on goes in. The YAML that the Hub wants on top is `hub.py
 import math
 import re
 import unicodedata
+from collections.abc import Iterator
 
 from ..core.model_spec import ModelSpec
+from ..core.text import counted
 
 HERE = "PATH"  # stands for the model folder in a card that was not pushed; `addressed` fills it in
 _MOST_CLASSES = 1000  # listed in the text; config.json has them all
@@ -187,7 +189,7 @@ def _figures(spec, metrics):
         if number(metrics, key) is not None
     ]
     table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return table + "\n\n" + " ".join(_caveats(top1, val, majority))
+    return table + "\n\n" + " ".join(_caveats(metrics))
 
 
 def number(metrics: dict, key: str) -> float | None:
@@ -197,27 +199,29 @@ def number(metrics: dict, key: str) -> float | None:
     return value if fits else None
 
 
-def _caveats(top1, val, majority):
-    if top1 is None:
-        yield _FLATTERS
-        return
-    if majority is not None and top1 <= majority:
+def _caveats(metrics: dict) -> Iterator[str]:
+    top1, majority, val = (number(metrics, key) for key in ("top1", "majority", "val"))
+    if top1 is not None and majority is not None and top1 <= majority:
         yield "**It does no better than always answering the commonest class.**"
-    if val:
-        low, high = wilson(top1, val)
-        yield (
-            f"With {val:.0f} validation video{'s' if val != 1 else ''} the 95 % interval of top-1 is "
-            f"{_percent(low)} to {_percent(high)}{': too few to rank models by' if high - low > 0.1 else ''}."
-        )
+    groups, ends = number(metrics, "groups"), _interval(metrics)
+    if val and groups:
+        videos = f"{counted(round(val), 'validation video')} of {counted(round(groups), 'group')}"
+        if ends is None:
+            yield f"{videos} are too few for an interval, and too few to rank models by."
+        else:
+            figure = "mean average precision" if top1 is None else "top-1"
+            few = ": too few to rank models by" if ends[1] - ends[0] > 0.1 else ""
+            yield f"With {videos} the 95 % interval of {figure} is {_percent(ends[0])} to {_percent(ends[1])}{few}."
     yield _FLATTERS
 
 
-def wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share seen in `count` trials (Wilson score; 95 % for the default z)."""
-    share = min(max(share, 0.0), 1.0)
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+def _interval(metrics: dict) -> tuple[float, float] | None:
+    """The 95 % interval of the main figure; None where there is none, or one without width (all groups are alike)."""
+    ends = metrics.get("interval")
+    if not isinstance(ends, list) or len(ends) != 2:
+        return None
+    low, high = (number({"end": end}, "end") for end in ends)
+    return (low, high) if low is not None and high is not None and 0 <= low < high <= 1 else None
 
 
 _FLATTERS = "The saved epoch was chosen by its score on these same videos, so the figures flatter the model: expect less on new ones."

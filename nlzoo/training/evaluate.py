@@ -151,11 +151,15 @@ def validate(
     progress: Progress = no_progress,
     engine: Engine | None = None,
     recipe: Recipe = AUTO,
-) -> tuple[dict[str, float], list[Skipped]]:
-    """`(metrics.brief and the number of videos, those that could not be read)`; see `predictions`."""
+) -> tuple[dict, list[Skipped]]:
+    """`(figures, the videos that could not be read)`; see `predictions`.
+
+    The figures: `metrics.brief`, and `videos`, `groups` and `interval` (`metrics.interval`).
+    """
     made = predictions(net, source, device, workers, progress, engine, recipe)
-    figures = metrics.brief(made.scores, made.items, net.spec.classes, net.spec.multi_label)
-    return {"videos": len(made.items), **figures}, made.bad
+    measured = made.scores, made.items, net.spec.classes, net.spec.multi_label
+    counts = {"videos": len(made.items), "groups": metrics.num_groups(made.items)}
+    return {**counts, **metrics.brief(*measured), "interval": metrics.interval(*measured)}, made.bad
 
 
 def compare_to_control(
@@ -183,7 +187,7 @@ def as_rows(
     rows: list[dict[str, object]] = []
     for item, scores in zip(predictions.items, predictions.scores):
         best = int(scores.argmax())
-        row = {
+        row: dict[str, object] = {
             "path": item.path,
             "start": item.start,
             "end": item.end,

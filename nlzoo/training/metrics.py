@@ -1,60 +1,90 @@
-"""Figures of probabilities and labels: what a run is judged by, and all that `eval` and the report say of a model.
+"""Figures of predictions: what a run is judged by, and all that `eval`, the card and the report say of a model.
 
-The formulas are scikit-learn's and scipy's. Unusual: intervals are drawn over *groups*, since clips of one recording fail together, and what is not
-defined (precision of a class that was never answered) is None and no number.
+The formulas are scikit-learn's and scipy's. Unusual: every interval is a bootstrap over *groups*, since the clips of one
+recording fail together. What is not defined (the precision of a class that was never predicted) is None. Scores that
+are not finite have no figure: they raise `DivergedError`, which names the video.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from ..core.text import printable
+from ..core.errors import DivergedError, VideoError
+from ..core.text import counted, printable
 from ..videos.listing import Item
 
 BINS = 15  # of confidence, for the calibration
-DRAWS, MAP_DRAWS = 1000, 200  # of the bootstrap; of mean average precision, each of which ranks every class anew
-FEW_GROUPS = (
-    10  # from here on intervals are drawn: over fewer, draws of groups are too much alike, and an interval too narrow
-)
+DRAWS, MAP_DRAWS = 1000, 200  # of a bootstrap; of mean average precision, whose every draw ranks each class anew
+FEW_GROUPS = 10  # below it no interval is drawn: draws of so few groups are too much alike, and it would be too narrow
+CHOSEN = 0.5  # probability from which on a label counts as predicted, where a video may have several
 CONTROLS = {"shuffled": "frames shuffled", "one": "one frame alone"}  # values of `ViewSpec.order`
-CHOSEN = 0.5  # probability from which on a label counts as given, where a video may have several
+NAMES = {
+    "top1": "top-1",
+    "map": "mAP",
+    "mean_class": "mean class accuracy",
+    "macro_f1": "macro-F1",
+    "top5": "top-5",
+    "ece": "calibration error",
+    "loss": "log loss",
+}
+
+_TOO_FEW = f"too few groups (under {FEW_GROUPS})"
+
+Interval = list[float] | None  # [low, high], 95 %
+
+
+def check_finite(scores: np.ndarray, names: Sequence[str]) -> None:
+    """Raises `DivergedError` for the first row with NaN or infinity, by its name, and `VideoError` for no rows."""
+    if not len(scores):
+        raise VideoError("there are no predictions to measure", "give videos with labels that the model knows")
+    finite = np.isfinite(scores).reshape(len(scores), -1).all(1)
+    if not finite.all():
+        raise DivergedError(
+            f"the network's output for {printable(names[int(finite.argmin())])} is not finite (NaN or infinity)",
+            "the network overflows or its weights are broken; in training, try a lower --lr",
+        )
 
 
 def of_one_label(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Of float `(N, K)` probabilities and int `(N,)` labels, as fractions: top-1, top-5, mean class accuracy, log loss.
+    """Top-1, top-5, mean class accuracy (shares) and log loss of float `(N, K)` probabilities and int `(N,)` labels.
 
-    A class that ties with others counts as ranked behind them, so that an undecided network gets nothing for free.
+    A class that ties with others ranks behind them, so that an undecided network gets nothing for free.
     """
+    check_finite(scores, [f"video {n}" for n in range(len(scores))])
     own = scores[np.arange(len(labels)), labels]
     ahead = (scores >= own[:, None]).sum(1) - 1
     right = ahead < 1
-    per_class = [right[labels == k].mean() for k in np.unique(labels)]
     return {
         "top1": float(right.mean()),
         "top5": float((ahead < 5).mean()),
-        "mean_class": float(np.mean(per_class)),
+        "mean_class": float(np.mean([right[labels == k].mean() for k in np.unique(labels)])),
         "loss": float(-np.log(np.maximum(own, 1e-12)).mean()),
     }
 
 
-def of_several_labels(scores: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """Of float `(N, K)` probabilities and `(N, K)` targets of 0 and 1: mean average precision over the classes that occur, log loss."""
-    likely = np.clip(np.where(wanted > 0, scores, 1 - scores), 1e-12, 1)
-    return {"map": float(_mean_average_precision(scores, wanted)), "loss": float(-np.log(likely).mean())}
+def of_several_labels(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Mean average precision, over the classes that occur, and log loss of float `(N, K)` probabilities.
+
+    `truth`: `(N, K)` of 0 and 1.
+    """
+    check_finite(scores, [f"video {n}" for n in range(len(scores))])
+    likely = np.clip(np.where(truth > 0, scores, 1 - scores), 1e-12, 1)
+    return {"map": _mean_average_precision(scores, truth), "loss": float(-np.log(likely).mean())}
 
 
-def _mean_average_precision(scores, wanted, weights=None):
+def _mean_average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
     from sklearn.metrics import average_precision_score
 
-    occurs = wanted.any(0) if weights is None else wanted[weights > 0].any(0)
-    return average_precision_score(wanted[:, occurs], scores[:, occurs], average="macro", sample_weight=weights)
+    occurs = truth.any(0) if weights is None else truth[weights > 0].any(0)
+    return float(average_precision_score(truth[:, occurs], scores[:, occurs], average="macro", sample_weight=weights))
 
 
 def targets(items: Sequence[Item], classes: Sequence[str]) -> np.ndarray:
     """float32 `(N, K)` of 0 and 1: which of `classes` each item has."""
-    position = {c: k for k, c in enumerate(classes)}
+    position = {name: k for k, name in enumerate(classes)}
     out = np.zeros((len(items), len(classes)), np.float32)
     for row, item in zip(out, items):
         row[[position[label] for label in item.labels]] = 1
@@ -62,200 +92,197 @@ def targets(items: Sequence[Item], classes: Sequence[str]) -> np.ndarray:
 
 
 def chance(classes: Sequence[str], train: Sequence[Item], val: Sequence[Item], multi_label: bool) -> float:
-    """What an answer that never looks gets on `val`: accuracy of the most frequent class of `train` (the first of equals);
-    mean average precision of equal scores, which is the mean share of a class."""
+    """The majority-class baseline on `val`: accuracy of always predicting the most frequent class of `train`.
+
+    Several labels: mean average precision of equal scores, which is the mean share of a class.
+    """
     if multi_label:
         shares = targets(val, classes).mean(0)
         return float(shares[shares > 0].mean()) if shares.any() else 0.0
-    most = commonest(train)
-    return sum(i.labels[0] == most for i in val) / len(val)
+    majority = majority_class(train)
+    return sum(item.labels[0] == majority for item in val) / len(val)
 
 
-def commonest(items: Sequence[Item]) -> str:
+def majority_class(items: Sequence[Item]) -> str:
     """The most frequent label, the first of equals."""
-    counts = Counter(label for i in items for label in i.labels)
+    counts = Counter(label for item in items for label in item.labels)
     return min(counts, key=lambda label: (-counts[label], label))
 
 
 def brief(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], multi_label: bool) -> dict[str, float]:
-    """What each validation of a run computes: `of_one_label`, or `of_several_labels`."""
-    wanted = targets(items, classes)
-    return of_several_labels(scores, wanted) if multi_label else of_one_label(scores, wanted.argmax(1))
+    """The figures of each validation of a run: `of_one_label`, or `of_several_labels`."""
+    check_finite(scores, [item.path for item in items])
+    truth = targets(items, classes)
+    return of_several_labels(scores, truth) if multi_label else of_one_label(scores, truth.argmax(1))
 
 
 def full(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], multi_label: bool) -> dict:
     """`brief` and all else that can be said of float64 `(N, K)` probabilities for N labelled videos, ready for JSON.
 
-    `videos`, `groups`, `macro_f1`; `intervals`: 95 % of the main figures, by bootstrap over groups; `per_class`: rows of
-    `class`, `videos`, `precision`, `recall`, `f1`. One label a video: `confusion` (rows truth, columns answers), `ece`,
-    `calibration` (rows of `confidence`, `accuracy`, `videos`). Several: `average_precision` in each row. The class answered is the
+    `videos`, `groups`, `macro_f1`; `intervals`: of the main figures; `per_class`: rows of `class`, `videos`,
+    `precision`, `recall`, `f1`. One label a video: `confusion` (rows truth, columns predictions), `ece`, `calibration`
+    (rows of `confidence`, `accuracy`, `videos`). Several: `average_precision` in each row. The class predicted is the
     first of equals here.
     """
-    wanted = targets(items, classes)
-    given = scores >= CHOSEN if multi_label else np.eye(len(classes))[scores.argmax(1)] > 0
-    groups = np.unique([i.group or i.path for i in items], return_inverse=True)[1]
-    summary = {"videos": len(items), "groups": int(groups.max()) + 1, **brief(scores, items, classes, multi_label)}
-    rows = _per_class(wanted, given, classes)
-    summary["macro_f1"] = float(np.mean([row["f1"] or 0.0 for row in rows if row["videos"]]))
-    summary["per_class"] = rows
+    groups = _groups(items)
+    figures: dict = {"videos": len(items), "groups": num_groups(items), **brief(scores, items, classes, multi_label)}
+    truth = targets(items, classes)
+    predicted = scores >= CHOSEN if multi_label else np.eye(len(classes))[scores.argmax(1)] > 0
+    rows = _per_class(truth, predicted, classes)
+    figures |= {"macro_f1": float(np.mean([row["f1"] for row in rows if row["videos"]])), "per_class": rows}
     if multi_label:
         for k, row in enumerate(rows):
-            row["average_precision"] = (
-                float(_mean_average_precision(scores[:, [k]], wanted[:, [k]])) if row["videos"] else None
-            )
-        summary["intervals"] = {
-            "map": _interval(groups, lambda weights: _mean_average_precision(scores, wanted, weights), MAP_DRAWS)
-        }
-        return summary
+            row["average_precision"] = _mean_average_precision(scores[:, [k]], truth[:, [k]]) if row["videos"] else None
+        return figures | {"intervals": {"map": interval(scores, items, classes, True)}}
     from sklearn.metrics import confusion_matrix
 
-    truth, answer = wanted.argmax(1), scores.argmax(1)
-    summary["confusion"] = confusion_matrix(truth, answer, labels=range(len(classes))).tolist()
-    summary["ece"], summary["calibration"] = _calibration(scores.max(1), truth == answer)
-    summary["intervals"] = {
-        name: _interval(groups, lambda weights, of=of: of(truth, answer, weights)) for name, of in _FIGURES.items()
-    }
-    return summary
+    labels, answers = truth.argmax(1), scores.argmax(1)
+    ece, calibration = _calibration(scores.max(1), labels == answers)
+    intervals = {}
+    for name, figure in WEIGHTED.items():
+        intervals[name] = _bootstrap(groups, partial(figure, labels, answers))
+    confusion = confusion_matrix(labels, answers, labels=range(len(classes))).tolist()
+    return figures | {"confusion": confusion, "ece": ece, "calibration": calibration, "intervals": intervals}
+
+
+def interval(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], multi_label: bool) -> Interval:
+    """The 95 % interval of top-1, or of mean average precision: the only kind that is printable of them anywhere.
+
+    None for fewer than `FEW_GROUPS` groups.
+    """
+    check_finite(scores, [item.path for item in items])
+    truth, groups = targets(items, classes), _groups(items)
+    if multi_label:
+        return _bootstrap(groups, lambda weights: _mean_average_precision(scores, truth, weights), MAP_DRAWS)
+    labels, answers = truth.argmax(1), scores.argmax(1)
+    return _bootstrap(groups, partial(WEIGHTED["top1"], labels, answers))
+
+
+def difference(
+    one: np.ndarray, other: np.ndarray, items: Sequence[Item], classes: Sequence[str], multi_label: bool
+) -> Interval:
+    """The 95 % interval of how much better `one` is than `other`, by top-1 or by mean average precision.
+
+    Both are `(N, K)` probabilities for the same videos.
+    """
+    for scores in (one, other):
+        check_finite(scores, [item.path for item in items])
+    truth, groups = targets(items, classes), _groups(items)
+    if multi_label:
+
+        def gain(weights: np.ndarray) -> float:
+            return _mean_average_precision(one, truth, weights) - _mean_average_precision(other, truth, weights)
+
+        return _bootstrap(groups, gain, MAP_DRAWS)
+    labels = truth.argmax(1)
+    gains = (one.argmax(1) == labels).astype(float) - (other.argmax(1) == labels)
+    return _bootstrap(groups, lambda weights: np.average(gains, weights=weights))
 
 
 def too_few(videos: int, groups: int) -> str:
     """A warning where so few groups of validation videos tell little about a model; "" where they are enough."""
     if groups >= FEW_GROUPS:
         return ""
-    noun, source = ("video" if videos == 1 else "videos"), ("group" if groups == 1 else "groups")
     return (
-        f"validated on {videos:,} {noun} of {groups} {source}: too few for a 95 % interval, which takes {FEW_GROUPS} groups; "
-        "the figure is a rough guide only"
+        f"validated on {counted(videos, 'video')} of {counted(groups, 'group')}: too few for a 95 % interval, which takes "
+        f"{FEW_GROUPS} groups; the figure is a rough guide only"
     )
 
 
-def in_words(summary: dict) -> str:
-    """The main figures of `full`, with those of `evaluate.compare_to_control` under `control` where they are there, as lines for a person."""
-    names = (
-        {"map": "mAP"}
-        if "map" in summary
-        else {"top1": "top-1", "mean_class": "mean class accuracy", "macro_f1": "macro-F1"}
-    )
-    between = {name: f" ({ends[0]:.3f} to {ends[1]:.3f})" for name, ends in summary["intervals"].items() if ends}
-    figures = [f"{words} {summary[name]:.3f}{between.get(name, '')}" for name, words in names.items()]
-    figures += [
-        f"{words} {summary[name]:.3f}"
-        for name, words in (("top5", "top-5"), ("ece", "calibration error"), ("loss", "log loss"))
-        if name in summary
-    ]
-    look = (
-        f", {summary['look']}: {summary['views']} view{'s' if summary['views'] > 1 else ''} of each"
-        if "look" in summary
-        else ""
-    )
-    lines = [
-        ", ".join(figures),
-        f"  on {summary['videos']} videos of {summary['groups']} group{'s' if summary['groups'] > 1 else ''}{look}"
-        + (
-            "; in brackets 95 %, over the groups" if between else f", too few groups (under {FEW_GROUPS}) for intervals"
-        ),
-    ]
-    key = next(iter(names))
-    for order, words in CONTROLS.items() if "control" in summary else ():
-        gain = summary["control"][order]["gain"]
-        verdict = (
-            f"the true order is better by {gain[0]:.3f} to {gain[1]:.3f}{'' if gain[0] > 0 else ', which may be nothing'}"
-            if gain
-            else f"too few groups (under {FEW_GROUPS}) to tell whether that is more than chance"
-        )
-        lines.append(f"  {words}: {names[key]} {summary['control'][order][key]:.3f}; {verdict}")
-    return "\n".join(lines)
+def in_words(figures: dict) -> str:
+    """The main figures of `full`, and those of `evaluate.compare_to_control` under `control`, as lines of text."""
+    intervals = {name: ends for name, ends in figures["intervals"].items() if ends}
+    values = []
+    for name, words in NAMES.items():
+        if name in figures:
+            ends = intervals.get(name)
+            between = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+            values.append(f"{words} {figures[name]:.3f}{between}")
+    scope = f"  on {counted(figures['videos'], 'video')} of {counted(figures['groups'], 'group')}"
+    if "look" in figures:
+        scope += f", {figures['look']}: {counted(figures['views'], 'view')} of each"
+    scope += "; in brackets 95 %, over the groups" if intervals else f"; {_TOO_FEW} for intervals"
+    controls = [_control_in_words(order, control) for order, control in figures.get("control", {}).items()]
+    return "\n".join([", ".join(values), scope, *controls])
 
 
-def class_table(summary: dict, most: int = 40) -> tuple[list[str], list[list[str]]]:
-    """Column names, and a row for each class that occurs, the worst first: its figures, and what it is taken for most often."""
-    names = [row["class"] for row in summary["per_class"]]
-    value = "average_precision" if "map" in summary else "f1"
-    rows = sorted((row for row in summary["per_class"] if row["videos"]), key=lambda row: row[value])
+def _control_in_words(order: str, control: dict) -> str:
+    name = "map" if "map" in control else "top1"
+    gain = control["gain"]
+    if not gain:
+        verdict = f"{_TOO_FEW} to tell whether the true order is better"
+    else:
+        verdict = f"the true order is better by {gain[0]:.3f} to {gain[1]:.3f}"
+        verdict += "" if gain[0] > 0 else ", which may be nothing"
+    return f"  {CONTROLS[order]}: {NAMES[name]} {control[name]:.3f}; {verdict}"
+
+
+def class_table(figures: dict, most: int = 40) -> tuple[list[str], list[list[str]]]:
+    """Column names, and a row for each class that occurs, the worst first: its figures and its commonest confusion."""
+    value = "average_precision" if "map" in figures else "f1"
+    names = [row["class"] for row in figures["per_class"]]
+    confusions: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for name, counts in zip(names, figures.get("confusion", ())):
+        confusions[name].update({other: n for other, n in zip(names, counts) if n and other != name})
+    rows = sorted((row for row in figures["per_class"] if row["videos"]), key=lambda row: row[value])
     cells = []
     for row in rows[:most]:
-        counts = summary["confusion"][names.index(row["class"])] if "confusion" in summary else []
-        count, other = max(
-            ((n, name) for n, name in zip(counts, names) if name != row["class"]),
-            key=lambda pair: pair[0],
-            default=(0, ""),
-        )
-        figures = ["-" if row[k] is None else f"{row[k]:.3f}" for k in ("precision", "recall", value)]
-        cells.append(
-            [printable(row["class"]), str(row["videos"]), *figures, f"{printable(other)} ({count})" if count else ""]
-        )
-    more = [[f"and {len(rows) - most} more (--json)", *[""] * 5]] if len(rows) > most else []
-    return ["class", "videos", "precision", "recall", value.replace("_", " "), "taken for"], cells + more
+        numbers = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("precision", "recall", value)]
+        confused = [f"{printable(other)} ({count})" for other, count in confusions[row["class"]].most_common(1)]
+        cells.append([printable(row["class"]), str(row["videos"]), *numbers, *(confused or [""])])
+    if len(rows) > most:
+        cells.append([f"and {len(rows) - most} more (--json)", "", "", "", "", ""])
+    return ["class", "videos", "precision", "recall", value.replace("_", " "), "taken for"], cells
 
 
-def difference(
-    one: np.ndarray, other: np.ndarray, items: Sequence[Item], classes: Sequence[str], multi_label: bool
-) -> list[float]:
-    """95 % interval of how much better `one`'s `(N, K)` probabilities are than `other`'s of the same videos: by top-1 or mean average precision."""
-    wanted = targets(items, classes)
-    groups = np.unique([i.group or i.path for i in items], return_inverse=True)[1]
-    if multi_label:
-        return _interval(
-            groups,
-            lambda w: _mean_average_precision(one, wanted, w) - _mean_average_precision(other, wanted, w),
-            MAP_DRAWS,
-        )
-    truth = wanted.argmax(1)
-    gain = (one.argmax(1) == truth).astype(float) - (other.argmax(1) == truth)
-    return _interval(groups, lambda w: np.average(gain, weights=w))
-
-
-def _per_class(wanted, given, classes):
+def _per_class(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[dict]:
     from sklearn.metrics import precision_recall_fscore_support
 
-    values = precision_recall_fscore_support(wanted, given, average=None, zero_division=np.nan)
-    rows = zip(classes, *(v.tolist() for v in values))
-    return [
-        {
-            "class": name,
-            "videos": int(videos),
-            "precision": _known(p),
-            "recall": _known(r),
-            "f1": _known(f) if videos else None,
-        }
-        for name, p, r, f, videos in rows
-    ]
+    values = precision_recall_fscore_support(truth, predicted, average=None, zero_division=np.nan)
+    rows = []
+    for name, precision, recall, f1, videos in zip(classes, *(column.tolist() for column in values)):
+        known = {"precision": precision, "recall": recall, "f1": f1 if videos else np.nan}
+        rows.append({"class": name, "videos": int(videos)} | {k: None if np.isnan(v) else v for k, v in known.items()})
+    return rows
 
 
-def _known(value):
-    return None if np.isnan(value) else value
-
-
-def _calibration(confidence, right):
-    """Expected calibration error over `BINS` bins of equal width, and the bins that hold any."""
+def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float, list[dict]]:
+    """Expected calibration error over `BINS` bins of equal width, and the bins that hold any video."""
     from sklearn.calibration import calibration_curve
 
     accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
-    counts = np.bincount(
-        np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)
-    )  # an edge belongs to the bin below it, as there
+    inner_edges = np.linspace(0, 1, BINS + 1)[1:-1]
+    counts = np.bincount(np.searchsorted(inner_edges, confidence))  # an edge belongs to the bin below it, as there
     counts = counts[counts > 0]
+    rows = zip(mean.tolist(), accuracy.tolist(), counts.tolist())
     error = float(np.average(np.abs(accuracy - mean), weights=counts))
-    return error, [
-        {"confidence": c, "accuracy": a, "videos": n}
-        for c, a, n in zip(mean.tolist(), accuracy.tolist(), counts.tolist())
-    ]
+    return error, [{"confidence": c, "accuracy": a, "videos": n} for c, a, n in rows]
 
 
-def _interval(groups: np.ndarray, of, draws: int = DRAWS) -> list[float] | None:
-    """95 % of `of(weights)` over draws of whole groups with replacement; None where there are fewer than `FEW_GROUPS`."""
+def _groups(items: Sequence[Item]) -> np.ndarray:
+    """int `(N,)`: the number of each item's group."""
+    return np.unique([item.group or item.path for item in items], return_inverse=True)[1]
+
+
+def num_groups(items: Sequence[Item]) -> int:
+    """In how many groups the items lie; one without a group is its own."""
+    return len({item.group or item.path for item in items})
+
+
+def _bootstrap(groups: np.ndarray, figure: Callable[[np.ndarray], float], draws: int = DRAWS) -> Interval:
+    """95 % of `figure(weights (N,))` over draws of whole groups with replacement; None below `FEW_GROUPS`."""
     from scipy.stats import bootstrap
 
     count = int(groups.max()) + 1
     if count < FEW_GROUPS:
         return None
 
-    def drawn(chosen):
-        return of(np.bincount(chosen, minlength=count)[groups].astype(float))
+    def drawn(chosen: np.ndarray) -> float:
+        return figure(np.bincount(chosen, minlength=count)[groups].astype(float))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a perfect score has an interval of no width, and scipy says so
-        found = bootstrap(
+        result = bootstrap(
             (np.arange(count),),
             drawn,
             n_resamples=draws,
@@ -263,20 +290,22 @@ def _interval(groups: np.ndarray, of, draws: int = DRAWS) -> list[float] | None:
             method="percentile",
             rng=np.random.default_rng(0),
         )
-    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
+    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
 
 
-def _recall_and_f1(truth, answer, weights):
+def _recall_and_f1(labels: np.ndarray, answers: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Means over the classes that were drawn."""
-    drawn = np.bincount(truth, weights)
-    right = np.bincount(truth, weights * (truth == answer))
-    answered = np.bincount(answer, weights, minlength=len(drawn))[: len(drawn)]
+    drawn = np.bincount(labels, weights)
+    right = np.bincount(labels, weights * (labels == answers))
+    predicted = np.bincount(answers, weights, minlength=len(drawn))[: len(drawn)]
     there = drawn > 0
-    return (right[there] / drawn[there]).mean(), (2 * right / np.maximum(drawn + answered, 1e-12))[there].mean()
+    f1 = 2 * right / np.maximum(drawn + predicted, 1e-12)
+    return (right[there] / drawn[there]).mean(), f1[there].mean()
 
 
-_FIGURES = {
-    "top1": lambda truth, answer, weights: np.average(truth == answer, weights=weights),
-    "mean_class": lambda *counted: _recall_and_f1(*counted)[0],
-    "macro_f1": lambda *counted: _recall_and_f1(*counted)[1],
+# Figures of int (N,) labels and answers with float (N,) weights, for the bootstrap.
+WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "top1": lambda labels, answers, weights: np.average(labels == answers, weights=weights),
+    "mean_class": lambda *counts: _recall_and_f1(*counts)[0],
+    "macro_f1": lambda *counts: _recall_and_f1(*counts)[1],
 }

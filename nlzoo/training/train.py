@@ -323,7 +323,7 @@ def _begin(job, found):
     if job.engine.main:
         start_run(job.run, job.net, found, job.config)
     some = dataclasses.replace(job.held, items=job.held.items[: SANITY_BATCHES * evaluate.CLIPS])
-    evaluate.validate(job.net, some, job.engine.device, job.config.workers, recipe=job.config.recipe)
+    evaluate.predictions(job.net, some, job.engine.device, job.config.workers, recipe=job.config.recipe)
     _save(job)
 
 
@@ -601,6 +601,8 @@ def _end_epoch(job):
             "majority": metrics.chance(net.spec.classes, job.source.items, job.held.items, net.spec.multi_label),
             "train": len(job.source),
             "val": scores["videos"],
+            "groups": scores["groups"],
+            "interval": scores["interval"],
             "epochs": line.epoch,
             "step": job.step,
         }
@@ -768,7 +770,7 @@ def rehearse(net: nn.Module, found: scanning.Dataset, config: TrainConfig, talk:
         Stop(),
     )
     some = dataclasses.replace(job.held, items=job.held.items[: SANITY_BATCHES * evaluate.CLIPS])
-    _, bad = evaluate.validate(job.net, some, device, config.workers, recipe=config.recipe)
+    bad = evaluate.predictions(job.net, some, device, config.workers, recipe=config.recipe).bad
     recipes.train_mode_(job.net, config.recipe)
     batch = _batches(job, 0)[0]
     losses, began, steps = [], time.monotonic(), job.steps

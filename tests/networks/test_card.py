@@ -56,7 +56,7 @@ def test_figures_stand_beside_chance_and_say_what_they_are_worth():
         "| training videos | 30 |",
     ):
         assert row in text, row
-    assert "95 % interval of top-1 is 59.6 % to 98.2 %" in text and "chosen by its score on these same videos" in text
+    assert "interval" not in text and "chosen by its score on these same videos" in text
     assert "no better" not in text
     assert "no better than always answering" in card.body(SPEC, FIGURES | {"top1": 0.25})
     few = ModelSpec("resnet18", classes=tuple("abcde"), num_outputs=5)
@@ -73,15 +73,18 @@ def test_top1_alone_is_enough():
     assert "interval" not in card.body(SPEC, {"top1": 0.5, "val": 0})
 
 
-def test_wilson_is_the_textbook_interval():
-    """Newcombe 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
-    for hits, count, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert card.wilson(hits / count, count) == pytest.approx((low, high), abs=1e-4)
+def test_the_interval_is_the_one_that_was_measured_over_groups():
+    measured = FIGURES | {"groups": 12, "interval": [0.7, 0.95]}
+    assert (
+        "With 10 validation videos of 12 groups the 95 % interval of top-1 is 70.0 % to 95.0 %: too few to rank"
+        in card.body(SPEC, measured)
+    )
+    assert "is 88.0 % to 91.5 %." in card.body(SPEC, measured | {"interval": [0.88, 0.915]})
+    several = {"map": 0.5, "val": 20, "groups": 15, "interval": [0.4, 0.6]}
+    assert "of 15 groups the 95 % interval of mean average precision is 40.0 % to 60.0 %" in card.body(SPEC, several)
+    few = "10 validation videos of 1 group are too few for an interval"
+    for interval in (None, [1.0, 1.0], [0.5], ["a", "b"], [float("nan"), 1.0], [-3, 5]):
+        assert few in card.body(SPEC, FIGURES | {"groups": 1, "interval": interval})
 
 
 def test_checks_are_shown_as_computed():

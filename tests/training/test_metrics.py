@@ -144,7 +144,7 @@ def test_intervals_are_drawn_over_groups(seed):
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0]) and narrow[0] < 0.7 < narrow[1]
     few = [Item(f"{n}.mp4", ("a",), group=f"g{n % 9}") for n in range(120)]
     assert metrics.full(scores, few, "ab", False)["intervals"]["top1"] is None  # draws of so few are too much alike
-    assert "too few groups" in metrics.in_words(metrics.full(scores, few, "ab", False))
+    assert "too few groups (under 10) for intervals" in metrics.in_words(metrics.full(scores, few, "ab", False))
 
 
 def test_every_figure_lies_in_its_interval_and_what_is_drawn_is_what_is_told(seed):
@@ -155,12 +155,12 @@ def test_every_figure_lies_in_its_interval_and_what_is_drawn_is_what_is_told(see
         and len(summary["intervals"]) == 3
     )
     truth, ones = np.array([CLASSES.index(i.labels[0]) for i in found]), np.ones(120)
-    for name, of in metrics._FIGURES.items():
+    for name, of in metrics.WEIGHTED.items():
         assert of(truth, scores.argmax(1), ones) == pytest.approx(summary[name])
     weights = np.random.default_rng(seed).integers(0, 3, 120).astype(float)
     again = np.repeat(range(120), weights.astype(int))
     drawn = metrics.full(scores[again], [found[n] for n in again], CLASSES, False)
-    for name, of in metrics._FIGURES.items():
+    for name, of in metrics.WEIGHTED.items():
         assert of(truth, scores.argmax(1), weights) == pytest.approx(drawn[name])
 
 
