@@ -94,8 +94,8 @@ def accuracy(net: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -
     net.eval()
     edge = (DRAWN - SIZE) // 2
     pixels = pixels[:, :, edge : edge + SIZE, edge : edge + SIZE]
-    said = torch.cat([net(normalise(part)).argmax(1) for part in pixels.split(200)])
-    return float((said == labels).float().mean())
+    predictions = torch.cat([net(normalise(part)).argmax(1) for part in pixels.split(200)])
+    return float((predictions == labels).float().mean())
 
 
 README = """# tiny
@@ -113,8 +113,8 @@ def main() -> None:
     began = time.monotonic()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    recipe = zoo.EMBEDDED["tiny"]
-    assert recipe["arguments"]["num_classes"] == len(LABELS), "zoo.EMBEDDED and the drawn classes must agree"
+    embedded = zoo.EMBEDDED["tiny"]
+    assert embedded.arguments["num_classes"] == len(LABELS), "zoo.EMBEDDED and the drawn classes must agree"
     pixels, labels = images(TRAIN, split=0)
     held_pixels, held_labels = images(HELD_OUT, split=1)
     print(f"drew {TRAIN + HELD_OUT} images in {time.monotonic() - began:.0f} s", flush=True)
@@ -127,10 +127,10 @@ def main() -> None:
     net.load_state_dict(load_file(FOLDER / "model.safetensors"))  # what a user gets, rounding included
     top1 = accuracy(net, held_pixels, held_labels)
     size = (FOLDER / "model.safetensors").stat().st_size / 1e6
-    arguments = ", ".join(f"`{k}={v}`" for k, v in recipe["arguments"].items())
+    arguments = ", ".join(f"`{k}={v}`" for k, v in embedded.arguments.items())
     (FOLDER / "README.md").write_text(
         README.format(
-            architecture=recipe["architecture"],
+            architecture=embedded.architecture,
             arguments=arguments,
             params=sum(p.numel() for p in net.parameters()) / 1e6,
             size=size,

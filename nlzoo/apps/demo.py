@@ -14,7 +14,7 @@ import torch
 from ..core import files
 from ..core.errors import HubError
 from ..core.model_spec import Inflation
-from ..networks import card, checkpoint, model
+from ..networks import card, checkpoint, describe, model
 from ..networks.zoo import new_run
 from ..training import train
 from ..videos import listing, scanning
@@ -45,7 +45,7 @@ def run(say: Callable[[str], None]) -> dict:
         say(f"\n{'with' if name == 'video' else 'without'} an eye for time: tiny, {arch}, non-local blocks {nl}")
         net, checks = model.inflate("tiny", None, Inflation(arch), nl, _offline)
         if name == "video":
-            say(model.in_words(net, checks))
+            say(describe.in_words(net, checks))
         readme = card.body(net.spec, None, checks.summary())
         start = checkpoint.save_model(FOLDER / "weights" / name, net, readme=readme)
         net.spec = dataclasses.replace(net.spec, clip=dataclasses.replace(net.spec.clip, **CLIP))

@@ -24,7 +24,7 @@ from ..core import files, model_spec, recipe_spec
 from ..core.errors import UsageError, WeightsError
 from ..core.skipped import Skipped
 from ..core.text import printable
-from ..networks import card, checkpoint, model
+from ..networks import card, checkpoint, describe
 from ..training import evaluate, metrics, train
 from ..videos import clips, listing, loader, scanning, splits
 from . import charts, explain, pictures
@@ -76,7 +76,7 @@ class Facts:
     why: tuple[tuple[Clip, explain.Explanation], ...]
     reasons: tuple[tuple[str, str], ...]  # (field, value and reason) of the recipe, where the run has a log
     environment: dict
-    network: dict  # `model.describe`
+    network: dict  # `describe.describe`
     size: int  # bytes of the weights
     device: str  # the device that was asked anew
 
@@ -119,7 +119,7 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress=lambda do
         ),
         _reasons(run),
         _environment(run),
-        model.describe(net),
+        describe.describe(net),
         (run / "best" / "model.safetensors").stat().st_size,
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )

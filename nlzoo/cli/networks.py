@@ -41,7 +41,7 @@ def inflate(
     """Make a 3-D network with non-local blocks from a 2-D one, prove that nothing was lost, and write weights/NAME."""
     from ..core.model_spec import Inflation, Named, parse_name
     from ..core.view_spec import ClipSpec
-    from ..networks import card, checkpoint, download, model, zoo
+    from ..networks import card, checkpoint, describe, download, model, zoo
 
     named = parse_name(backbone)
     if named and (nl or arch or pools):
@@ -65,14 +65,14 @@ def inflate(
     )
     folder = zoo.WEIGHTS / zoo.folder_name(name or (backbone if named else zoo.default_name(net.spec)))
     zoo.refuse_other(folder, net.spec)
-    summary = model.describe(net)
+    summary = describe.describe(net)
     if any(n.stage == "res2" for n in net.spec.non_local):
         console.warn(
             "blocks in res2 see four times as many positions as in res3: see their cost below before you train"
         )
     checkpoint.save_model(folder, net, readme=card.body(net.spec, None, checks.summary()))
     data = {"model": str(folder), **summary, **checks.summary()}
-    console.result(data, model.in_words(net, checks) + f"\nwrote {folder}")
+    console.result(data, describe.in_words(net, checks) + f"\nwrote {folder}")
 
 
 def import_(
@@ -98,7 +98,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Make a Kinetics network of another zoo (C2D, I3D, non-local) one of ours, strictly, and write weights/NAME."""
-    from ..networks import card, checkpoint, convert, model, zoo
+    from ..networks import card, checkpoint, convert, describe, zoo
     from ..networks import pretrained as starts
 
     path = Path(file)
@@ -116,13 +116,13 @@ def import_(
     console.result(
         {
             "model": str(folder),
-            **model.describe(found.net),
+            **describe.describe(found.net),
             "zoo": found.zoo,
             "notes": list(found.notes),
             "dropped": found.dropped,
             "filled": found.filled,
         },
-        f"{convert.in_words(found)}\n{model.in_words(found.net, None)}\nwrote {folder}",
+        f"{convert.in_words(found)}\n{describe.in_words(found.net)}\nwrote {folder}",
     )
 
 
@@ -175,9 +175,9 @@ def info(
 ) -> None:
     """What a model is: its stages, placement of its blocks, size, cost, clip, classes, source, licence. Reads no weights."""
     from ..core.model_spec import parse_name
-    from ..networks import checkpoint, download, zoo
+    from ..networks import checkpoint, describe, download, zoo
     from ..networks import model as models
 
     named = None if zoo.find(model) else parse_name(model)
     net = models.blueprint(named, classes) if named else checkpoint.read_blueprint(download.locate(model))
-    console.result(models.describe(net), models.in_words(net, None))
+    console.result(describe.describe(net), describe.in_words(net))

@@ -9,16 +9,15 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
 
 from ..core import files, model_spec
 from ..core.errors import WeightsError
+from .foreign import Weights, read_weights
 from .model import build
 from .network import Network
+from .unpickle import MAX_TENSORS as MAX_TENSORS  # `state` keeps to it too
 
-MAX_TENSORS = 10_000
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")  # of a tensor
 
 
@@ -35,7 +34,7 @@ def save_model(folder: Path, net: Network, metrics: dict | None = None, readme: 
         texts["metrics.json"] = files.to_json_text(metrics)
     tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
 
-    def fill(part):
+    def fill(part: Path) -> None:
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
         for name, text in texts.items():
             (part / name).write_text(text, encoding="utf-8")
@@ -50,53 +49,53 @@ def read_spec(folder: Path) -> model_spec.ModelSpec:
     return model_spec.from_json(files.read_json(file), str(file))
 
 
-def load_model(folder: Path) -> nn.Module:
+def load_model(folder: Path) -> Network:
     """The network of a model folder, on the CPU, float32, in eval mode, its `ModelSpec` as `spec`. Raises `WeightsError`."""
-    folder = files.current(Path(folder))
-    net = build(read_spec(folder))
-    file = folder / "model.safetensors"
-    _check_header(file, net.state_dict())
-    tensors = load_file(file)
-    if bad := [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]:
-        raise WeightsError(f"{file} holds NaN or infinity in {bad[0]}", "make or fetch the model again")
-    net.load_state_dict(tensors)
+    blueprint, weights = _compared(folder)
+    net = build(blueprint.spec)
+    own = net.state_dict()
+    net.load_state_dict(weights.load({name: name for name in own}, own))
     return net
 
 
-def read_blueprint(folder: Path) -> nn.Module:
-    """The network of a model folder on the meta device; of the weights file only the header is read. Raises `WeightsError`."""
-    folder = files.current(Path(folder))
+def read_blueprint(folder: Path) -> Network:
+    """The network of a model folder on the meta device; of its weights file only the header is read.
+
+    Raises `WeightsError`.
+    """
+    return _compared(folder)[0]
+
+
+def _compared(folder: Path) -> tuple[Network, Weights]:
+    """The network that config.json describes, on the meta device, and the weights, whose names and shapes are its own."""
+    spec = read_spec(folder)
+    weights = _read_header(files.current(Path(folder)) / "model.safetensors")
     with torch.device("meta"):
-        net = build(read_spec(folder))
-    _check_header(folder / "model.safetensors", net.state_dict())
-    return net
+        net = build(spec)
+    shapes, expected = weights.shapes, {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    different = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+    if different:
+        first = different[0]
+        raise WeightsError(
+            f"{weights.file} does not fit its config.json: {len(different)} tensors differ, first {first}: "
+            f"{shapes.get(first, 'missing')} instead of {expected.get(first, 'nothing')}",
+            _AGAIN,
+        )
+    return net, weights
 
 
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
     """Name → shape of a `.safetensors` file that may come from anybody; no tensor is read. Raises `WeightsError`."""
-    try:
-        with safe_open(file, "pt") as f:
-            names = list(f.keys())
-            if len(names) > MAX_TENSORS or not all(NAME.fullmatch(n) for n in names):
-                raise WeightsError(f"{file} holds names that no network of ours has")
-            return {n: tuple(f.get_slice(n).get_shape()) for n in names}
-    except FileNotFoundError:
-        raise WeightsError(f"there is no {file.name} in {file.parent}", "make or fetch the model again") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{file} could not be read ({error})", "it may be cut short: make or fetch the model again"
-        ) from None
+    return _read_header(file).shapes
 
 
-def _check_header(file, own):
-    """Names and shapes equal those of the network, before any tensor is read."""
-    shapes = read_header(file)
-    expected = {k: tuple(v.shape) for k, v in own.items()}
-    if shapes != expected:
-        different = sorted(k for k in shapes.keys() | expected.keys() if shapes.get(k) != expected.get(k))
-        k = different[0]
-        raise WeightsError(
-            f"{file} does not fit its config.json: {len(different)} tensors differ, first {k}: "
-            f"{shapes.get(k, 'missing')} instead of {expected.get(k, 'nothing')}",
-            "make or fetch the model again",
-        )
+def _read_header(file: Path) -> Weights:
+    if not file.is_file():
+        raise WeightsError(f"there is no {file.name} in {file.parent}", _AGAIN)
+    weights = read_weights(file)
+    if not all(NAME.fullmatch(name) for name in weights.entries):
+        raise WeightsError(f"{file} holds names that no network of ours has", _AGAIN)
+    return weights
+
+
+_AGAIN = "make or fetch the model again"

@@ -2,30 +2,34 @@
 
 One table per zoo, `ZOOS`. In its names `{stage}` is the zoo's word for res2..res5, `#` a number and `*` the last word
 (weight, bias, …). Nothing is passed over: a name that no row knows is an error, and so is one of ours that nothing fills.
-What a file does not say (clip, pairwise function, pools) comes from the user, the file's name or the zoo, and is told.
+What a file does not say (clip, pairwise function, pools) comes from the user, the file's name or the zoo, and is said.
 docs/import.md says where each row was read.
 """
 
 import dataclasses
 import fnmatch
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
+from ..core.bounds import one_of
 from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import FORMS, POOLS, SPARSE, STAGES, Inflation, ModelSpec, NonLocal
+from ..core.text import printable
 from ..core.view_spec import ClipSpec
-from .foreign import read_weights
+from .foreign import Weights, misfit, read_weights
 from .inflate import LAYER
 from .model import build
+from .network import Network
 
 _LEAVES = {name: name for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
 _CAFFE2_LEAVES = {"w": "weight", "b": "bias", "s": "weight", "rm": "running_mean", "riv": "running_var"}
 _DEPTHS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
-_GREY = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}  # 114.75 and 57.375 of 255
+_GREY: dict[str, Any] = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}  # 114.75 and 57.375 of 255
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,15 @@ class Zoo:
     mark: str  # a tensor that every network of this zoo has
     stages: tuple[str, ...]  # its words for res2..res5
     rows: dict[str, str]  # its names -> ours
-    twins: dict[str, str]  # its second names of a tensor that a row has already -> ours
-    drops: dict[str, str]  # its names that are no part of the network -> why
     clip: ClipSpec
-    pools: str  # of POOLS; "clip": by the stride, as the authors trained
-    pool1_padding: int
-    forms: tuple[str, ...]  # pairwise functions that its blocks with theta and phi may have
-    scale: bool
-    subsample: str  # "keys": its names tell
-    licence: str
+    twins: dict[str, str] = field(default_factory=dict)  # its second names of a tensor that a row has already -> ours
+    drops: dict[str, str] = field(default_factory=dict)  # its names that are no part of the network -> why
+    pools: str = "8x8"  # of POOLS; "clip": by the stride, as the authors trained
+    pool1_padding: int = 1
+    forms: tuple[str, ...] = ("embedded",)  # pairwise functions that its blocks with theta and phi may have
+    scale: bool = True
+    subsample: str = "before"  # "keys": its names tell
+    licence: str = "apache-2.0"
     files: str = ""  # where another zoo has the same names: what this one's files are called
     leaves: dict[str, str] = field(default_factory=lambda: _LEAVES)  # its last words -> ours
 
@@ -194,123 +198,82 @@ _GLUONCV = {
 ZOOS = {
     "slowfast": Zoo(
         "SlowFast",
-        "s1.pathway0_stem.conv.weight",
-        ("2", "3", "4", "5"),
-        _SLOWFAST,
-        {},
-        {},
-        ClipSpec(8, 8, **_GREY),
-        "8x8",
-        1,
-        ("embedded",),
-        True,
-        "before",
-        "apache-2.0",
+        mark="s1.pathway0_stem.conv.weight",
+        stages=("2", "3", "4", "5"),
+        rows=_SLOWFAST,
+        clip=ClipSpec(8, 8, **_GREY),
     ),
     "pytorchvideo": Zoo(
         "pytorchvideo",
-        "blocks.0.conv.weight",
-        ("1", "3", "4", "5"),
-        _PYTORCHVIDEO,
-        {},
-        {},
-        ClipSpec(8, 8, **_GREY),
-        "8x8",
-        1,
-        ("embedded",),
-        True,
-        "before",
-        "apache-2.0",
+        mark="blocks.0.conv.weight",
+        stages=("1", "3", "4", "5"),
+        rows=_PYTORCHVIDEO,
+        clip=ClipSpec(8, 8, **_GREY),
     ),
     "mmaction2": Zoo(
         "mmaction2",
-        "backbone.conv1.conv.weight",
-        ("1", "2", "3", "4"),
-        _MMACTION2,
-        {},
-        {},
-        ClipSpec(32, 2),
-        "mmaction2",
-        1,
-        ("embedded", "dot"),
-        False,
-        "keys",
-        "apache-2.0",
+        mark="backbone.conv1.conv.weight",
+        stages=("1", "2", "3", "4"),
+        rows=_MMACTION2,
+        clip=ClipSpec(32, 2),
+        pools="mmaction2",
+        forms=("embedded", "dot"),
+        scale=False,
+        subsample="keys",
     ),
     "authors": Zoo(
         "video-nonlocal-net (the paper's authors)",
-        "conv1_w",
-        ("2", "3", "4", "5"),
-        _CAFFE2,
-        {},
-        _CAFFE2_DROPS,
-        ClipSpec(32, 2, **_GREY),
-        "clip",
-        0,
-        ("embedded",),
-        True,
-        "before",
-        "cc-by-nc-4.0",
-        r"(c2d|i3d)_(baseline|nonlocal)_",
-        _CAFFE2_LEAVES,
+        mark="conv1_w",
+        stages=("2", "3", "4", "5"),
+        rows=_CAFFE2,
+        clip=ClipSpec(32, 2, **_GREY),
+        drops=_CAFFE2_DROPS,
+        pools="clip",
+        pool1_padding=0,
+        licence="cc-by-nc-4.0",
+        files=r"(c2d|i3d)_(baseline|nonlocal)_",
+        leaves=_CAFFE2_LEAVES,
     ),
     "slowfast-caffe2": Zoo(
         "SlowFast, in Caffe2's names",
-        "conv1_w",
-        ("2", "3", "4", "5"),
-        _CAFFE2,
-        {},
-        _CAFFE2_DROPS,
-        ClipSpec(8, 8, **_GREY),
-        "8x8",
-        1,
-        ("embedded",),
-        True,
-        "before",
-        "apache-2.0",
-        r"(C2D|I3D)_(NLN_|NOPOOL_)?\d+x\d+_R\d+",
-        _CAFFE2_LEAVES,
+        mark="conv1_w",
+        stages=("2", "3", "4", "5"),
+        rows=_CAFFE2,
+        clip=ClipSpec(8, 8, **_GREY),
+        drops=_CAFFE2_DROPS,
+        files=r"(C2D|I3D)_(NLN_|NOPOOL_)?\d+x\d+_R\d+",
+        leaves=_CAFFE2_LEAVES,
     ),
     "resnet3d": Zoo(
         "pytorch-resnet3d (the authors' weights)",
-        "conv1.weight",
-        ("1", "2", "3", "4"),
-        _RESNET3D,
-        {},
-        {},
-        ClipSpec(32, 2, **_GREY),
-        "authors",
-        0,
-        ("embedded",),
-        True,
-        "before",
-        "cc-by-nc-4.0",
+        mark="conv1.weight",
+        stages=("1", "2", "3", "4"),
+        rows=_RESNET3D,
+        clip=ClipSpec(32, 2, **_GREY),
+        pools="authors",
+        pool1_padding=0,
+        licence="cc-by-nc-4.0",
     ),
     "gluoncv": Zoo(
         "gluoncv, torch",
-        "first_stage.0.weight",
-        ("0", "1", "2", "3"),
-        _GLUONCV,
-        {
+        mark="first_stage.0.weight",
+        stages=("0", "1", "2", "3"),
+        rows=_GLUONCV,
+        clip=ClipSpec(32, 2),
+        twins={
             "head.1.*": "fc.*",
             "res_layers.{stage}.#.nonlocal_block.W_bn.0.*": "{stage}.nl#.w_z.*",
             "res_layers.{stage}.#.nonlocal_block.W_bn.1.*": "{stage}.nl#.bn.*",
         },
-        {},
-        ClipSpec(32, 2),
-        "mmaction2",
-        1,
-        ("embedded",),
-        True,
-        "none",
-        "apache-2.0",
+        pools="mmaction2",
+        subsample="none",
     ),
 }
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says of a file; None: find out, and tell how."""
+    """What the user says of a file; None: find out, and say how."""
 
     zoo: str | None = None
     frames: int | None = None
@@ -318,88 +281,93 @@ class ImportOptions:
     form: str | None = None
     pools: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for what no file could be."""
+        ClipSpec(self.frames or 1, self.stride or 1)
+        choices: dict[str, tuple[str | None, Mapping | tuple]] = {
+            "--zoo": (self.zoo, ZOOS),
+            "--form": (self.form, FORMS),
+            "--pools": (self.pools, POOLS),
+        }
+        for flag, (value, allowed) in choices.items():
+            if value is not None:
+                one_of(value, allowed, flag)
+
 
 @dataclass(frozen=True)
 class Imported:
     """A converted network and everything that was decided on the way."""
 
-    net: nn.Module  # with its spec
+    net: Network
     zoo: str  # title
     notes: tuple[str, ...]  # what the names of the tensors did not say, and who did
     dropped: dict[str, str]  # their name -> why
     filled: dict[str, str]  # our name that they lack -> with what
 
 
-def in_words(found: Imported) -> str:
+_BY_YOU, _BY_NAME = "as you said", "by the file's name"
+_SEE = "see docs/import.md for what can be imported"
+Shapes = dict[str, tuple[int, ...]]
+
+
+def in_words(imported: Imported) -> str:
     """What was recognised, decided, dropped and filled, as lines for a person."""
     lines = [
-        f"recognised: {found.zoo}. Its tensors do not say all; taken were:",
-        *(f"  {note}" for note in found.notes),
+        f"recognised: {imported.zoo}. Its tensors do not say all; taken were:",
+        *(f"  {note}" for note in imported.notes),
     ]
-    for what, names in (("dropped", found.dropped), ("filled", found.filled)):
+    for what, names in (("dropped", imported.dropped), ("filled", imported.filled)):
         for why in dict.fromkeys(names.values()):
-            group = [name for name in names if names[name] == why]
+            group = [printable(name) for name in names if names[name] == why]
             some = ", ".join(group[:4]) + (", … (--json has them all)" if len(group) > 4 else "")
             lines.append(f"{what} {len(group)} tensor{'s' if len(group) > 1 else ''}, {why}: {some}")
     return "\n".join(lines)
 
 
-def read(file: Path, wishes: ImportOptions = ImportOptions()) -> Imported:
+def read(file: Path, options: ImportOptions | None = None) -> Imported:
     """The network in somebody else's checkpoint. Nothing is written.
 
-    Raises `WeightsError` for a file that cannot be read, is of no zoo we know, or does not fit; `UsageError` for wishes that cannot be.
+    Raises `WeightsError` for a file that cannot be read, is of no zoo we know, or does not fit.
     """
     file = Path(file)
-    _check(wishes)
+    options = options or ImportOptions()
     theirs = read_weights(file)
-    zoo, notes = _recognise(theirs, wishes, file)
-    names, twins, dropped = _rename(theirs, zoo, file)
-    tensors = {ours: theirs[name] for ours, name in names.items()}
-    flat = tensors["conv1.weight"].ndim == 4  # mmaction2's C2D has 2-D convolutions, frame by frame
+    if not any(zoo.mark in theirs.entries for zoo in ZOOS.values()):
+        theirs = theirs.without_prefix()
+    zoo, notes = _recognise(theirs.shapes, options, file)
+    names, twins, dropped = _rename(theirs.shapes, zoo, file)
+    shapes = {ours: theirs.shapes[name] for ours, name in names.items()}
+    flat = len(shapes["conv1.weight"]) == 4  # mmaction2's C2D has 2-D convolutions, frame by frame
     if flat:
-        tensors = {k: v.unsqueeze(2) if v.ndim == 4 else v for k, v in tensors.items()}
+        shapes = {k: (*s[:2], 1, *s[2:]) if len(s) == 4 else s for k, s in shapes.items()}
     try:
-        spec, more = _spec(tensors, names, zoo, wishes, flat, file)
-        net, filled = _fill(spec, tensors, file)
+        spec, more = _spec(shapes, names, zoo, options, flat, file)
+        net, filled = _fill(spec, shapes, names, theirs)
     except UsageError as error:  # a block index, a number of outputs, … that no network of ours has
-        raise WeightsError(
-            f"{file} does not fit: {error.message}", "see docs/import.md for what can be imported"
-        ) from None
+        raise WeightsError(f"{file} does not fit: {error.message}", _SEE) from None
     for name, ours in twins.items():
-        if ours not in names or not torch.equal(theirs[name], theirs[names[ours]]):
+        if ours not in names or not theirs.equal(name, names[ours]):
             raise WeightsError(
                 f"{file} has {_short(name)}, which should equal {_short(names.get(ours, ours))} and does not"
             )
         dropped[name] = "second names of tensors that are there already"
-    return Imported(net, zoo.title, (*notes, *more), dropped, filled)
+    return Imported(net, zoo.title, (*theirs.notes, *notes, *more), dropped, filled)
 
 
-def _check(wishes):
-    """Raises `UsageError` for what no file could fulfil."""
-    ClipSpec(wishes.frames or 1, wishes.stride or 1)
-    for what, value, allowed in (
-        ("--zoo", wishes.zoo, ZOOS),
-        ("--form", wishes.form, FORMS),
-        ("--pools", wishes.pools, POOLS),
-    ):
-        if value is not None and value not in allowed:
-            raise UsageError(f"{what} is {value!r}; it must be one of {', '.join(allowed)}")
-
-
-def _recognise(theirs, wishes, file):
+def _recognise(shapes: Shapes, options: ImportOptions, file: Path) -> tuple[Zoo, tuple[str, ...]]:
     """`(zoo, notes)`: the zoo whose mark is there; where two have the same names, by the user or the file's name."""
-    found = {name: zoo for name, zoo in ZOOS.items() if zoo.mark in theirs and _is_video(theirs[zoo.mark], name)}
-    if wishes.zoo:
-        if wishes.zoo not in found:
+    found = {name: zoo for name, zoo in ZOOS.items() if _is_video(shapes.get(zoo.mark, ()), name)}
+    if options.zoo:
+        if options.zoo not in found:
             raise WeightsError(
-                f"{file} is not of {wishes.zoo}: it has no tensor {ZOOS[wishes.zoo].mark}",
-                f"it looks like {' or '.join(found)}" if found else "see docs/import.md for what can be imported",
+                f"{file} is not of {options.zoo}: it has no tensor {ZOOS[options.zoo].mark}",
+                f"it looks like {' or '.join(found)}" if found else _SEE,
             )
-        return ZOOS[wishes.zoo], ()
+        return ZOOS[options.zoo], ()
     if not found:
-        some = ", ".join(_short(k) for k in list(theirs)[:3])
+        some = ", ".join(_short(name) for name in list(shapes)[:3])
         raise WeightsError(
-            f"{file} is of no zoo that nlzoo knows; it has {len(theirs)} tensors: {some}, …",
+            f"{file} is of no zoo that nlzoo knows; it has {len(shapes)} tensors: {some}, …",
             f"those that it knows: {', '.join(ZOOS)}; 2-D weights go into nlzoo inflate NAME --weights FILE",
         )
     if len(found) == 1:
@@ -410,30 +378,32 @@ def _recognise(theirs, wishes, file):
             f"the names in {file} are those of {' and of '.join(found)}, and the nets differ in their max-pools",
             f"say which it is: --zoo {' or --zoo '.join(found)}",
         )
-    return named[0], (f"zoo {named[0].title}: by the file's name",)
+    return named[0], (f"zoo {named[0].title}: {_BY_NAME}",)
 
 
-def _is_video(tensor, zoo):
+def _is_video(shape: tuple[int, ...], zoo: str) -> bool:
     """`conv1.weight` is in every 2-D ResNet too; only mmaction2's C2D keeps 2-D kernels."""
-    return tensor.ndim == 5 or (zoo == "mmaction2" and tensor.ndim == 4)
+    return len(shape) == 5 or (zoo == "mmaction2" and len(shape) == 4)
 
 
-def _short(name):
-    return ascii(name)[1:-1][:60]
+def _short(name: str) -> str:
+    return printable(name[:60])
 
 
-def _rename(theirs, zoo, file):
+def _rename(shapes: Shapes, zoo: Zoo, file: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """`({ours: theirs}, {second name of theirs: ours}, {theirs: why dropped})`; every name of theirs is in one of them."""
     rows, again = _patterns(zoo.rows, zoo), _patterns(zoo.twins, zoo)
-    names, twins, dropped = {}, {}, {}
-    for name in theirs:
-        if ours := _translate(name, rows, zoo):
-            if ours in names:
-                raise WeightsError(f"{file} has {_short(names[ours])} and {_short(name)}, which mean the same")
+    names: dict[str, str] = {}
+    twins, dropped = {}, {}
+    for name in shapes:
+        ours, second, why = _translate(name, rows, zoo), _translate(name, again, zoo), _why_dropped(name, zoo)
+        if ours in names:
+            raise WeightsError(f"{file} has {_short(names[ours])} and {_short(name)}, which mean the same")
+        if ours:
             names[ours] = name
-        elif ours := _translate(name, again, zoo):
-            twins[name] = ours
-        elif why := next((why for pattern, why in zoo.drops.items() if fnmatch.fnmatchcase(name, pattern)), None):
+        elif second:
+            twins[name] = second
+        elif why:
             dropped[name] = why
         else:
             raise WeightsError(
@@ -443,137 +413,159 @@ def _rename(theirs, zoo, file):
     return names, twins, dropped
 
 
-def _patterns(rows, zoo):
+def _why_dropped(name: str, zoo: Zoo) -> str | None:
+    return next((why for pattern, why in zoo.drops.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+Patterns = list[tuple[re.Pattern[str], str]]
+
+
+def _patterns(rows: dict[str, str], zoo: Zoo) -> Patterns:
     """The rows as `(regular expression, template)`, one for each stage where a row has `{stage}`."""
     made = []
     for theirs, ours in rows.items():
-        for word, stage in zip(zoo.stages, STAGES) if "{stage}" in theirs else [("", "")]:
-            pattern = (
-                re.escape(theirs.replace("{stage}", word).replace("*", "LEAF"))
-                .replace(r"\#", r"(\d{1,3})")
-                .replace("LEAF", r"(\w+)")
-            )
+        stages = zip(zoo.stages, STAGES, strict=True) if "{stage}" in theirs else [("", "")]
+        for word, stage in stages:
+            pattern = re.escape(theirs.replace("{stage}", word).replace("*", "LEAF"))
+            pattern = pattern.replace(r"\#", r"(\d{1,3})").replace("LEAF", r"(\w+)")
             made.append((re.compile(pattern), ours.replace("{stage}", LAYER.get(stage, ""))))
     return made
 
 
-def _translate(name, patterns, zoo):
+def _translate(name: str, patterns: Patterns, zoo: Zoo) -> str | None:
     """Our name of theirs, or None."""
     for pattern, ours in patterns:
-        if found := pattern.fullmatch(name):
-            words = list(found.groups())
-            if "*" in ours and words[-1] not in zoo.leaves:
+        match = pattern.fullmatch(name)
+        if not match:
+            continue
+        words = list(match.groups())
+        if "*" in ours:
+            leaf = words.pop()
+            if leaf not in zoo.leaves:
                 continue
-            if "*" in ours:
-                ours = ours.replace("*", zoo.leaves[words.pop()])
-            return ours.replace("#", words[0]) if words else ours
+            ours = ours.replace("*", zoo.leaves[leaf])
+        return ours.replace("#", words[0]) if words else ours
     return None
 
 
-def _spec(tensors, names, zoo, wishes, flat, file):
-    """`(ModelSpec, notes)` by the names and shapes, the user's wishes, the file's name and the zoo, in this order."""
-    clip, notes = _clip(zoo, wishes, file)
-    backbone = _backbone(tensors, file)
-    pools, padding, pooled = _pools(zoo, wishes, clip, flat, file)
+def _spec(
+    shapes: Shapes, names: dict[str, str], zoo: Zoo, options: ImportOptions, flat: bool, file: Path
+) -> tuple[ModelSpec, tuple[str, ...]]:
+    """`(ModelSpec, notes)` by the names and shapes, the user's options, the file's name and the zoo, in this order."""
+    clip, clip_note = _clip(zoo, options, file)
+    backbone = _backbone(shapes, file)
+    pools, padding, pools_note = _pools(zoo, options, clip, flat, file)
     step = POOLS[pools].stem_stride * POOLS[pools].pool1_kernel * max(POOLS[pools].pool2_kernel, 1)
     if clip.frames < step:
         raise WeightsError(
             f"clips of {clip.frames} frames are shorter than the {step} that the temporal strides of {file} need",
             f"--frames {zoo.clip.frames} --stride {zoo.clip.stride} is what {zoo.title} publishes",
         )
-    blocks, formed = _non_local(tensors, names, zoo, wishes, file)
-    inflation = Inflation(_arch(tensors), "imported", "zeros", pools, padding)
+    blocks, notes = _non_local(shapes, names, zoo, options, file)
+    inflation = Inflation(_arch(shapes), "imported", "zeros", pools, padding)
     source = f"{zoo.title}, {file.name}".encode(errors="replace").decode()  # a file's name may be no text
-    spec = ModelSpec(backbone, inflation, blocks, clip, (), _outputs(tensors, "fc.weight", file), source, zoo.licence)
-    return spec, (*notes, pooled, *formed)
+    outputs = _outputs(shapes, "fc.weight", file)
+    spec = ModelSpec(backbone, inflation, blocks, clip, (), outputs, source, zoo.licence)
+    return spec, (clip_note, pools_note, *notes)
 
 
-def _outputs(tensors, name, file):
+def _outputs(shapes: Shapes, name: str, file: Path) -> int:
     """The number of outputs of a layer of ours."""
-    if name not in tensors or not tensors[name].ndim:
+    if not shapes.get(name):
         raise WeightsError(f"{file} has nothing for {name} (nlzoo's name)", "it may hold a part of a network only")
-    return tensors[name].shape[0]
+    return shapes[name][0]
 
 
-def _backbone(tensors, file):
+def _backbone(shapes: Shapes, file: Path) -> str:
     """The timm name that fits the number of residual blocks in each stage."""
-    counts = tuple(len({k.split(".")[1] for k in tensors if re.match(rf"{LAYER[s]}\.\d", k)}) for s in STAGES)
-    if counts not in _DEPTHS or "layer1.0.conv3.weight" not in tensors:
+    counts = tuple(len({k.split(".")[1] for k in shapes if re.match(rf"{LAYER[s]}\.\d", k)}) for s in STAGES)
+    if counts not in _DEPTHS or "layer1.0.conv3.weight" not in shapes:
         raise WeightsError(
-            f"{file} has {', '.join(map(str, counts))} residual blocks in its stages; nlzoo imports ResNet-50, -101 and -152",
-            "see docs/import.md for what can be imported",
+            f"{file} has {', '.join(map(str, counts))} residual blocks in its stages; "
+            "nlzoo imports ResNet-50, -101 and -152",
+            _SEE,
         )
     return _DEPTHS[counts]
 
 
-def _arch(tensors):
+def _arch(shapes: Shapes) -> str:
     """By the kernels' lengths in time; what else is odd about them is refused with the shapes."""
     stem, second = (
-        tensors[k].shape[2] if k in tensors and tensors[k].ndim == 5 else 1
-        for k in ("conv1.weight", "layer1.0.conv2.weight")
+        shapes[key][2] if len(shapes.get(key, ())) == 5 else 1 for key in ("conv1.weight", "layer1.0.conv2.weight")
     )
-    return "c2d" if stem == 1 else "i3d-333" if second == 3 else "i3d"
+    if stem == 1:
+        return "c2d"
+    return "i3d-333" if second == 3 else "i3d"
 
 
-def _clip(zoo, wishes, file):
-    """`(ClipSpec, notes)`: frames x stride by the user, the file's name (`8x8`), or what the zoo publishes."""
-    summary = re.search(r"(?<!\d)([1-9]\d{0,2})x([1-9]\d?)(?!\d)", file.name)
-    published = (zoo.clip.frames, zoo.clip.stride)
-    frames, stride, who = (
-        (*map(int, summary.groups()), "by the file's name") if summary else (*published, f"what {zoo.title} publishes")
-    )
-    if not summary and zoo.pools == "clip" and not (wishes.frames and wishes.stride):
+def _clip(zoo: Zoo, options: ImportOptions, file: Path) -> tuple[ClipSpec, str]:
+    """`(ClipSpec, note)`: frames x stride by the user, the file's name (`8x8`), or what the zoo publishes."""
+    named = re.search(r"(?<!\d)([1-9]\d{0,2})x([1-9]\d?)(?!\d)", file.name)
+    frames, stride, by = zoo.clip.frames, zoo.clip.stride, f"what {zoo.title} publishes"
+    if named:
+        frames, stride, by = int(named[1]), int(named[2]), _BY_NAME
+    elif zoo.pools == "clip" and not (options.frames and options.stride):
         raise WeightsError(
             f"neither the tensors nor the name of {file.name} say which clips the network was made for",
             "say it: --frames 32 --stride 2 (the paper's nets), or --frames 8 --stride 8",
         )
-    if wishes.frames or wishes.stride:
-        frames, stride, who = wishes.frames or frames, wishes.stride or stride, "as you said"
+    if options.frames or options.stride:
+        frames, stride, by = options.frames or frames, options.stride or stride, _BY_YOU
     clip = dataclasses.replace(zoo.clip, frames=frames, stride=stride)
-    return clip, (f"clips of {frames} frames, every {stride}: {who}",)
+    return clip, f"clips of {frames} frames, every {stride}: {by}"
 
 
-def _pools(zoo, wishes, clip, flat, file):
+def _pools(zoo: Zoo, options: ImportOptions, clip: ClipSpec, flat: bool, file: Path) -> tuple[str, int, str]:
     """`(pools, padding of pool1, note)`."""
-    pools, padding, who = zoo.pools, zoo.pool1_padding, f"as {zoo.title} trains"
-    if pools == "clip":
-        pools, who = ("8x8" if clip.stride >= SPARSE else "authors"), f"as {zoo.title} trains with this stride"
-    named = re.search(r"nopool|tsn|c2d" if flat else "nopool", file.name, re.IGNORECASE)
-    if wishes.pools or named:
-        none = "nopool" in file.name.lower() or (flat and "tsn" in file.name.lower())
-        pools, who = (
-            (wishes.pools, "as you said") if wishes.pools else ("none" if none else "8x8", "by the file's name")
-        )
-        padding = (
-            1 if pools == "none" else 0 if flat else padding
-        )  # mmaction2's C2D follows the authors', the rest of its zoo does not
+    pools, padding, by = zoo.pools, zoo.pool1_padding, f"as {zoo.title} trains"
+    named = _pools_by_name(file.name.lower(), flat)
+    if options.pools:
+        pools, by = options.pools, _BY_YOU
+    elif named:
+        pools, by = named, _BY_NAME
     elif flat:
         raise WeightsError(
-            f"{file} may be a C2D with temporal pools or without (TSN): its tensors are the same, and its name says neither",
+            f"{file} may be a C2D with temporal pools or without (TSN): "
+            "its tensors are the same, and its name says neither",
             "say which it is: --pools 8x8 or --pools none",
         )
-    return pools, padding, f"temporal strides {pools}, max-pool of the stem padded with {padding}: {who}"
+    elif pools == "clip":
+        pools = "8x8" if clip.stride and clip.stride >= SPARSE else "authors"
+        by = f"as {zoo.title} trains with this stride"
+    if (options.pools or named) and (pools == "none" or flat):
+        padding = 1 if pools == "none" else 0  # mmaction2's C2D follows the authors', the rest of its zoo does not
+    return pools, padding, f"temporal strides {pools}, max-pool of the stem padded with {padding}: {by}"
 
 
-def _non_local(tensors, names, zoo, wishes, file):
+def _pools_by_name(name: str, flat: bool) -> str:
+    """What the name of a file says of temporal pools; "" where it says nothing."""
+    if "nopool" in name or (flat and "tsn" in name):
+        return "none"
+    return "8x8" if flat and "c2d" in name else ""
+
+
+def _non_local(
+    shapes: Shapes, names: dict[str, str], zoo: Zoo, options: ImportOptions, file: Path
+) -> tuple[tuple[NonLocal, ...], tuple[str, ...]]:
     """`(blocks, notes)`."""
-    made, notes = [], ()
+    made: list[NonLocal] = []
+    notes: tuple[str, ...] = ()
     for stage in STAGES:
-        found = sorted({int(m[1]) for k in tensors if (m := re.match(rf"{LAYER[stage]}\.nl(\d+)\.", k))})
-        if not found:
+        matches = (re.match(rf"{LAYER[stage]}\.nl(\d+)\.", key) for key in shapes)
+        indices = sorted({int(match[1]) for match in matches if match})
+        if not indices:
             continue
-        first = f"{LAYER[stage]}.nl{found[0]}"
-        form, notes = _form(f"{first}.theta.weight" in tensors, zoo, wishes, file)
-        g = _outputs(tensors, f"{first}.g.weight", file)
-        channels = _outputs(tensors, f"{first}.w_z.weight", file)
-        subsample = (
-            zoo.subsample if zoo.subsample != "keys" else ("after" if ".g.0." in names[f"{first}.g.weight"] else "none")
-        )
-        norm = "bn" if f"{first}.bn.weight" in tensors else "none"
-        made.append(
-            NonLocal(stage, tuple(found), form, "spacetime", subsample, zoo.scale, norm, max(channels // max(g, 1), 1))
-        )
-    if made and zoo is ZOOS["authors"] and made[0].stage == "res3" and "bn1.running_mean" not in tensors:
+        first = f"{LAYER[stage]}.nl{indices[0]}"
+        form, notes = _form(f"{first}.theta.weight" in shapes, zoo, options, file)
+        inner = _outputs(shapes, f"{first}.g.weight", file)
+        channels = _outputs(shapes, f"{first}.w_z.weight", file)
+        subsample = zoo.subsample
+        if subsample == "keys":
+            subsample = "after" if ".g.0." in names[f"{first}.g.weight"] else "none"
+        norm = "bn" if f"{first}.bn.weight" in shapes else "none"
+        reduction = max(channels // max(inner, 1), 1)
+        made.append(NonLocal(stage, tuple(indices), form, "spacetime", subsample, zoo.scale, norm, reduction))
+    if made and zoo is ZOOS["authors"] and made[0].stage == "res3" and "bn1.running_mean" not in shapes:
         raise WeightsError(
             f"{file} is of the authors' long-clip non-local nets, whose blocks in res3 look at four frames at a time; "
             "nlzoo has no such block",
@@ -582,76 +574,55 @@ def _non_local(tensors, names, zoo, wishes, file):
     return tuple(made), notes
 
 
-def _form(embedded, zoo, wishes, file):
+def _form(embedded: bool, zoo: Zoo, options: ImportOptions, file: Path) -> tuple[str, tuple[str, ...]]:
     """`(pairwise function, notes)`; dot and embedded have the same tensors."""
     if not embedded:
         return "gaussian", ()
-    if wishes.form:
-        return wishes.form, (f"pairwise function {wishes.form}: as you said",)
+    if options.form:
+        return options.form, (f"pairwise function {options.form}: {_BY_YOU}",)
     if len(zoo.forms) == 1:
         return zoo.forms[0], (f"pairwise function {zoo.forms[0]}: what {zoo.title} publishes",)
     named = [form for form in zoo.forms if re.search(rf"{form}[-_](product|gaussian)", file.name)]
     if len(named) != 1:
         raise WeightsError(
-            f"the tensors of {file.name} fit the pairwise functions {' and '.join(zoo.forms)}, and its name says neither",
+            f"the tensors of {file.name} fit the pairwise functions {' and '.join(zoo.forms)}, "
+            "and its name says neither",
             f"say which it is: --form {' or --form '.join(zoo.forms)}",
         )
-    return named[0], (f"pairwise function {named[0]}: by the file's name",)
+    return named[0], (f"pairwise function {named[0]}: {_BY_NAME}",)
 
 
-def _fill(spec, tensors, file):
-    """`(network, {ours: with what})`: `tensors` and what they may lack. Shapes come first: nothing of the file is copied before."""
+def _fill(spec: ModelSpec, shapes: Shapes, names: dict[str, str], theirs: Weights) -> tuple[Network, dict[str, str]]:
+    """`(network, {ours: with what})`: their tensors and what they may lack. No number is read before the shapes fit."""
     with torch.device("meta"):
         net = build(spec)
     own = net.state_dict()
-    wrong = [
-        f"{_short(k)} is {tuple(v.shape)}, not {tuple(own[k].shape)}"
-        for k, v in tensors.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    unknown = [k for k in tensors if k not in own]
-    filled = {k: why for k in own if k not in tensors and (why := _may_lack(k, tensors))}
-    lacking = [k for k in own if k not in tensors and k not in filled]
-    if wrong or unknown or lacking:
-        what = [
-            f"{len(lacking)} missing ({lacking[0]}, …)" if lacking else "",
-            f"{len(unknown)} too many ({unknown[0]}, …)" if unknown else "",
-            f"{len(wrong)} of another shape ({wrong[0]})" if wrong else "",
-        ]
+    filled = {key: _may_lack(key, shapes) for key in own if key not in shapes and _may_lack(key, shapes)}
+    differences = misfit({key: tuple(value.shape) for key, value in own.items()}, shapes, set(filled))
+    if differences:
         raise WeightsError(
-            f"{file} does not fit {spec.inflation.arch} {spec.backbone}, in nlzoo's names: {', '.join(w for w in what if w)}",
+            f"{theirs.file} does not fit {spec.inflation.arch} {spec.backbone}, in nlzoo's names: {differences}",
             "nlzoo imports C2D, I3D 3x1x1 and 3x3x3 and their non-local nets; see docs/import.md",
         )
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != own[name].is_floating_point():
-            raise WeightsError(f"{file} holds {tensor.dtype} in {name} (nlzoo's name)", "fetch it again")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"{file} holds NaN or infinity in {name} (nlzoo's name)", "fetch it again")
-        if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise WeightsError(f"{file} holds a variance below 0 in {name} (nlzoo's name)", "fetch it again")
-    net.load_state_dict(
-        {k: tensors[k].to(own[k].dtype, copy=True).contiguous() if k in tensors else _filler(k, own[k]) for k in own},
-        assign=True,
-    )  # `net` has no memory of its own yet
+    tensors = theirs.load(names, own, " (nlzoo's name)")
+    tensors |= {key: _filler(key, own[key]) for key in filled}
+    net.load_state_dict(tensors, assign=True)  # `net` has no memory of its own yet
     return net, filled
 
 
-def _may_lack(name, tensors):
-    """With what one of our tensors is filled that they rightly lack; None where it is missing."""
+def _may_lack(name: str, shapes: Shapes) -> str:
+    """With what one of our tensors is filled that they rightly lack; "" where it is missing."""
     layer, _, leaf = name.rpartition(".")
+    folded = f"{layer}.weight" in shapes and not any("running_" in key for key in shapes)
     if leaf == "num_batches_tracked":
         return "0 training steps, which nothing uses"
-    if (
-        leaf in ("running_mean", "running_var")
-        and f"{layer}.weight" in tensors
-        and not any("running_" in k for k in tensors)
-    ):
+    if leaf in ("running_mean", "running_var") and folded:
         return "mean 0 and variance 1, since BN was folded into its scale and shift"
-    if name.endswith("w_z.bias") and f"{layer.rpartition('.')[0]}.bn.weight" in tensors:
+    if name.endswith("w_z.bias") and f"{layer.rpartition('.')[0]}.bn.weight" in shapes:
         return "0, since the BN that follows has a shift"
-    return None
+    return ""
 
 
-def _filler(name, like):
+def _filler(name: str, like: torch.Tensor) -> torch.Tensor:
     """Zeros; for a variance what makes it 1 with BN's eps."""
     return torch.full(like.shape, 1 - 1e-5 if name.endswith("running_var") else 0, dtype=like.dtype)

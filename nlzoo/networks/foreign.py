@@ -1,75 +1,233 @@
-"""Reads weights files that may come from anybody: no code in them runs, and sizes are checked before memory is given.
+"""Weights files that may come from anybody: no code in them runs, and nothing is allocated that their header does not account for.
 
-Three formats: `.safetensors`; torch's own, through `torch.load(weights_only=True)` after a look at the zip around it;
-and Caffe2's `.pkl`, a python-2 pickle, through a reader of our own that knows numbers, texts and numpy arrays, nothing else.
+Four formats: `.safetensors`; torch's own, in a zip or, before torch 1.6, as pickles in a row; and pickles of numpy arrays
+(Caffe2's `.pkl`). Unusual: torch never sees the file. Its header is read here, bounded, into `Entry`s; the caller compares
+names and shapes with its network on the meta device; only then are numbers read, first to check them piece by piece.
 """
 
+import json
 import math
 import pickle
+import struct
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import Tensor
 
 from ..core.errors import WeightsError
+from ..core.text import printable
+from .unpickle import (
+    DTYPES,
+    MAX_DIMENSIONS,
+    MAX_STRUCTURE,
+    MAX_TENSORS,
+    Entry,
+    ForeignType,
+    Span,
+    Storage,
+    Unsupported,
+    array_entry,
+    contiguous,
+    number_entry,
+    read_pickles,
+)
 
 MAX_FILE = 4 * 2**30  # bytes; ResNet-152 with its optimiser's state is below 1 GiB
 MAX_ENTRIES = 20_000  # of a zip
-MAX_STRUCTURE = 2 * 2**20  # bytes of the pickle that says which tensors there are; ours of ResNet-101 has 0.1 MiB
-MAX_READS = 60_000  # steps of a Caffe2 pickle; one of ResNet-50 with five blocks and its momenta takes 23,000
-NESTS = ("state_dict_ema", "state_dict", "model_state", "model")  # where trainers keep the network among other things
+MAX_REPEATED = 2**24  # numbers of a tensor that repeats fewer than it has; no layer of a ResNet-152 has more
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # what weights and statistics may be
+COUNTERS = ("int32", "int64")  # what BN's step counter may be
+NESTS = ("state_dict_ema", "state_dict", "model_state_dict", "model_state", "model", "net")  # keys of trainers' files
+PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "encoder.")  # of torch.compile, DataParallel and wrappers
+CHUNK = 2**18  # numbers looked at in one piece
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a torch file before version 1.6
+_SAFETENSORS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+_ALONE = "where you trust it, save the state dict alone: torch.save(model.state_dict(), 'weights.pth')"
 
 
-def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` file, of a torch file (`.pth`, `.pyth`, `.pt`, `.bin`) or of a Caffe2 `.pkl`, on the CPU.
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a file, by name, as its header describes them."""
 
-    A nesting (`NESTS`) and a `module.` prefix (DataParallel) are taken off. Raises `WeightsError`.
+    file: Path
+    entries: Mapping[str, Entry]
+    checksums: Mapping[Span, int]  # CRC-32 of stretches of the file, where it has them
+    notes: tuple[str, ...] = ()  # what was taken off on the way
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def without_prefix(self) -> "Weights":
+        """The same without the prefix of a wrapper (`PREFIXES`) that all names have; a note says so."""
+        prefix = common_prefix(self.entries)
+        if not prefix:
+            return self
+        entries = {name.removeprefix(prefix): entry for name, entry in self.entries.items()}
+        return replace(self, entries=entries, notes=(*self.notes, f"prefix '{prefix}' taken off all names"))
+
+    def load(self, names: Mapping[str, str], like: Mapping[str, Tensor], remark: str = "") -> dict[str, Tensor]:
+        """The tensors `{ours: theirs}` as `{ours: tensor}` on the CPU, in dtype and shape of `like[ours]`.
+
+        All are checked before the first is kept. Raises `WeightsError`, naming ours and `remark`, for types other than
+        `FLOATS` (`COUNTERS` where ours is an integer), NaN, infinity, negative variances and damaged bytes.
+        """
+        with self.file.open("rb") as opened:
+            self._check_sums(opened, names.values())
+            for ours, theirs in names.items():
+                self._check(opened, theirs, ours, like[ours], remark)
+            return {ours: self._tensor(opened, theirs, like[ours]) for ours, theirs in names.items()}
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors have the same type, shape and numbers."""
+        first, second = self.entries[one], self.entries[other]
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return False
+        like = torch.empty(first.shape, dtype=DTYPES[first.dtype], device="meta")
+        with self.file.open("rb") as opened:
+            return torch.equal(self._tensor(opened, one, like), self._tensor(opened, other, like))
+
+    def _check_sums(self, opened: IO[bytes], names: Iterable[str]) -> None:
+        for span in {entry.source for entry in map(self.entries.__getitem__, names)} & self.checksums.keys():
+            assert isinstance(span, Span)
+            opened.seek(span.start)
+            total, left = 0, span.size
+            while left > 0:
+                piece = opened.read(min(left, 4 * CHUNK))
+                total, left = zlib.crc32(piece, total), left - len(piece)
+                if not piece:
+                    break
+            if total != self.checksums[span]:
+                raise WeightsError(f"{self.file} is damaged: a checksum in it differs", "fetch it again")
+
+    def _check(self, opened: IO[bytes], theirs: str, ours: str, like: Tensor, remark: str) -> None:
+        entry = self.entries[theirs]
+        accepted = FLOATS if like.is_floating_point() else COUNTERS
+        if entry.dtype not in accepted:
+            raise WeightsError(
+                f"{self.file} holds {entry.dtype} numbers in {ours}{remark}; there it may hold {', '.join(accepted)}",
+                "convert them to float32 where that is right",
+            )
+        if not like.is_floating_point():
+            return
+        for numbers in _pieces(opened, entry):
+            single = numbers.float()
+            if not bool(torch.isfinite(single).all()):
+                finite = bool(torch.isfinite(numbers).all())
+                what = "numbers too large for float32" if finite else "NaN or infinity"
+                raise WeightsError(f"{self.file} holds {what} in {ours}{remark}", "fetch or make it again")
+            if ours.endswith("running_var") and bool((single < 0).any()):
+                raise WeightsError(f"{self.file} holds a variance below 0 in {ours}{remark}", "fetch or make it again")
+
+    def _tensor(self, opened: IO[bytes], name: str, like: Tensor) -> Tensor:
+        entry = self.entries[name]
+        made = torch.empty(like.shape, dtype=like.dtype)
+        if not made.numel():
+            return made
+        numbers = _numbers(opened, entry, entry.offset, entry.span)
+        return made.copy_(numbers.as_strided(entry.shape, entry.strides).reshape(like.shape))
+
+
+def read_weights(file: Path) -> Weights:
+    """What a `.safetensors` file, a torch file (`.pth`, `.pyth`, `.pt`, `.bin`) or a Caffe2 `.pkl` says that it holds.
+
+    The dict in which a trainer keeps the network (`NESTS`) is opened, and said in `notes`. Raises `WeightsError`.
     """
-    data = _read(Path(file))
+    file = Path(file)
+    data, places, checksums = _read(file)
+    notes: tuple[str, ...] = ()
     for key in NESTS:
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
-    if not isinstance(data, dict) or not data or not all(isinstance(k, str) and _is_plain(v) for k, v in data.items()):
-        raise WeightsError(f"{file} holds no state dict of tensors")
-    return {key.removeprefix("module."): value for key, value in data.items()}
+            notes = (*notes, f"taken from its part '{key}'")
+    if not isinstance(data, dict) or not data:
+        raise WeightsError(f"{file} holds no state dict of tensors", _ALONE)
+    entries = {}
+    for name, value in data.items():
+        value = array_entry(value)
+        if not isinstance(value, Entry) or not isinstance(name, str):
+            what = value.what if isinstance(value, Unsupported) else f"a {type(value).__name__}"
+            raise WeightsError(
+                f"{file} holds no state dict of tensors: {printable(str(name)[:60])!r} is {what}", _ALONE
+            )
+        entries[name] = _placed(file, name, value, places)
+    return Weights(file, entries, checksums, notes)
 
 
-def _is_plain(value):
-    """A tensor with its numbers in memory, not sparse, quantised or on the meta device."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-    )
+def common_prefix(names: Iterable[str]) -> str:
+    """The wrapper's prefix that all names have, or ""; `module._orig_mod.` where there are several."""
+    prefix, names = "", list(names)
+    for _ in range(3):
+        more = [p for p in PREFIXES if all(name.startswith(prefix + p) for name in names)]
+        prefix += more[0] if more else ""
+    return prefix
 
 
-def _read(file):
+def misfit(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], may_lack: set[str]) -> str:
+    """How names and shapes differ from those expected, in words with one example of each kind; "" where they fit."""
+    lacking = [name for name in expected if name not in given and name not in may_lack]
+    unknown = [name for name in given if name not in expected]
+    other = [name for name in expected if name in given and given[name] != expected[name]]
+    parts = []
+    if lacking:
+        parts.append(f"{len(lacking)} missing ({lacking[0]}{', …' if len(lacking) > 1 else ''})")
+    if unknown:
+        parts.append(f"{len(unknown)} unknown ({printable(unknown[0][:60])}{', …' if len(unknown) > 1 else ''})")
+    if other:
+        parts.append(f"{len(other)} of another shape ({other[0]} is {given[other[0]]}, not {expected[other[0]]})")
+    return ", ".join(parts)
+
+
+Places = Callable[[str], Span]  # where the storage of a key lies
+Content = tuple[object, Places, dict[Span, int]]
+
+
+def _read(file: Path) -> Content:
+    """`(data, places, checksums)`."""
     read = _reader(file)
     try:
-        return read(file)
+        with file.open("rb") as opened:
+            return read(file, opened)
     except WeightsError:
         raise
+    except ForeignType as error:
+        raise WeightsError(
+            f"{file} holds more than weights and was not opened: it names {printable(str(error))}", _ALONE
+        ) from None
     except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{file} holds more than weights and was not opened ({_first_line(error)})",
-            "convert it to .safetensors where you trust it",
-        ) from None
-    except (
-        Exception,
-        SafetensorError,
-    ) as error:  # a damaged file makes the readers raise anything, so no list of types is safe
-        raise WeightsError(
-            f"{file} could not be read as weights ({_first_line(error)})", "it may be cut short: fetch it again"
-        ) from None
+        raise WeightsError(f"{file} could not be read as weights ({error})", _AGAIN) from None
+    except Exception:  # a damaged file makes python's readers raise anything
+        raise WeightsError(f"{file} could not be read as weights (it is damaged)", _AGAIN) from None
 
 
-def _reader(file: Path) -> Callable:
-    """The function that reads this file, by its name and first bytes. Raises `WeightsError` for what is no weights file at all."""
+_AGAIN = "it may be cut short: fetch it again"
+
+
+def _reader(file: Path) -> Callable[[Path, IO[bytes]], Content]:
+    """What reads this file, by its name and first bytes. Raises `WeightsError` for what is no weights file at all."""
     if not file.is_file():
         raise WeightsError(f"there is no weights file {file}", "give a .safetensors, .pth, .pyth or .pkl file")
     size = file.stat().st_size
@@ -87,217 +245,221 @@ def _reader(file: Path) -> Callable:
     if size > MAX_FILE:
         raise WeightsError(f"{file} has {size:,} bytes; weights of a ResNet have at most {MAX_FILE:,}")
     if file.suffix == ".safetensors":
-        return load_file
-    return read_caffe2 if file.suffix == ".pkl" and not start.startswith(b"PK") else _read_torch
+        return _read_safetensors
+    return _read_zip if start.startswith(b"PK") else _read_bare
 
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def _read_safetensors(file: Path, opened: IO[bytes]) -> Content:
+    """The header: `{name: {"dtype", "shape", "data_offsets"}}`, whose stretches fill the rest of the file without gaps."""
+    length = int.from_bytes(opened.read(8), "little")
+    first = 8 + length
+    if length > MAX_STRUCTURE:
+        raise pickle.UnpicklingError(f"its header has {length:,} bytes; at most {MAX_STRUCTURE:,} are read")
+    header = json.loads(opened.read(length).decode(), object_pairs_hook=_without_repeats)
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise pickle.UnpicklingError(f"it has more than {MAX_TENSORS:,} tensors")
+    entries, end = {}, 0
+    for name, facts in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        shape, (begin, end_of_this) = tuple(facts["shape"]), facts["data_offsets"]
+        if facts["dtype"] not in _SAFETENSORS or len(shape) > MAX_DIMENSIONS:
+            raise pickle.UnpicklingError(f"it has a tensor of type {str(facts['dtype'])[:20]!r} and shape {shape[:9]}")
+        dtype = _SAFETENSORS[facts["dtype"]]
+        if not all(type(n) is int and 0 <= n < 2**40 for n in (*shape, begin, end_of_this)) or begin != end:
+            raise pickle.UnpicklingError("its tensors do not lie one after the other")
+        if end_of_this - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise pickle.UnpicklingError(f"a tensor of shape {shape} has {end_of_this - begin:,} bytes")
+        span = Span(first + begin, end_of_this - begin, False)
+        entries[name], end = Entry(dtype, shape, contiguous(shape), 0, span), end_of_this
+    if first + end != file.stat().st_size:
+        raise pickle.UnpicklingError(f"it has {file.stat().st_size:,} bytes, not the {first + end:,} of its header")
+    return entries, _no_places, {}
 
 
-def _read_torch(file):
-    if zipfile.is_zipfile(file):
-        _check_zip(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise pickle.UnpicklingError("a name in it repeats")
+    return made
 
 
-def _check_zip(file):
-    """torch writes entries uncompressed. Others could unpack to any size (zip bombs), or share one stretch of the file."""
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    if len(entries) > MAX_ENTRIES:
-        raise WeightsError(f"{file} has {len(entries):,} parts; weights have at most {MAX_ENTRIES:,}")
-    if packed := [e for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size]:
+def _no_places(key: str) -> Span:
+    raise pickle.UnpicklingError("it refers to a storage that it does not have")
+
+
+def _read_bare(file: Path, opened: IO[bytes]) -> Content:
+    """Pickles without a zip around them: of numpy arrays, or torch's format before version 1.6."""
+    size = file.stat().st_size
+    (first,) = read_pickles(opened, size)
+    if first != _MAGIC:
+        blobs = first.get("blobs", first) if isinstance(first, dict) else None
+        if not isinstance(blobs, dict):
+            raise pickle.UnpicklingError("it holds no dict of arrays")
+        entries = {name: number_entry(array_entry(value)) for name, value in blobs.items()}
+        arrays = [entry for entry in entries.values() if isinstance(entry, Entry) and entry.shape]
+        if sum(math.prod(array.shape) * array.itemsize for array in arrays) > size:
+            raise pickle.UnpicklingError("its arrays have more bytes than the file")
+        return entries, _no_places, {}
+    storages: dict[str, Storage] = {}
+    _, _, data, keys = read_pickles(opened, size, 4, storages)
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
+        raise pickle.UnpicklingError("its list of storages does not fit its tensors")
+    places = {}
+    for key in keys:
+        (count,) = struct.unpack("<q", opened.read(8))
+        span = Span(opened.tell(), count * _itemsize(storages[key]), False)
+        if count != storages[key].count or span.start + span.size > size:
+            raise pickle.UnpicklingError("it ends before its last tensor")
+        opened.seek(span.size, 1)
+        places[key] = span
+    return data, places.__getitem__, {}
+
+
+def _itemsize(storage: Storage) -> int:
+    return DTYPES[storage.dtype].itemsize if storage.dtype else 1
+
+
+class _Bounded:
+    """A file for `zipfile`, which would read a directory of any length."""
+
+    def __init__(self, opened: IO[bytes]):
+        self.seek, self.tell, self._read = opened.seek, opened.tell, opened.read
+
+    def read(self, count: int = -1) -> bytes:
+        if count > MAX_STRUCTURE:
+            raise pickle.UnpicklingError(f"its list of parts has {count:,} bytes")
+        return self._read(MAX_STRUCTURE if count < 0 else count)
+
+
+def _read_zip(file: Path, opened: IO[bytes]) -> Content:
+    """torch's zip: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` has their numbers, nothing is compressed."""
+    size = file.stat().st_size
+    with zipfile.ZipFile(_Bounded(opened)) as archive:  # type: ignore[arg-type]  # it reads no more of it
+        parts = {part.filename: part for part in archive.infolist()}
+        count = len(archive.infolist())
+    if count > MAX_ENTRIES:
+        raise WeightsError(f"{file} has {count:,} parts; weights have at most {MAX_ENTRIES:,}")
+    packed = [p for p in parts.values() if p.compress_type != zipfile.ZIP_STORED or p.file_size != p.compress_size]
+    if packed:
+        name = printable(packed[0].filename[:60])
+        raise WeightsError(f"{file} has a compressed part ({name!r}), which torch never writes", "fetch it again")
+    if len(parts) < count or sum(part.file_size for part in parts.values()) > size:
+        raise WeightsError(f"{file} claims more bytes than it has, or a part twice", "fetch it again")
+    roots = [name.removesuffix("data.pkl") for name in parts if name.endswith("data.pkl") and name.count("/") < 2]
+    if len(roots) != 1:
+        raise pickle.UnpicklingError("it is a zip, but not torch's")
+    root = roots[0]
+    if any(name.startswith(root + "code/") for name in parts):
         raise WeightsError(
-            f"{file} has a compressed part ({packed[0].filename[:60]!r}), which torch never writes", "fetch it again"
+            f"{file} is a TorchScript program, not weights",
+            "where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
         )
-    if sum(e.file_size for e in entries) > file.stat().st_size:
-        raise WeightsError(f"{file} claims more bytes than it has", "fetch it again")
-    for entry in entries:
-        if entry.filename.endswith("data.pkl") and entry.file_size > MAX_STRUCTURE:
-            raise WeightsError(
-                f"{file} describes its tensors in {entry.file_size:,} bytes; at most {MAX_STRUCTURE:,} are read"
-            )
-
-
-def read_caffe2(file: Path) -> dict[str, torch.Tensor]:
-    """The arrays among the blobs of a Caffe2 pickle, `{"blobs": {name: array or number}}`, as tensors; numbers become 0-d tensors.
-
-    Raises `pickle.UnpicklingError` for anything that is not a number, a text, a list, a dict or a numpy array, and what a
-    damaged file makes of python's pickle reader.
-    """
-    with file.open("rb") as opened:
-        reader = _Caffe2Reader(_Counted(opened), encoding="latin1")
-        reader.room = file.stat().st_size
-        data = reader.load()
-    blobs = data.get("blobs", data) if isinstance(data, dict) else None
-    if not isinstance(blobs, dict):
-        raise pickle.UnpicklingError("it holds no dict of blobs")
-    return {name: _tensor(name, value) for name, value in blobs.items()}
-
-
-def _tensor(name, value):
-    if isinstance(value, _Array):
-        return torch.from_numpy(value.array)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return torch.tensor(float(value))
-    raise pickle.UnpicklingError(f"{str(name)[:60]!r} is no array")
-
-
-class _Counted:
-    """A file that may be read from only so often: a pickle of a million steps would otherwise take minutes."""
-
-    def __init__(self, opened):
-        self.opened, self.left = opened, MAX_READS
-
-    def _count(self):
-        self.left -= 1
-        if self.left < 0:
-            raise pickle.UnpicklingError(f"it takes more than {MAX_READS:,} steps to read")
-
-    def read(self, size=-1):
-        self._count()
-        return self.opened.read(size)
-
-    def readinto(self, buffer):
-        self._count()
-        return self.opened.readinto(buffer)
-
-    def readline(self):
-        self._count()
-        return self.opened.readline(1000)
-
-
-class _DType:
-    """Stands for `numpy.dtype` in a pickle: the code of an item (`f4`) and the order of its bytes."""
-
-    def __init__(self, code="", *_):
-        self.code, self.order = code, "<"
-
-    def __setstate__(self, state):
-        self.order = state[1] if state[1] in ("<", ">") else "|"
-
-    def numpy(self):
-        if self.code not in ("f2", "f4", "f8", "i4", "i8"):
-            raise pickle.UnpicklingError(f"it holds an array of {str(self.code)[:20]!r}, not of numbers")
-        return np.dtype(self.code).newbyteorder(self.order)
-
-
-class _Array:
-    """Stands for `numpy.ndarray` in a pickle; the array is made only when its bytes are there and their number is right."""
-
-    array = None
-
-    def __setstate__(self, state):
-        _, shape, kind, fortran, raw = state
-        self.array = _array(shape, kind, raw, "F" if fortran else "C")
-
-
-def _array(shape, kind, raw, order="C"):
-    raw = raw.encode("latin1") if isinstance(raw, str) else raw
-    kind = kind.numpy()
-    if not isinstance(shape, tuple) or len(shape) > 5 or not all(isinstance(n, int) and 0 < n < 2**31 for n in shape):
-        raise pickle.UnpicklingError(f"an array has the shape {str(shape)[:60]}")
-    if len(raw) != math.prod(shape) * kind.itemsize:
-        raise pickle.UnpicklingError(f"an array of shape {shape} has {len(raw):,} bytes")
-    return np.frombuffer(raw, kind).reshape(shape, order=order).astype(kind.newbyteorder("="), order="C")
-
-
-def _reconstruct(*_):
-    return _Array()
-
-
-def _scalar(kind, raw):
-    return float(_array((1,), kind, raw)[0])
-
-
-def _encode(text, encoding="latin1"):  # how python 3 writes bytes for python 2
-    return text.encode("latin1")
-
-
-_NAMES = {  # all that a pickle may name; none of them is the real one
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("_codecs", "encode"): _encode,
-    **{
-        (f"numpy.{core}.multiarray", name): ours
-        for core in ("core", "_core")
-        for name, ours in (("_reconstruct", _reconstruct), ("scalar", _scalar))
-    },
-}
-
-
-class _Caffe2Reader(pickle._Unpickler):
-    """Python's pickle reader (the one in python: its memo is a dict, so no index can make it huge) without most of its steps."""
-
-    room = 0  # bytes that arrays may still take: one stretch of the file may be named many times
-
-    def find_class(self, module, name):
-        if (module, name) not in _NAMES:
-            raise pickle.UnpicklingError(f"it names {str(module)[:60]}.{str(name)[:60]}")
-        return _NAMES[module, name]
-
-    def load_reduce(self):
-        arguments = self.stack.pop()
-        self.stack[-1] = self._known(self.stack[-1])(*arguments)
-
-    def _known(self, function):
-        if function not in _NAMES.values():
-            raise pickle.UnpicklingError("it calls what is no function")
-        return function
-
-    def load_build(self):
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], (_Array, _DType)):
-            raise pickle.UnpicklingError("it sets the state of what is no array")
-        self.stack[-1].__setstate__(state)
-        if isinstance(self.stack[-1], _Array):
-            self.room -= self.stack[-1].array.nbytes
-            if self.room < 0:
-                raise pickle.UnpicklingError("its arrays have more bytes than the file")
-
-    _STEPS = {  # of protocols 0 to 3, those that make numbers, texts, tuples, lists and dicts, or name something
-        pickle.PROTO,
-        pickle.STOP,
-        pickle.NONE,
-        pickle.NEWTRUE,
-        pickle.NEWFALSE,
-        pickle.INT,
-        pickle.BININT,
-        pickle.BININT1,
-        pickle.BININT2,
-        pickle.LONG1,
-        pickle.FLOAT,
-        pickle.BINFLOAT,
-        pickle.STRING,
-        pickle.BINSTRING,
-        pickle.SHORT_BINSTRING,
-        pickle.BINBYTES,
-        pickle.SHORT_BINBYTES,
-        pickle.UNICODE,
-        pickle.BINUNICODE,
-        pickle.MARK,
-        pickle.TUPLE,
-        pickle.EMPTY_TUPLE,
-        pickle.TUPLE1,
-        pickle.TUPLE2,
-        pickle.TUPLE3,
-        pickle.LIST,
-        pickle.EMPTY_LIST,
-        pickle.APPEND,
-        pickle.APPENDS,
-        pickle.DICT,
-        pickle.EMPTY_DICT,
-        pickle.SETITEM,
-        pickle.SETITEMS,
-        pickle.GET,
-        pickle.BINGET,
-        pickle.LONG_BINGET,
-        pickle.PUT,
-        pickle.BINPUT,
-        pickle.LONG_BINPUT,
-        pickle.GLOBAL,
+    pickled = _span(opened, parts[root + "data.pkl"], size)
+    if pickled.size > MAX_STRUCTURE:
+        raise pickle.UnpicklingError(f"it describes its tensors in more than {MAX_STRUCTURE:,} bytes")
+    order = parts.get(root + "byteorder")
+    if order and _bytes(opened, _span(opened, order, size), 0, 3) == b"big":
+        raise WeightsError(
+            f"{file} was written on a big-endian machine", "save it again on another, or as .safetensors"
+        )
+    opened.seek(pickled.start)
+    (data,) = read_pickles(opened, pickled.start + pickled.size)
+    spans = {
+        name.removeprefix(root + "data/"): _span(opened, part, size)
+        for name, part in parts.items()
+        if name.startswith(root + "data/")
     }
-    dispatch = {step[0]: pickle._Unpickler.dispatch[step[0]] for step in _STEPS}
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.BUILD[0]] = load_build
+    sums = {
+        spans[name.removeprefix(root + "data/")]: p.CRC for name, p in parts.items() if name.startswith(root + "data/")
+    }
+    return (
+        data,
+        spans.__getitem__,
+        {span: crc for span, crc in sums.items() if crc},
+    )  # 0: torch was told to leave them out
+
+
+def _span(opened: IO[bytes], part: zipfile.ZipInfo, size: int) -> Span:
+    """Where the bytes of a part lie: behind its own header, whose name and extra field have any length."""
+    opened.seek(part.header_offset)
+    header = struct.unpack("<4s22xHH", opened.read(30))
+    start = part.header_offset + 30 + header[1] + header[2]
+    if header[0] != b"PK\x03\x04" or start + part.file_size > size:
+        raise pickle.UnpicklingError("a part of it is not where its list says")
+    return Span(start, part.file_size, False)
+
+
+def _placed(file: Path, name: str, entry: Entry, places: Places) -> Entry:
+    """`entry` with its place in the file, which has all of its numbers. Raises `WeightsError`."""
+    if not isinstance(entry.source, Storage):
+        return entry
+    try:
+        span = places(entry.source.key)
+    except KeyError:
+        raise WeightsError(f"{file} has no numbers for {printable(name[:60])}", _AGAIN) from None
+    least = (entry.offset + entry.span) * entry.itemsize if entry.span else 0
+    repeats = entry.span and any(n > 1 and not stride for n, stride in zip(entry.shape, entry.strides, strict=True))
+    numbers = math.prod(entry.shape)
+    if span.size != entry.source.count * _itemsize(entry.source) or least > span.size:
+        raise WeightsError(f"{file} has fewer numbers than {printable(name[:60])} needs", _AGAIN)
+    if (repeats and numbers > MAX_REPEATED) or entry.span > 8 * numbers or not _is_plain_view(entry):
+        raise WeightsError(
+            f"{file} holds a view of other numbers in {printable(name[:60])}, of shape {entry.shape}",
+            "save a copy of its own: tensor.clone()",
+        )
+    return replace(entry, source=span)
+
+
+def _axes(entry: Entry) -> list[tuple[int, int]]:
+    """`(stride, size)` of the axes that move in memory, the outermost first."""
+    pairs = zip(entry.strides, entry.shape, strict=True)
+    return sorted(((stride, size) for stride, size in pairs if size > 1 and stride), reverse=True)
+
+
+def _is_plain_view(entry: Entry) -> bool:
+    """Whether no two of its numbers share a place, but for axes that repeat all of them."""
+    inner = 1
+    for stride, size in reversed(_axes(entry)):
+        if stride < inner:
+            return False
+        inner += (size - 1) * stride
+    return True
+
+
+def _pieces(opened: IO[bytes], entry: Entry) -> Iterator[Tensor]:
+    """All different numbers of a tensor, some rows of its outermost axis at a time."""
+    if not entry.span:
+        return
+    (stride, size), *rest = _axes(entry) or [(1, 1)]
+    inner = 1 + sum((n - 1) * step for step, n in rest)
+    rows = max(CHUNK // stride, 1)
+    for row in range(0, size, rows):
+        count = min(rows, size - row)
+        numbers = _numbers(opened, entry, entry.offset + row * stride, (count - 1) * stride + inner)
+        yield numbers.as_strided((count, *(n for _, n in rest)), (stride, *(step for step, _ in rest)))
+
+
+def _numbers(opened: IO[bytes], entry: Entry, offset: int, count: int) -> Tensor:
+    """`count` numbers from `offset` on, in the file's own type, native order."""
+    assert not isinstance(entry.source, Storage)
+    raw = _bytes(opened, entry.source, offset * entry.itemsize, count * entry.itemsize)
+    numbers = torch.frombuffer(raw, dtype=DTYPES[entry.dtype])
+    if entry.swapped:
+        numbers.numpy().byteswap(inplace=True)
+    return numbers
+
+
+def _bytes(opened: IO[bytes], source: Span | bytes, first: int, count: int) -> bytearray:
+    if isinstance(source, Span) and source.utf8:
+        opened.seek(source.start)
+        source = opened.read(source.size).decode().encode("latin1")
+    if isinstance(source, Span):
+        opened.seek(source.start + first)
+        raw = bytearray(count)
+        read = opened.readinto(raw)  # type: ignore[attr-defined]  # a file has it
+    else:
+        raw = bytearray(source[first : first + count])
+        read = len(raw)
+    if read != count:
+        raise WeightsError("a weights file ended before its last number", _AGAIN)
+    return raw

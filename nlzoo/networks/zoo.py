@@ -2,7 +2,9 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import DiskError, UsageError, WeightsError
 from ..core.model_spec import ModelSpec, from_json
@@ -17,12 +19,17 @@ _BEFORE_A_RUN = {
     "environment.json",
 }  # written before config.json, by which a run is known
 
-# Backbones in the package: a timm architecture with its own arguments, trained by weights/make_tiny.py.
-EMBEDDED = {
-    "tiny": {
-        "architecture": "resnet18",
-        "arguments": {"layers": (2, 2, 2, 2), "channels": (24, 48, 96, 160), "num_classes": 40},
-    }
+
+@dataclass(frozen=True)
+class Embedded:
+    """A backbone in the package: a timm architecture with arguments of its own."""
+
+    architecture: str
+    arguments: dict[str, Any]
+
+
+EMBEDDED = {  # trained by weights/make_tiny.py
+    "tiny": Embedded("resnet18", {"layers": (2, 2, 2, 2), "channels": (24, 48, 96, 160), "num_classes": 40})
 }
 
 

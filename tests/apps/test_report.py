@@ -17,7 +17,7 @@ from nlzoo.apps import charts, draw, report
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import NlzooError, UsageError, VideoError, WeightsError
 from nlzoo.core.text import printable
-from nlzoo.networks import checkpoint, model
+from nlzoo.networks import checkpoint, describe, model
 from nlzoo.training import evaluate, metrics, train
 from nlzoo.videos import listing, loader, scanning
 
@@ -243,7 +243,7 @@ def test_the_page_has_all_parts(run, facts, page):
         and ["train", "3"] not in seen.tables["settings"]
         and ["batch", "3"] in seen.tables["settings"]
     )
-    described = model.describe(checkpoint.load_model(run / "best"))
+    described = describe.describe(checkpoint.load_model(run / "best"))
     assert (
         f"{described['params'] / 1e6:.2f} million" in seen.text
         and f"{described['macs'] / 1e9:.2f} billion" in seen.text

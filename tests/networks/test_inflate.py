@@ -9,7 +9,7 @@ from torch import nn
 
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import UsageError
-from nlzoo.networks import inflate, model
+from nlzoo.networks import describe, inflate, model
 from nlzoo.networks.layers import NonLocalBlock
 from nlzoo.networks.model import plain_resnet, relative_error
 
@@ -123,7 +123,7 @@ def test_sizes_are_the_references_to_the_last_printed_digit(name):
             continue
         named = model_spec.parse_name(f"{name}-{length}")
         net = model.blueprint(named, 400)
-        params, macs, _ = model.cost(net, named.clip)
+        params, macs, _ = describe.cost(net, named.clip)
         assert f"{params / 1e6:.2f} {macs / 1e9:.2f}" == f"{wanted_params:.2f} {wanted:.2f}", length
         assert counted(net, named.clip) == macs
 
@@ -131,7 +131,7 @@ def test_sizes_are_the_references_to_the_last_printed_digit(name):
 def test_ratios_are_the_papers():
     """Table 2e: parameters and multiply-adds over C2D R101's."""
     sizes = {
-        n: model.cost(model.blueprint(model_spec.parse_name(f"{n}-32x2"), 400), view_spec.ClipSpec(32))[:2]
+        n: describe.cost(model.blueprint(model_spec.parse_name(f"{n}-32x2"), 400), view_spec.ClipSpec(32))[:2]
         for n in ("c2d-r101", "nl5-c2d-r101", "i3d-r101", "i3d-333-r101")
     }
     ratios = {n: tuple(f"{a / b:.1f}" for a, b in zip(size, sizes["c2d-r101"])) for n, size in sizes.items()}
@@ -148,7 +148,7 @@ def test_a_block_in_res2_is_the_costliest():
     net = model.blueprint(named, 400)
     net.spec = dataclasses.replace(net.spec, non_local=(model_spec.NonLocal("res2", (1,)),))
     inflate.insert_nonlocal_(net, net.spec.non_local)
-    _, macs, blocks = model.cost(net, named.clip)
+    _, macs, blocks = describe.cost(net, named.clip)
     # reference, section 4: nearly triple, some 600 MB of pairs (its 58.3 G are with 55 x 55 positions, pool1 unpadded)
     assert 2.8 < macs / 20.44e9 < 3.2 and 550 < blocks["res2 after 1"].naive_bytes / 2**20 < 650
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import HubError, UsageError, WeightsError
-from nlzoo.networks import model, zoo
+from nlzoo.networks import describe, model, zoo
 
 
 def no_hub(repo):
@@ -151,8 +151,8 @@ def test_temporal_pools_are_put_aside_and_told():
 @torch.no_grad()
 def test_block_costs_are_those_of_the_maps_they_sit_on():
     net, _ = model.inflate("tiny", None, model_spec.Inflation(), "res3:1,res4:1", no_hub)
-    _, macs, blocks = model.cost(net, view_spec.ClipSpec(8, None, 64))
-    _, bare, none = model.cost(
+    _, macs, blocks = describe.cost(net, view_spec.ClipSpec(8, None, 64))
+    _, bare, none = describe.cost(
         model.inflate("tiny", None, model_spec.Inflation(), "none", no_hub)[0], view_spec.ClipSpec(8, None, 64)
     )
     assert none == {} and list(blocks) == ["res3 after 1", "res4 after 1"]
