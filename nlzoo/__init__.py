@@ -18,6 +18,8 @@ _MODULES = {
     "insert_nonlocal_": "networks.inflate",
     "build": "networks.model",
     "load": "networks.download",
+    "evaluate": "training.evaluate",
+    "predict": "apps.predict",
 }
 __all__ = ["__version__", *_MODULES]
 

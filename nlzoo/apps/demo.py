@@ -59,7 +59,7 @@ def run(say: Callable[[str], None]) -> dict:
         results[name] = train.finetune(net, found, config, new_run(name, named=False, root=FOLDER / "runs"), talk)
     best = results["video"]
     item = random.Random(0).choice(scanning.items_in(found, listing.VAL))
-    answer = next(iter(predict.predict(checkpoint.load_model(Path(best.model)), [videos / item.path], device)))
+    (answer,) = predict.predict(best.model, videos / item.path, device=device)
     name, score = next(iter(answer["scores"].items()))
     say(f"\npredict {videos / item.path}: {name} ({score:.2f}); it is {item.labels[0]}")
     chance = 1 / len(CLASSES)

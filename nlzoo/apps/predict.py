@@ -1,4 +1,4 @@
-"""Class names and probabilities for videos, through the view code of validation: of whole videos, and of windows that slide over long ones.
+"""`nlzoo.predict`: classes and probabilities of videos, of whole ones and of windows that slide over long ones.
 
 Unusual: a window is a part of a video like those of a list, so that it is read, and may fail, like any other.
 """
@@ -6,114 +6,25 @@ Unusual: a window is a part of a video like those of a list, so that it is read,
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..core import files, tables
 from ..core.errors import UsageError, VideoError
+from ..core.progress import Progress, Stages, no_progress, no_stages
 from ..core.text import as_text, printable
-from ..core.view_spec import ClipSpec, ViewSpec
+from ..core.view_spec import ClipSpec, ViewSpec, parse_views
+from ..networks.network import Network
 from ..training import evaluate, metrics
-from ..videos import listing, loader, records
+from ..videos import listing, loader, pool, records, video
 
-ONE_VIEW = ViewSpec()
 FEATURES = (".safetensors", ".parquet")
 MOST_WINDOWS = 100_000  # of one video
-
-
-def find(paths: Sequence[Path]) -> list[Path]:
-    """The files to answer for: files as they are given, folders as the videos inside, `-` as the names on standard input. Raises `VideoError`.
-
-    Names on standard input stand one on a line, or between NUL bytes (`find … -print0`).
-    """
-    found = []
-    for path in paths:
-        if str(path) == "-":
-            found += _named(sys.stdin.buffer.read())
-        elif path.is_dir():
-            inside, _ = listing.walk(path)
-            if not inside:
-                raise VideoError(f"{printable(path)} has no videos", "give video files, or a folder of them")
-            found += [path / name for name in inside]
-        else:
-            found.append(path)
-    return found
-
-
-def _named(text):
-    names = [Path(os.fsdecode(name)) for name in (text.split(b"\0") if b"\0" in text else text.splitlines()) if name]
-    if not names:
-        raise VideoError(
-            "standard input named no videos", "for example: find clips -name '*.mp4' | nlzoo predict MODEL -"
-        )
-    return names
-
-
-def predict(
-    net: nn.Module,
-    paths: Sequence[Path],
-    device: torch.device,
-    workers: int = 0,
-    looks: ViewSpec = ONE_VIEW,
-    decoder: str = "auto",
-) -> Iterator[dict]:
-    """For each of `paths`, as it is done: `{"path", "scores": {class: probability}}`, best first, or `{"path", "error"}`."""
-    net.eval()
-    for index, scores, reason in evaluate.probabilities(net, _whole(net, paths, looks, decoder), device, workers):
-        yield {"path": str(paths[index])} | (
-            {"error": printable(reason)} if scores is None else {"scores": _ranked(net, scores)}
-        )
-
-
-def features(
-    net: nn.Module,
-    paths: Sequence[Path],
-    device: torch.device,
-    workers: int = 0,
-    looks: ViewSpec = ONE_VIEW,
-    decoder: str = "auto",
-) -> Iterator[dict]:
-    """For each of `paths`: `{"path", "features": float32 (C,)}`, what the last layer sees (`evaluate.features`), or `{"path", "error"}`."""
-    net.eval()
-    for index, row, reason in evaluate.features(net, _whole(net, paths, looks, decoder), device, workers):
-        yield {"path": str(paths[index])} | (
-            {"error": printable(reason)} if row is None else {"features": row.astype(np.float32)}
-        )
-
-
-def _whole(net, paths, looks, decoder):
-    return loader.Clips(
-        Path(), tuple(listing.Item(str(p), ()) for p in paths), net.spec.clip, views=looks, decoder=decoder
-    )
-
-
-def _ranked(net, scores):
-    names = net.spec.classes or tuple(str(k) for k in range(net.spec.num_outputs))
-    return {names[k]: float(scores[k]) for k in np.argsort(-scores, kind="stable")}
-
-
-def write_features(file: Path, rows: Sequence[dict]) -> None:
-    """Rows of `features` that hold some: `.safetensors` (`features` (N, C) float32, and `paths`, JSON, in the metadata) or `.parquet`.
-
-    Raises `DiskError`, and what `tables.check` raises.
-    """
-    tables.check(file, FEATURES)
-    paths = [as_text(row["path"]) for row in rows if "features" in row]
-    values = np.stack([row["features"] for row in rows if "features" in row])
-    if file.suffix.lower() == ".parquet":
-        return tables.write_parquet(file, {"path": paths, "features": values})
-    from safetensors.numpy import save
-
-    files.write_bytes(file, save({"features": values}, {"paths": json.dumps(paths)}))
-
-
-# --- long videos
 
 
 @dataclass(frozen=True)
@@ -121,17 +32,18 @@ class Windows:
     """How windows lie over a video."""
 
     every: float  # seconds from the start of one to the next
-    length: float | None = (
-        None  # seconds; None: as long as the network's clip, or twice `every` where its frames are spread
-    )
+    length: float | None = None  # seconds; None: those of the network's clip, or 2 * `every` where frames are spread
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in (("--every", self.every), ("--window", self.length)):
             if value is not None and not 0.01 <= value <= 86400:
                 raise UsageError(f"{name} is {value:g} s; it must be from 0.01 s to a day", f"for example {name} 1s")
 
-    def over(self, seconds: float, clip: ClipSpec, fps: float) -> list[tuple[float, float]]:
-        """`(start, end)` in seconds of each; the last ends where the video does. Raises `UsageError` for more than `MOST_WINDOWS`."""
+    def spans(self, seconds: float, clip: ClipSpec, fps: float) -> list[tuple[float, float]]:
+        """`(start, end)` in seconds of each window of a video; the last ends where the video does.
+
+        Raises `UsageError` for more than `MOST_WINDOWS`.
+        """
         length = self.length or (clip.frames * clip.stride / (clip.fps or fps) if clip.stride else 2 * self.every)
         if length >= seconds:
             return [(0.0, seconds)]
@@ -146,91 +58,237 @@ class Windows:
         return [(round(start, 6), round(start + length, 6)) for start in starts]
 
 
+def predict(
+    model: str | Path | Network,
+    videos: str | Path | Sequence[str | Path],
+    views: str | ViewSpec = "1x1",
+    every: str | float | None = None,
+    window: str | float | None = None,
+    out: str | Path | None = None,
+    features: str | Path | None = None,
+    decoder: str = "auto",
+    device: str | torch.device | None = None,
+    stages: Stages = no_stages,
+    on_row: Callable[[dict], object] = lambda row: None,
+) -> list[dict]:
+    """For each video `{"path", "scores": {class: probability}}`, best first, or `{"path", "error"}`.
+
+    `model`: a network, or what `download.locate` finds. `videos`: files, folders of them, `-` for names on standard
+    input. `every`, `window`: windows over long videos, in seconds (`1.5`, `"2s"`); the rows are those of `windows`.
+    `features`: a file for the inputs of the last layer; the rows have `features`, float32 (C,), for `scores`. `out`: a
+    file for `as_rows`. `on_row` gets each row as it is done. Raises `UsageError` and `DiskError` for what cannot be,
+    before a video is opened.
+    """
+    views = parse_views(views) if isinstance(views, str) else views
+    spacing = _windows(every, window, features, views)
+    video.check_decoder(decoder)
+    given = [Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)]
+    _check_files(out, features, given)
+    device = evaluate.resolve_device(device)
+    net, _ = evaluate.open_network(model, device, given[0] if given else "VIDEO", "predict")
+    paths = find(given)
+    workers = pool.default_workers(str(device))
+    rows = []
+    with stages("predicting") as progress:
+        if spacing:
+            made: Iterable[dict] = (windows(net, path, device, spacing, workers, decoder, progress) for path in paths)
+        else:
+            items = tuple(listing.Item(str(path), ()) for path in paths)
+            source = loader.Clips(Path(), items, net.spec.clip, views=views, decoder=decoder)
+            made = _whole(net, source, device, min(len(paths), workers), features is not None, progress)
+        for row in made:
+            rows.append(row)
+            on_row(row)
+    if out:
+        tables.write(Path(out), as_rows(rows), ("path",))
+    if features and any("features" in row for row in rows):
+        write_features(Path(features), rows)
+    return rows
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """Video files: files as they are given, the videos in folders, and for `-` the names on standard input.
+
+    Names on standard input stand one on a line, or between NUL bytes (`find … -print0`). Raises `VideoError`.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if str(path) == "-":
+            found += _names_on_stdin()
+        elif path.is_dir():
+            inside, _ = listing.walk(path)
+            if not inside:
+                raise VideoError(f"{printable(path)} has no videos", "give video files, or a folder of them")
+            found += [path / name for name in inside]
+        else:
+            listing.refuse_address(path)
+            found.append(path)
+    if not found:
+        raise VideoError("there are no videos to predict", "give video files, or folders of them")
+    return found
+
+
+def _names_on_stdin() -> list[Path]:
+    text = sys.stdin.buffer.read()
+    lines = text.split(b"\0") if b"\0" in text else text.splitlines()
+    names = [Path(os.fsdecode(line)) for line in lines if line]
+    if not names:
+        raise VideoError(
+            "standard input named no videos", "for example: find clips -name '*.mp4' | nlzoo predict MODEL -"
+        )
+    return names
+
+
+def failures(rows: Sequence[dict]) -> list[str]:
+    """Why videos, or windows of them, have no prediction."""
+    parts = (part for row in rows for part in (row, *row.get("windows", ())))
+    return [part["error"] for part in parts if "error" in part]
+
+
+def summary(rows: Sequence[dict], features: str | Path | None) -> list[dict] | dict:
+    """The JSON of the command: the rows, or with `features` its file, how many videos it holds, and the others."""
+    if not features:
+        return list(rows)
+    failed = [row for row in rows if "error" in row]
+    return {"features": str(features), "videos": len(rows) - len(failed), "failed": failed}
+
+
+def _windows(
+    every: str | float | None, window: str | float | None, features: str | Path | None, views: ViewSpec
+) -> Windows | None:
+    """How windows lie, where they are asked for; None for whole videos."""
+    if every is None and window is None:
+        return None
+    if every is None or features or views != ViewSpec():
+        raise UsageError(
+            "these do not go together: --every with --views or --features, --window without --every",
+            "leave one of them out",
+        )
+    return Windows(_seconds("--every", every), None if window is None else _seconds("--window", window))
+
+
+def _seconds(option: str, value: str | float) -> float:
+    """`1s`, `0.5`, `2 s` as a number."""
+    try:
+        return float(str(value).strip().lower().removesuffix("s"))
+    except ValueError:
+        raise UsageError(
+            f"{option} {printable(str(value))!r} is no number of seconds", f"for example {option} 1s"
+        ) from None
+
+
+def _check_files(out: str | Path | None, features: str | Path | None, paths: Sequence[Path]) -> None:
+    if out and features:
+        raise UsageError("--features goes without --out: its videos have no predictions", "leave one of them out")
+    if out:
+        tables.check(Path(out), inputs=paths)
+    if features:
+        tables.check(Path(features), FEATURES, paths)
+
+
+def _whole(
+    net: Network, source: loader.Clips, device: torch.device, workers: int, as_features: bool, progress: Progress
+) -> Iterator[dict]:
+    """A row for each video of `source`, as it is done."""
+    make = evaluate.features if as_features else evaluate.probabilities
+    for done, (index, numbers, reason) in enumerate(make(net, source, device, workers), 1):
+        progress(done, len(source))
+        yield {"path": source.items[index].path} | _row(net, numbers, reason, as_features)
+
+
+def _row(net: Network, numbers: np.ndarray | None, reason: str, as_features: bool = False) -> dict:
+    """`{"scores": {class: probability}}`, best first, or `{"features": float32 (C,)}`, or `{"error"}`."""
+    if numbers is None:
+        return {"error": printable(reason)}
+    if not np.isfinite(numbers).all():
+        return {"error": "the network's output for this video is not finite (NaN or infinity)"}
+    if as_features:
+        return {"features": numbers.astype(np.float32)}
+    names = evaluate.class_names(net)
+    return {"scores": {names[k]: float(numbers[k]) for k in np.argsort(-numbers, kind="stable")}}
+
+
+def write_features(file: Path, rows: Sequence[dict]) -> None:
+    """The features of those `rows` that have some, as `.safetensors` or `.parquet`. Raises as `tables.check`.
+
+    `.safetensors`: `features`, (N, C) float32, and `paths`, JSON, in the metadata.
+    """
+    tables.check(file, FEATURES)
+    paths = [as_text(row["path"]) for row in rows if "features" in row]
+    values = np.stack([row["features"] for row in rows if "features" in row])
+    if file.suffix.lower() == ".parquet":
+        return tables.write_parquet(file, {"path": paths, "features": values})
+    from safetensors.numpy import save
+
+    files.write_bytes(file, save({"features": values}, {"paths": json.dumps(paths)}))
+
+
+# --- long videos
+
+
 def windows(
-    net: nn.Module,
+    net: Network,
     path: Path,
     device: torch.device,
-    how: Windows,
+    spacing: Windows,
     workers: int = 0,
     decoder: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> dict:
-    """`{"path", "windows": [{"start", "end", "scores"}], "segments": [{"start", "end", "class", "score"}]}` of one video, times in seconds.
+    """`{"path", "windows": [{"start", "end", "scores"}], "segments": [{"start", "end", "class", "score"}]}` of a video.
 
-    A window that cannot be read has `error` for `scores`; a video that cannot is `{"path", "error"}`. See `segments`.
+    Times in seconds. A window that cannot be read has `error` for `scores`; a video that cannot is `{"path", "error"}`.
+    See `segments`.
     """
-    net.eval()
     (record,) = records.examine([path], workers=1)
     if record.problem:
         return {"path": str(path), "error": printable(record.problem)}
-    spans = how.over(record.seconds, net.spec.clip, record.fps)
-    source = loader.Clips(
-        Path(),
-        tuple(listing.Item(str(path), (), start=start, end=end) for start, end in spans),
-        net.spec.clip,
-        decoder=decoder,
-    )
-    rows = []
-    for index, scores, reason in sorted(
-        _counted(evaluate.probabilities(net, source, device, workers), len(spans), progress), key=lambda row: row[0]
-    ):
-        start, end = spans[index]
-        rows.append(
-            {"start": start, "end": end}
-            | ({"error": printable(reason)} if scores is None else {"scores": _ranked(net, scores)})
-        )
+    spans = spacing.spans(record.seconds, net.spec.clip, record.fps)
+    items = tuple(listing.Item(str(path), (), start=start, end=end) for start, end in spans)
+    source = loader.Clips(Path(), items, net.spec.clip, decoder=decoder)
+    made = {}
+    for index, scores, reason in evaluate.probabilities(net.eval(), source, device, workers):
+        made[index] = _row(net, scores, reason)
+        progress(len(made), len(spans))
+    rows = [{"start": start, "end": end} | made[index] for index, (start, end) in enumerate(spans)]
     return {"path": str(path), "windows": rows, "segments": segments(rows, record.seconds, net.spec.multi_label)}
 
 
-def _counted(rows, total, progress):
-    for done, row in enumerate(rows, 1):
-        progress(done, total)
-        yield row
-
-
 def segments(rows: list[dict], seconds: float, multi_label: bool) -> list[dict]:
-    """What windows say of the whole video: `{"start", "end", "class", "score"}`, one for each run of windows with the same answer.
+    """`{"start", "end", "class", "score"}` for each run of windows with the same predicted class.
 
-    A window speaks for what lies nearer to its middle than to another's. `score` is the mean over the run. Where a video may have
-    several classes, each has its own segments: the runs of windows that give it at least `metrics.CHOSEN`.
+    A window counts for what lies nearer to its middle than to another's. `score` is the mean over the run. Where a video
+    may have several classes, each has its own segments: the runs of windows that give it at least `metrics.CHOSEN`.
     """
     middles = [(row["start"] + row["end"]) / 2 for row in rows]
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(middles)), seconds]
-    runs, open_ = [], {}
-    for n, row in enumerate(rows):
+    runs: list[tuple[str, list[int]]] = []
+    current: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
         scores = row.get("scores", {})
-        given = [c for c, p in scores.items() if p >= metrics.CHOSEN] if multi_label else list(scores)[:1]
-        open_ = {name: open_.get(name, []) for name in given}
-        for name, run in open_.items():
+        predicted = [name for name, p in scores.items() if p >= metrics.CHOSEN] if multi_label else list(scores)[:1]
+        current = {name: current.get(name, []) for name in predicted}
+        for name, run in current.items():
             if not run:
                 runs.append((name, run))
-            run.append(n)
-    summary = [
-        {
-            "start": edges[run[0]],
-            "end": edges[run[-1] + 1],
-            "class": name,
-            "score": float(np.mean([rows[n]["scores"][name] for n in run])),
-        }
-        for name, run in runs
-    ]
-    return sorted(summary, key=lambda s: (s["start"], -s["score"]))
+            run.append(number)
+    found = []
+    for name, run in runs:
+        score = float(np.mean([rows[number]["scores"][name] for number in run]))
+        found.append({"start": edges[run[0]], "end": edges[run[-1] + 1], "class": name, "score": score})
+    return sorted(found, key=lambda segment: (segment["start"], -segment["score"]))
 
 
-def as_rows(answers: Sequence[dict]) -> list[dict]:
-    """Answers of `predict` or `windows` as rows of a table: path, start and end of a window, answer, score, error, and `p:CLASS` for each class."""
-    flat = [
-        {"path": a["path"], **part}
-        for a in answers
-        for part in a.get("windows", [{k: v for k, v in a.items() if k != "path"}])
-    ]
-    return [_row(row) for row in flat]
-
-
-def _row(row):
-    scores = row.pop("scores", None)
-    if scores:
-        row |= {"answer": next(iter(scores)), "score": next(iter(scores.values()))} | {
-            f"p:{name}": p for name, p in sorted(scores.items())
-        }
-    return row
+def as_rows(predictions: Sequence[dict]) -> list[dict]:
+    """Rows of a table: path, start and end of a window, answer, score, error, and `p:CLASS` for each class."""
+    rows = []
+    for prediction in predictions:
+        whole = {key: value for key, value in prediction.items() if key != "path"}
+        for part in prediction.get("windows", [whole]):
+            row = {"path": prediction["path"], **part}
+            scores = row.pop("scores", None)
+            if scores:
+                best, score = next(iter(scores.items()))
+                row |= {"answer": best, "score": score} | {f"p:{name}": p for name, p in sorted(scores.items())}
+            rows.append(row)
+    return rows

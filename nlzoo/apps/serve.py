@@ -118,7 +118,7 @@ def answers(
         raise VideoError(
             f"is {record.seconds:.1f} s long; at most {most_seconds:g} s are answered here", "cut it first", path.name
         )
-    (row,) = predict.predict(net, [path], device, 1)
+    (row,) = predict.predict(net, path, device=device)
     if "error" in row:
         raise VideoError(row["error"], path=path.name)
     yield row["scores"], [], b""

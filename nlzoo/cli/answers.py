@@ -1,12 +1,12 @@
 """Commands that answer: eval, predict, explain, report, serve."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..core.errors import UsageError
-from ..core.text import printable
+from ..core.text import counted, printable
 from . import console
 from .options import Decoder, Device, Json, Model, Videos, Views
 
@@ -18,72 +18,30 @@ def eval_(
     control: Annotated[
         bool,
         typer.Option(
-            "--control", help="Also with frames shuffled, and with one frame alone: does it see motion at all?"
+            "--control", help="Also with frames shuffled, and with one frame alone: does the model use motion?"
         ),
     ] = False,
+    classes: Annotated[
+        str, typer.Option(help="shared: leave out videos of classes that the model does not know. Otherwise all.")
+    ] = "all",
     out: Annotated[Path | None, typer.Option(help="A row for each video: FILE.csv, .jsonl or .parquet.")] = None,
     decoder: Decoder = "auto",
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure a model on labelled videos (test/ where there is one, else val/): top-1, classes, confusions, calibration, intervals; mAP."""
-    import dataclasses
+    """Measure a model on labelled videos (test/, else val/, else all): top-1, classes, confusions, calibration, intervals; mAP."""
+    from ..training import metrics
+    from ..training.evaluate import evaluate
 
-    from ..core import tables
-    from ..core.text import printable
-    from ..core.view_spec import parse_views
-    from ..networks import checkpoint, download
-    from ..training import evaluate, metrics
-    from ..videos import listing, loader, pool, scanning
-
-    looks = parse_views(views)
-    if out:
-        tables.check(out)
-    net = checkpoint.load_model(download.locate(model))
-    device = evaluate.resolve_device(device)
-    with console.progress("scanning") as bar:
-        found = scanning.scan(videos, (), bar)
-    items = scanning.items_in(found, listing.TEST) or scanning.items_in(found, listing.VAL) or list(found.items)
-    classes, several = net.spec.classes, net.spec.multi_label
-    if unknown := {label for i in items for label in i.labels} - set(classes):
-        raise UsageError(
-            f"{model} does not know class {printable(min(unknown))!r}",
-            f"its classes: {', '.join(map(printable, classes[:12]))}",
-        )
-    if found.multi_label and not several:
-        raise UsageError(
-            f"{model} gives each video one class, and these have several, or none", "measure it on videos of one label"
-        )
-    source = loader.Clips(found.root, tuple(items), net.spec.clip, views=looks, decoder=decoder)
-
-    def said(order):
-        with console.progress("evaluating" if order == "true" else f"evaluating, frames {order}") as bar:
-            return evaluate.predictions(
-                net.to(device),
-                dataclasses.replace(source, views=dataclasses.replace(looks, order=order)),
-                device,
-                pool.default_workers(str(device)),
-                bar,
-            )
-
-    true = said("true")
-    summary = {
-        **metrics.full(true.scores, true.items, classes, several),
-        "views": looks.num_views,
-        "look": str(looks),
-        "skipped": len(found.skipped) + len(true.bad),
-    }
-    for skipped in [*found.skipped, *true.bad]:
+    done = evaluate(model, videos, views, control, classes, out, decoder, device, console.progress)
+    for note in done.notes:
+        console.warn(note)
+    for skipped in done.skipped:
         console.warn(f"skipped {skipped}")
-    if control:
-        summary["control"] = {
-            order: evaluate.compare_to_control(true, said(order), classes, several) for order in metrics.CONTROLS
-        }
     if out:
-        tables.write(out, evaluate.as_rows(true, classes, found.skipped))
         console.log(f"wrote {printable(out)}")
-    console.result(summary, metrics.in_words(summary))
-    console.table(*metrics.class_table(summary))
+    console.result(done.figures, metrics.in_words(done.figures))
+    console.table(*metrics.class_table(done.figures))
 
 
 def predict(
@@ -94,127 +52,51 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to show; --json and --out have all.")] = 5,
     views: Views = "1x1",
     every: Annotated[
-        str | None, typer.Option(help="Windows over long videos: one every so many seconds (1s), joined to segments.")
+        str | None, typer.Option(help="Windows over long videos: one every so many seconds (1s), joined into segments.")
     ] = None,
     window: Annotated[
-        str | None, typer.Option(help="Seconds of a window; as the network's clips, or twice --every.")
+        str | None, typer.Option(help="Seconds of a window. By default those of the network's clip, or twice --every.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A row for each video or window: FILE.csv, .jsonl or .parquet.")
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="What the last layer sees of each video instead: FILE.safetensors or .parquet.")
+        Path | None, typer.Option(help="The inputs of the last layer instead of classes: FILE.safetensors or .parquet.")
     ] = None,
     decoder: Decoder = "auto",
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Name what is in videos, with probabilities. Exit code 1 when some could not be read, 3 when none could; the others are answered."""
-    from ..apps import predict as answers
-    from ..core.text import printable
-    from ..core.view_spec import parse_views
-    from ..networks import checkpoint, download
-    from ..training import evaluate
-    from ..videos import pool
+    """Classify videos, with probabilities. Exit code 1 when some could not be read, 3 when none could; the others are done."""
+    from ..apps import predict as app
 
-    looks = parse_views(views)
-    how = _windows(every, window, features, looks)
-    _refuse_files(out, features)
-    net = checkpoint.load_model(download.locate(model))
-    device = evaluate.resolve_device(device)
-    paths = answers.find(videos)
-    workers = pool.default_workers(str(device))
-    net.to(device)
-    rows, bad = [], []
-    with console.progress("looking at windows" if how else "looking at videos") as bar:
-        if how:
-            found = (answers.windows(net, path, device, how, workers, decoder, bar) for path in paths)
-        else:
-            found = (answers.features if features else answers.predict)(
-                net, paths, device, min(len(paths), workers), looks, decoder
-            )
-        for row in found:
-            rows.append(row)
-            bad += (
-                [row["error"]]
-                if "error" in row
-                else [part["error"] for part in row.get("windows", ()) if "error" in part]
-            )
-            if not how:
-                bar(len(rows), len(paths))
-            if not console.wants_json() and not features and "error" not in row:
-                _tell_answer(row, top, printable)
-    good = sum("error" not in row for row in rows)
-    _keep(rows, out, features if good else None)
-    summary = [{k: v for k, v in row.items() if k != "features"} for row in rows]
-    console.result(
-        {"features": str(features), "videos": good, "failed": [row for row in summary if "error" in row]}
-        if features
-        else summary
-    )
-    for reason in bad:
+    show = partial(_print_prediction, top)
+    rows = app.predict(model, videos, views, every, window, out, features, decoder, device, console.progress, show)
+    failures = app.failures(rows)
+    good = [row for row in rows if "error" not in row]
+    for file in filter(None, (out, features and good and features)):
+        console.log(f"wrote {printable(file)}")
+    console.result(app.summary(rows, features))
+    for reason in failures:
         console.warn(reason)
-    if bad:
-        console.warn(f"{len(bad)} {'parts of videos' if how else f'of {len(paths)} videos'} could not be read")
+    if failures:
+        parts = "windows" if every else f"of {counted(len(rows), 'video')}"
+        console.warn(f"{len(failures)} {parts} could not be read")
         raise typer.Exit(1 if good else 3)
 
 
-def _keep(rows, out, features):
-    """The files that were asked for."""
-    from ..apps import predict
-    from ..core import tables
-
-    if out:
-        tables.write(out, predict.as_rows(rows), ("path",))
-    if features:
-        predict.write_features(features, rows)
-    for file in filter(None, (out, features)):
-        console.log(f"wrote {printable(file)}")
-
-
-def _windows(every, window, features, looks):
-    """How windows lie, where they are asked for; None for whole videos."""
-    from ..apps.predict import Windows
-    from ..core.view_spec import ViewSpec
-
-    if every and (features or looks != ViewSpec()) or window and not every:
-        raise UsageError(
-            "these do not go together: --every with --views or --features, --window without --every",
-            "leave one of them out",
-        )
-    return Windows(_seconds("--every", every), _seconds("--window", window)) if every else None
-
-
-def _refuse_files(out, features):
-    """Before the work, not after it."""
-    from ..apps.predict import FEATURES
-    from ..core import tables
-
-    if out and features:
-        raise UsageError("--features goes without --out: its videos have no answers", "leave one of them out")
-    for file, endings in ((out, tables.ENDINGS), (features, FEATURES)):
-        if file:
-            tables.check(file, endings)
-
-
-def _seconds(option, text):
-    """`1s`, `0.5`, `2 s` as a number."""
-    if text is None:
-        return None
-    try:
-        return float(text.strip().lower().removesuffix("s"))
-    except ValueError:
-        raise UsageError(f"{option} {text!r} is no number of seconds", f"for example {option} 1s") from None
-
-
-def _tell_answer(row, top, printable):
-    console.result(None, printable(row["path"]))
+def _print_prediction(top: int, row: dict) -> None:
+    """The classes of a video, or its segments, as soon as they are there; nothing with `--json`."""
+    if console.wants_json() or not {"scores", "segments"} & row.keys():
+        return
+    lines = [printable(row["path"])]
     for part in row.get("segments", ()):
-        console.result(
-            None, f"  {part['start']:8.2f} to {part['end']:8.2f} s  {part['score']:6.3f}  {printable(part['class'])}"
+        lines.append(
+            f"  {part['start']:8.2f} to {part['end']:8.2f} s  {part['score']:6.3f}  {printable(part['class'])}"
         )
     for name, score in list(row.get("scores", {}).items())[:top]:
-        console.result(None, f"  {score:6.3f}  {printable(name)}")
+        lines.append(f"  {score:6.3f}  {printable(name)}")
+    console.result(None, "\n".join(lines))
 
 
 def explain_(

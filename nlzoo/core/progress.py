@@ -1,10 +1,18 @@
 """How long work says how far it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[int, int], None]  # (done, total)
+Stages: TypeAlias = Callable[[str], AbstractContextManager[Progress]]  # names the work that begins, gives its progress
 
 
 def no_progress(done: int, total: int) -> None:
     """For callers that show none."""
+
+
+@contextmanager
+def no_stages(name: str) -> Iterator[Progress]:
+    """For callers that show none."""
+    yield no_progress

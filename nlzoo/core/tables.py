@@ -1,12 +1,13 @@
-"""Rows for other programs: CSV, JSON lines or Parquet, by the file's ending. The one door to pyarrow, which is an extra.
+"""Rows for other programs: CSV, JSON lines or Parquet, by the file's ending. Only this module imports pyarrow, an extra.
 
-A file is there whole or not at all. Names go in as they are: it is whoever shows them that escapes them.
+A file is there whole or not at all. Names are written as they are; whoever shows them has to escape them.
 """
 
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -17,23 +18,31 @@ from .text import as_json, as_text, printable
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
 
-def check(file: Path, endings: Sequence[str] = ENDINGS) -> None:
-    """Raises `UsageError` for an ending that is none of ours, or one that needs a package that is not here: before the work, not after it."""
+def check(file: Path, endings: Sequence[str] = ENDINGS, inputs: Sequence[Path] = ()) -> None:
+    """Raises before the work what would else be found after it.
+
+    `UsageError` for an ending that is not one of `endings`, for one of `inputs`, which would be overwritten, and for
+    `.parquet` without pyarrow; `DiskError` where `file` cannot be written.
+    """
     if file.suffix.lower() not in endings:
+        known = ", ".join(endings)
         raise UsageError(
-            f"{printable(file)} ends in none of {', '.join(endings)}",
-            f"for example {file.stem or 'answers'}{endings[0]}",
+            f"{printable(file)} ends in none of {known}", f"for example {file.stem or 'predictions'}{endings[0]}"
         )
+    for source in inputs:
+        if file.resolve() == source.resolve():
+            raise UsageError(f"{printable(file)} would overwrite what is read", "choose another name for the output")
     if file.suffix.lower() == ".parquet":
         _pyarrow()
+    files.check_writable(file)
 
 
 def write(file: Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None:
-    """Writes `rows`, whose keys may differ: numbers, text, None; `columns` come first. Raises `UsageError` (`check`), `DiskError`."""
+    """Writes `rows`, whose keys may differ: numbers, text, None; `columns` come first. Raises as `check`."""
     check(file)
     if file.suffix.lower() == ".jsonl":
         return files.write_text(file, "".join(as_json(row) + "\n" for row in rows))
-    rows = [{_text(k): _text(v) for k, v in row.items()} for row in rows]
+    rows = [{_plain(key): _plain(value) for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
     if file.suffix.lower() == ".parquet":
         return write_parquet(file, {name: [row.get(name) for row in rows] for name in columns})
@@ -47,23 +56,21 @@ def write(file: Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None
 def write_parquet(file: Path, columns: dict[str, list | np.ndarray]) -> None:
     """Writes columns of equal length; a `(N, C)` array becomes lists. Raises `UsageError`, `DiskError`."""
     arrow, parquet = _pyarrow()
-    part = io.BytesIO()
-    parquet.write_table(
-        arrow.table({name: list(v) if isinstance(v, np.ndarray) else v for name, v in columns.items()}), part
-    )
-    files.write_bytes(file, part.getvalue())
+    content = io.BytesIO()
+    parquet.write_table(arrow.table({name: list(column) for name, column in columns.items()}), content)
+    files.write_bytes(file, content.getvalue())
 
 
-def _text(value):
+def _plain(value: object) -> object:
     return as_text(value) if isinstance(value, str) else value
 
 
-def _pyarrow():
+def _pyarrow() -> tuple[ModuleType, ModuleType]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise UsageError(
-            ".parquet needs pyarrow, which is not installed", "pip install 'nlzoo[parquet]', or take .csv"
+            ".parquet needs pyarrow, which is not installed", "pip install 'nlzoo[parquet]', or choose .csv"
         ) from None
     return pyarrow, pyarrow.parquet

@@ -3,6 +3,7 @@
 import json
 import os
 import unicodedata
+from collections.abc import Iterable
 
 
 def as_text(name: str | os.PathLike) -> str:
@@ -27,6 +28,13 @@ def printable_text(text: str) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 group`, `1,200 groups`. `plural`: where it takes more than an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def quoted(names: Iterable[str], most: int = 12) -> str:
+    """`'left', 'right' and 3 more`: names in quotes, so that a comma in one of them cannot mislead."""
+    texts = [repr(printable(name)) for name in names]
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def _is_visible(character: str) -> bool:

@@ -124,9 +124,14 @@ def new_run(name: str, named: bool, root: Path = RUNS) -> Path:
     return root / f"{name}-{n}"
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run was started in `folder`."""
+    return (folder / "videos.csv").is_file() and (folder / "config.json").is_file()
+
+
 def is_unfinished(run: Path) -> bool:
     """Whether the folder `run` holds a run that was started and has not finished; it may be training right now."""
-    return (run / "videos.csv").is_file() and (run / "config.json").is_file() and not (run / "result.json").exists()
+    return is_run(run) and not (run / "result.json").exists()
 
 
 def unfinished_runs(root: Path = RUNS) -> list[Path]:

@@ -1,29 +1,37 @@
-"""Predictions of a network for labelled videos: the one path of validation, `eval` and `predict`.
+"""Predictions of a network for labelled videos, the one path of validation, `eval` and `predict`; and `nlzoo.evaluate`.
 
 Each view gets its own softmax (or sigmoids, where a video may have several labels). The prediction for a video is the
 mean over its views (paper, section 5).
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..core import tables
+from ..core.bounds import one_of
 from ..core.errors import OutOfMemory, UsageError, VideoError
-from ..core.progress import Progress, no_progress
+from ..core.progress import Progress, Stages, no_progress, no_stages
 from ..core.recipe_spec import Recipe
 from ..core.skipped import Skipped
+from ..core.text import counted, printable, quoted
+from ..core.view_spec import ViewSpec, parse_views
+from ..networks import checkpoint, download, zoo
 from ..networks.network import Network
-from ..videos import clips, loader, scanning
+from ..videos import clips, listing, loader, pool, scanning, video
 from ..videos.listing import Item
-from . import metrics
+from . import metrics, provenance
 from .engine import Engine
 from .recipe import autocast
 
 CLIPS = 8  # in a forward pass
+CLASSES = ("all", "shared")  # of the videos that `evaluate` measures on
 AUTO = Recipe()  # bf16 on a GPU that has it, otherwise float32
 
 Row = tuple[int, np.ndarray | None, str]  # index of a video, its numbers, or else the reason why there are none
@@ -200,3 +208,156 @@ def as_rows(
         }
         rows.append(row | {f"p:{name}": float(p) for name, p in zip(classes, scores)})
     return rows + [{"path": s.path, "error": s.reason} for s in [*skipped, *predictions.bad]]
+
+
+# --- nlzoo.evaluate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured."""
+
+    figures: dict  # ready for JSON (docs/answers.md)
+    predictions: Predictions
+    skipped: tuple[Skipped, ...]  # videos without a prediction
+    notes: tuple[str, ...]  # what a reader of the figures should know first
+
+
+def evaluate(
+    model: str | Path | Network,
+    videos: str | Path,
+    views: str | ViewSpec = "1x1",
+    control: bool = False,
+    classes: str = "all",
+    out: str | Path | None = None,
+    decoder: str = "auto",
+    device: str | torch.device | None = None,
+    stages: Stages = no_stages,
+) -> Evaluation:
+    """Measures a model on labelled videos: on `test` where there is such a split, else on `val`, else on all.
+
+    `model`: a network, or what `download.locate` finds. `control`: also with frames shuffled, and with one frame alone.
+    `classes`: `shared` leaves out videos of classes that the model does not know. `out`: a file for `as_rows`. Raises
+    `UsageError` for labels that the model does not know, and for all that cannot be, before a video is opened.
+    """
+    views = parse_views(views) if isinstance(views, str) else views
+    one_of(classes, CLASSES, "--classes")
+    video.check_decoder(decoder)
+    if out:
+        tables.check(Path(out), inputs=[Path(videos)])
+    device = resolve_device(device)
+    net, folder = open_network(model, device, videos, "eval")
+    names, multi_label = class_names(net), net.spec.multi_label
+    with stages("scanning") as progress:
+        dataset = scanning.scan(Path(videos), (), progress)
+    items = _measurable(dataset, net, names, classes)
+    source = loader.Clips(dataset.root, items, net.spec.clip, views=views, decoder=decoder)
+
+    def predicted(order: str) -> Predictions:
+        shown = replace(source, views=replace(views, order=order))
+        with stages("evaluating" if order == "true" else f"evaluating, {metrics.CONTROLS[order]}") as progress:
+            return predictions(net, shown, device, pool.default_workers(str(device)), progress)
+
+    made = predicted("true")
+    skipped = (*dataset.skipped, *made.bad)
+    figures = metrics.full(made.scores, made.items, names, multi_label)
+    figures |= {"views": views.num_views, "look": str(views), "skipped": len(skipped)}
+    figures |= _without_training_videos(folder, dataset.root, made, names, multi_label)
+    if control:
+        compared = {order: compare_to_control(made, predicted(order), names, multi_label) for order in metrics.CONTROLS}
+        figures["control"] = compared
+    if out:
+        tables.write(Path(out), as_rows(made, names, dataset.skipped))
+    left_out = len(_items(dataset)) - len(items)
+    return Evaluation(figures, made, skipped, tuple(_notes(net, folder, left_out)))
+
+
+def open_network(
+    model: str | Path | Network, device: torch.device, videos: str | Path, command: str
+) -> tuple[Network, Path | None]:
+    """`(network on device in eval mode, its model folder)`; no folder for a network that is given.
+
+    Raises as `download.locate`; where `model` is a video and `videos` could be the model, the error says so.
+    """
+    if isinstance(model, torch.nn.Module):
+        return model.to(device).eval(), None
+    if zoo.find(str(model)) is None and _is_of_videos(Path(model)):
+        kind = "a folder of videos" if Path(model).is_dir() else "a video, or a list of them"
+        swapped = videos if zoo.find(str(videos)) else "MODEL"
+        raise UsageError(
+            f"{printable(model)} is not a model: it is {kind}",
+            f"the model comes first: {shlex.join(['nlzoo', command, str(swapped), str(model)])}",
+        )
+    folder = download.locate(str(model))
+    return checkpoint.load_model(folder).to(device), folder
+
+
+def _is_of_videos(path: Path) -> bool:
+    """Whether this is a video by its name, a list, or a folder that holds videos."""
+    if path.is_dir():
+        return bool(listing.walk(path)[0])
+    return path.suffix.lower() in {*video.EXTENSIONS, ".csv", ".tsv", ".txt"}
+
+
+def class_names(net: Network) -> tuple[str, ...]:
+    """The names of the outputs; their numbers where the network has no names."""
+    return net.spec.classes or tuple(str(number) for number in range(net.spec.num_outputs))
+
+
+def _items(dataset: scanning.Dataset) -> list[Item]:
+    """The items of `test`, or else of `val`, or else all."""
+    parts = (scanning.items_in(dataset, part) for part in (listing.TEST, listing.VAL))
+    return next(filter(None, parts), list(dataset.items))
+
+
+def _measurable(dataset: scanning.Dataset, net: Network, names: Sequence[str], classes: str) -> tuple[Item, ...]:
+    """The items to measure on, with only labels that the network knows. Raises `UsageError` where there are others."""
+    items = _items(dataset)
+    if dataset.multi_label and not net.spec.multi_label:
+        raise UsageError(
+            "the model gives each video one class, and these videos have several, or none",
+            "measure it on videos of one label",
+        )
+    known, labels = set(names), {label for item in items for label in item.labels}
+    if labels <= known:
+        return tuple(items)
+    shared, unknown = sorted(labels & known), sorted(labels - known)
+    if classes == "shared" and shared:
+        rows = [replace(item, labels=tuple(label for label in item.labels if label in known)) for item in items]
+        return tuple(row for row in rows if row.labels or dataset.multi_label)
+    if not net.spec.classes:
+        raise UsageError(
+            f"the model has no class names: its {counted(len(names), 'output')} cannot be compared with {quoted(unknown)}",
+            "fine-tune it on videos first (nlzoo finetune, nlzoo probe), or give a list whose labels are numbers of outputs",
+        )
+    raise UsageError(
+        f"the model does not know {counted(len(unknown), 'class', 'classes')} of these videos: {quoted(unknown)}",
+        f"--classes shared measures on the {counted(len(shared), 'class', 'classes')} that both have: {quoted(shared)}"
+        if shared
+        else f"its classes: {quoted(names)}",
+    )
+
+
+def _without_training_videos(
+    folder: Path | None, root: Path, made: Predictions, names: Sequence[str], multi_label: bool
+) -> dict:
+    """`trained_on`: how many of the videos trained the model, None where it is not known; `others`: figures of the rest."""
+    lists = provenance.training_lists(folder) if folder else []
+    if not lists:
+        return {"trained_on": None}
+    seen = np.array(provenance.trained_on(lists, root, made.items))
+    if not seen.any():
+        return {"trained_on": 0}
+    others = [item for item, known in zip(made.items, seen) if not known]
+    figures = metrics.full(made.scores[~seen], others, names, multi_label) if others else None
+    return {"trained_on": int(seen.sum()), "others": figures}
+
+
+def _notes(net: Network, folder: Path | None, left_out: int) -> Iterator[str]:
+    run = provenance.run_of(folder) if folder else None
+    if run and zoo.is_unfinished(run):
+        yield f"the run {printable(run.name)} is unfinished: this is its best model so far"
+    if not net.spec.classes:
+        yield "the model has no class names: labels are taken as numbers of its outputs"
+    if left_out:
+        yield f"left out {counted(left_out, 'video')} of classes that the model does not know; it may still predict its others"

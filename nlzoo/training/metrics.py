@@ -202,8 +202,21 @@ def in_words(figures: dict) -> str:
     if "look" in figures:
         scope += f", {figures['look']}: {counted(figures['views'], 'view')} of each"
     scope += "; in brackets 95 %, over the groups" if intervals else f"; {_TOO_FEW} for intervals"
+    trained = _trained_on_in_words(figures)
     controls = [_control_in_words(order, control) for order, control in figures.get("control", {}).items()]
-    return "\n".join([", ".join(values), scope, *controls])
+    return "\n".join([*trained, ", ".join(values), scope, *controls])
+
+
+def _trained_on_in_words(figures: dict) -> list[str]:
+    """What stands before the figures where some of the videos trained the model."""
+    if not figures.get("trained_on"):
+        return []
+    count, videos, others = figures["trained_on"], figures["videos"], figures["others"]
+    if not others:
+        return [f"all {videos:,} videos trained this model: these figures say nothing about new videos"]
+    values = [f"{NAMES[name]} {others[name]:.3f}" for name in ("top1", "map", "mean_class") if name in others]
+    rest = f"on the {counted(others['videos'], 'other', 'others')}: {', '.join(values)}"
+    return [f"{count:,} of the {videos:,} videos trained this model; {rest}", f"on all {videos:,}, which flatters it:"]
 
 
 def _control_in_words(order: str, control: dict) -> str:

@@ -121,6 +121,12 @@ class _Row:
     stems: tuple[str, ...] = ()  # file names without ending to look for, the best first, where no path is written
 
 
+def refuse_address(path: Path) -> None:
+    """Raises `UsageError` for a web address, which a `Path` has made `https:/…`."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) and not path.exists():
+        raise UsageError(f"{printable(path)!r} is an address; nlzoo reads files", "download the videos first")
+
+
 def read(source: Path, classes: tuple[str, ...] = ()) -> Listing:
     """The videos of `source`, a folder or a list (docs/videos.md has the forms), with labels, splits and parts.
 
@@ -129,6 +135,7 @@ def read(source: Path, classes: tuple[str, ...] = ()) -> Listing:
     labelled videos, `UsageError` for a class that is not there.
     """
     source = Path(source)
+    refuse_address(source)
     found = (
         _folder(source, tuple(classes))
         if os.path.isdir(source)

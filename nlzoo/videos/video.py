@@ -124,7 +124,7 @@ def read_frames(
     video has not. `info`: what `probe` said of the file, where the caller knows.
     """
     info = info or probe(path)
-    _check_decoder(decoder)
+    check_decoder(decoder)
     rows: dict[int, list[int]] = {}  # frame number -> rows of the answer
     for row, index in enumerate(indices):
         if not 0 <= index < info.frames:
@@ -394,7 +394,8 @@ def _unreadable(path: str, error: Exception) -> VideoError:
 # Decoding
 
 
-def _check_decoder(decoder: str) -> None:
+def check_decoder(decoder: str) -> None:
+    """Raises `UsageError` for a decoder that there is not, or not here."""
     if decoder not in DECODERS:
         raise UsageError(f"there is no decoder {decoder!r}", f"choose one of {', '.join(DECODERS)}")
     if decoder == "decord" and decord is None:

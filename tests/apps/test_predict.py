@@ -54,13 +54,13 @@ def test_a_window_is_answered_as_a_cut_video_would_be(net, long, workers):
 
 def test_how_long_a_window_is_and_that_the_last_reaches_the_end():
     spread, dense = view_spec.ClipSpec(8), view_spec.ClipSpec(8, 4)
-    assert predict.Windows(0.5).over(2.2, spread, 25) == [(0, 1), (0.5, 1.5), (1, 2), (1.2, 2.2)]
-    assert predict.Windows(1).over(3, dense, 16)[0] == (0, 2) and predict.Windows(1).over(
+    assert predict.Windows(0.5).spans(2.2, spread, 25) == [(0, 1), (0.5, 1.5), (1, 2), (1.2, 2.2)]
+    assert predict.Windows(1).spans(3, dense, 16)[0] == (0, 2) and predict.Windows(1).spans(
         3, view_spec.ClipSpec(8, 4, fps=32), 16
     ) == [(0, 1), (1, 2), (2, 3)]
-    assert predict.Windows(1, 5).over(3, spread, 25) == [(0, 3)]  # one window is all of a shorter video
+    assert predict.Windows(1, 5).spans(3, spread, 25) == [(0, 3)]  # one window is all of a shorter video
     with pytest.raises(UsageError, match="more than 100,000 windows"):
-        predict.Windows(0.01).over(10_000, spread, 25)
+        predict.Windows(0.01).spans(10_000, spread, 25)
     for wrong in (0, -1, float("nan"), 1e9):
         with pytest.raises(UsageError, match="--every"):
             predict.Windows(wrong)
@@ -110,12 +110,11 @@ def test_names_on_standard_input(joint, tmp_path, monkeypatch):
 def test_features_by_the_command_are_what_the_network_gives(net, long, tmp_path):
     bad = tmp_path / os.fsdecode(b"bad\xff.mp4")
     bad.write_bytes(b"")
-    rows = list(predict.features(net, [long, bad], CPU))
+    rows = predict.predict(net, [long, bad], features=tmp_path / "f.safetensors", device=CPU)
     view = loader.Clips(Path(), (listing.Item(str(long), ()),), net.spec.clip).read(-1, 0)
     with torch.no_grad():
         expected = net.forward_features(clips.to_input(view, net.spec.clip)).mean((2, 3, 4))[0].numpy()
     assert np.allclose(rows[0]["features"], expected, atol=1e-5) and "is empty" in rows[1]["error"]
-    predict.write_features(tmp_path / "f.safetensors", rows)
     with safe_open(tmp_path / "f.safetensors", "np") as file:
         assert json.loads(file.metadata()["paths"]) == [str(long)] and np.array_equal(
             file.get_tensor("features"), rows[0]["features"][None]

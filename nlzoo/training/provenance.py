@@ -1,0 +1,59 @@
+"""Which videos a model was trained on, by the list of its run and of the runs that it started from."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..core import files
+from ..core.errors import NlzooError
+from ..networks import zoo
+from ..videos import listing, records
+from ..videos.listing import Item
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that made the model `folder`, or None where it is no part of one."""
+    run = Path(folder).absolute().parent
+    return run if zoo.is_run(run) else None
+
+
+def training_lists(folder: Path) -> list[listing.Listing]:
+    """The lists of the run that made the model `folder`, of the run that one started from, and so on; those still here."""
+    lists: list[listing.Listing] = []
+    seen: set[Path] = set()
+    run = run_of(folder)
+    while run is not None and run not in seen:
+        seen.add(run)
+        try:
+            lists.append(listing.read(run / "videos.csv"))
+            config = files.read_json(run / "config.json")
+        except NlzooError:  # its videos or its settings are gone
+            break
+        start = config.get("train", {}).get("start") if isinstance(config, dict) else None
+        run = run_of(Path(start)) if isinstance(start, str) else None
+    return lists
+
+
+def trained_on(lists: Sequence[listing.Listing], root: Path, items: Sequence[Item]) -> list[bool]:
+    """For each of `items`, whether a training item of `lists` overlaps it in the same file or in one of equal content."""
+    train = [(found.root, item) for found in lists for item in found.items if item.split == listing.TRAIN]
+    paths = {os.path.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
+    by_size: dict[int, list[str]] = {}
+    for path in paths:
+        by_size.setdefault(os.path.getsize(path) if os.path.exists(path) else -1, []).append(path)
+    digests = records.digests([path for same in by_size.values() if len(same) > 1 for path in same])
+
+    def content(folder: Path, item: Item) -> str:
+        path = os.path.realpath(folder / item.path)
+        return digests.get(path, path)
+
+    parts: dict[str, list[Item]] = {}
+    for folder, item in train:
+        parts.setdefault(content(folder, item), []).append(item)
+    return [any(_overlap(item, part) for part in parts.get(content(root, item), ())) for item in items]
+
+
+def _overlap(one: Item, other: Item) -> bool:
+    """Whether two parts of a video have more than an instant in common; None is its start, or its end."""
+    start = max(one.start or 0.0, other.start or 0.0)
+    return start < min(one.end or float("inf"), other.end or float("inf"))
