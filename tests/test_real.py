@@ -52,7 +52,8 @@ def test_inflate_finetune_predict(videos, shared):
         tuple(done["classes"]) == CLASSES and done["train"] == 34 and done["val"] == 16 and done["majority"] == 3 / 16
     )
     assert (
-        "split by part 2 of the name: 7 groups to train, 3 to validate, 0 in both" in summary and "0 skipped" in summary
+        "grouped by the 2nd field of the file name: 7 groups to train, 3 to validate, 0 in both" in summary
+        and "0 skipped" in summary
     )
     held = [f for f in sorted(videos.glob("*/*.avi")) if f.stem.split("_")[1] in ("8", "9", "10")]
     answers, _ = nlzoo(work, "predict", done["run"], *held)

@@ -37,7 +37,7 @@ def run(say: Callable[[str], None]) -> dict:
         files.write_folder(videos, lambda part: draw.write_videos(part, CLASSES, PER_CLASS, 0, FRAMES, SIZE))
     found = scanning.split(scanning.scan(videos), "0.25", 0)
     say(
-        f"split by {found.grouped_by}: {len(scanning.items_in(found, listing.TRAIN))} to train, "
+        f"{found.grouped_by}: {len(scanning.items_in(found, listing.TRAIN))} to train, "
         f"{len(scanning.items_in(found, listing.VAL))} to validate"
     )
     results = {}

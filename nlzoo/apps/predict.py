@@ -21,7 +21,7 @@ from ..core.text import as_text, printable
 from ..core.view_spec import ClipSpec, ViewSpec, parse_views
 from ..networks.network import Network
 from ..training import evaluate, metrics
-from ..videos import listing, loader, pool, records, video
+from ..videos import listing, loader, pool, records, tree, video
 
 FEATURES = (".safetensors", ".parquet")
 MOST_WINDOWS = 100_000  # of one video
@@ -116,7 +116,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
         if str(path) == "-":
             found += _names_on_stdin()
         elif path.is_dir():
-            inside, _ = listing.walk(path)
+            inside = tree.walk(path).videos
             if not inside:
                 raise VideoError(f"{printable(path)} has no videos", "give video files, or a folder of them")
             found += [path / name for name in inside]

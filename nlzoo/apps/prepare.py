@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from ..core.errors import DiskError, UsageError, VideoError
 from ..core.skipped import Skipped
 from ..core.text import printable
-from ..videos import encode, listing, pool, video
+from ..videos import encode, listing, pool, tree, video
 
 MANIFEST = "prepared.jsonl"
 LIST = "videos.csv"  # of the prepared videos, where a list named the sources
@@ -123,7 +123,7 @@ def prepare_source(
 ) -> tuple[Prepared, Path]:
     """All videos below a folder, or those of a list (`listing.read`), as `prepare` does; and what to train on: OUT, or a list in it."""
     videos, out = Path(videos), Path(out)
-    inside = listing.walk(videos)[0] if videos.is_dir() else []
+    inside = tree.walk(videos).videos if videos.is_dir() else []
     try:
         found = listing.read(videos)
     except VideoError:

@@ -40,7 +40,7 @@ LOST = 200  # videos that are listed as skipped
 _SAID = re.compile(
     r"(?:[\d-]{10} [\d:]{8}  )?(recipe|epochs|batch|lr|bn|precision|loss|augment|memory:) (.*)"
 )  # in log.txt, of `train.plan`
-_SPLIT = re.compile(r".{19}  split by (.*): \d+ groups to train, ")
+_SPLIT = re.compile(r".{19}  ((?:split|grouped|each) .*): \d+ groups to train, ")
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _date(run):
 
 def _rule(run, found):
     """As the run said it: the groups in its list do not tell what made them."""
-    return next((m[1] for line in reversed(_lines(run)) if (m := _SPLIT.match(line))), found.grouped_by)
+    return next((m[1] for line in reversed(_lines(run)) if (m := _SPLIT.match(line))), str(found.grouped_by))
 
 
 def _reasons(run):

@@ -20,13 +20,20 @@ Videos = Annotated[
         help="A folder with one sub-folder of videos per class, or train/ and val/ with such, or a list (CSV, TSV)."
     ),
 ]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(help='Only these classes: a,b or "a, with comma",b; may be repeated.'),
+]
 Decoder = Annotated[str, typer.Option(help="auto, pyav or decord; auto reads every file exactly.")]
 Views = Annotated[
     str,
     typer.Option(help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 and 10xfull (the paper's)."),
 ]
 Val = Annotated[
-    str, typer.Option(help="Share of the groups to validate on, a fold (2/5), or names of groups (8,9,10).")
+    str,
+    typer.Option(
+        help="Share of the videos to validate on, whole groups at a time, a fold (2/5), or names of groups (8,9,10)."
+    ),
 ]
 Model = Annotated[
     str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, or user/name on the Hub.")

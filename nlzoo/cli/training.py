@@ -9,8 +9,8 @@ import typer
 from ..core.errors import NlzooError, UsageError
 from ..core.text import printable
 from . import console
-from .options import Decoder, Device, Json, Model, Val, Videos
-from .videos import names, tell_scan
+from .options import Classes, Decoder, Device, Json, Model, Val, Videos
+from .videos import tell_scan
 
 
 def finetune(
@@ -44,7 +44,7 @@ def finetune(
     nl: Annotated[
         str | None, typer.Option(help="Add fresh non-local blocks to a model without any: 5, res4:5, as in inflate.")
     ] = None,
-    classes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
+    classes: Classes = None,
     augment: Annotated[
         str | None,
         typer.Option(help="light, medium, strong or paper, and changes: strong,flip=no; by the number of clips."),
@@ -145,7 +145,7 @@ def _run(asked, here, seed, base, named):
         net, found, config = _recorded(run, here)
     else:
         with console.progress(f"scanning {printable(str(asked.videos))}") as bar:
-            found = scanning.split(scanning.scan(asked.videos, names(asked.classes), bar), asked.val, seed)
+            found = scanning.split(scanning.scan(asked.videos, asked.classes or (), bar), asked.val, seed)
         tell_scan(found)
         net, config = _planned(asked, found, here, seed)
         if asked.dry_run:

@@ -1,29 +1,39 @@
 """Commands on videos: check, prepare."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.text import printable
+from ..core.text import counted, printable
 from . import console
-from .options import Json, Videos
+from .options import Classes, Json, Val, Videos
+
+if TYPE_CHECKING:
+    from ..videos import scanning
+
+_CLASSES, _SKIPPED = 40, 20  # rows that are shown
 
 
 def check(
     videos: Videos,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every frame of every file instead of three.")] = False,
-    classes: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
+    classes: Classes = None,
+    val: Val = "0.25",
+    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
     json: Json = False,
 ) -> None:
-    """Find what is wrong with videos before training does: broken files, copies, leaks. Exit code 3 when training could not start."""
+    """Find what is wrong with videos before training does: broken files, copies, leaks, splits. Exit code 3: not ready."""
     from ..apps import check as examiner
     from ..videos import listing, records
 
-    found = listing.read(videos, names(classes))
-    with console.progress("looking through every frame" if deep else "looking at each file") as bar:
-        report = examiner.look(found, records.ALL if deep else records.THREE, progress=bar, tell=console.warn)
+    level = records.ALL if deep else records.THREE
+    with console.progress("decoding every frame" if deep else "reading each file") as bar:
+        report = examiner.look(
+            listing.read(videos, classes or ()), level, progress=bar, tell=console.warn, val=val, seed=seed
+        )
     console.result(examiner.to_json(report), examiner.in_words(report))
     if not report.could_train:
         raise typer.Exit(3)
@@ -56,32 +66,29 @@ def prepare(
     )
 
 
-def names(text):
-    """The names in a comma-separated option."""
-    return tuple(n.strip() for n in (text or "").split(",") if n.strip())
+def tell_scan(dataset: "scanning.Dataset") -> None:
+    """Logs what a split dataset has, and warns of what makes its figures worth less."""
+    from ..videos import listing, scanning, splits
 
-
-def tell_scan(dataset):
-    from ..videos import listing, splits
-
-    parts = [listing.TRAIN, listing.VAL] + [listing.TEST] * any(i.split == listing.TEST for i in dataset.items)
-    counts = {
-        c: [sum(c in i.labels and i.split == part for i in dataset.items) for part in parts] for c in dataset.classes
-    }
-    rows = "\n".join(
-        f"  {printable(c)[:40]:40} " + " ".join(f"{n:6} {part}" for n, part in zip(row, parts))
-        for c, row in list(counts.items())[:40]
-    )
-    more = f"\n  … and {len(counts) - 40} more classes" if len(counts) > 40 else ""
+    parts = [part for part in (listing.TRAIN, listing.VAL, listing.TEST) if scanning.items_in(dataset, part)]
+    clips = Counter((label, item.split) for item in dataset.items for label in item.labels)
     console.log(
-        f"{dataset.kind}: {len(dataset.items)} videos used, {len(dataset.skipped)} skipped, {dataset.ignored} other files ignored\n{rows}{more}"
+        f"{dataset.kind}: {counted(len(dataset.items), 'video')} used, {len(dataset.skipped)} skipped, "
+        f"{counted(dataset.ignored, 'other file')} ignored"
     )
-    groups = [len({i.group for i in dataset.items if i.split == part}) for part in (listing.TRAIN, listing.VAL)]
+    for label in dataset.classes[:_CLASSES]:
+        counts = " ".join(f"{clips[label, part]:6} {part}" for part in parts)
+        console.log(f"  {printable(label)[:40]:40} {counts}")
+    if len(dataset.classes) > _CLASSES:
+        console.log(f"  … and {len(dataset.classes) - _CLASSES} more classes")
+    train, held = (
+        len({item.group for item in scanning.items_in(dataset, part)}) for part in (listing.TRAIN, listing.VAL)
+    )
     both = splits.straddling(dataset.items)
-    console.log(f"split by {dataset.grouped_by}: {groups[0]} groups to train, {groups[1]} to validate, {both} in both")
-    if both:
-        console.warn(f"{both} groups of clips are on both sides of the split that was given: its figures will flatter")
-    for skipped in dataset.skipped[:20]:
+    console.log(f"{dataset.grouped_by}: {train} groups to train, {held} to validate, {both} in both")
+    for sentence in [*splits.doubts(dataset.items, dataset.val, dataset.grouped_by), *scanning.left_out(dataset)]:
+        console.warn(sentence)
+    for skipped in dataset.skipped[:_SKIPPED]:
         console.warn(f"skipped {skipped}")
-    if len(dataset.skipped) > 20:
-        console.warn(f"and {len(dataset.skipped) - 20} more; nlzoo check shows all")
+    if len(dataset.skipped) > _SKIPPED:
+        console.warn(f"and {len(dataset.skipped) - _SKIPPED} more; nlzoo check shows all")

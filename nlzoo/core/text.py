@@ -32,7 +32,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 def quoted(names: Iterable[str], most: int = 12) -> str:
     """`'left', 'right' and 3 more`: names in quotes, so that a comma in one of them cannot mislead."""
-    texts = [repr(printable(name)) for name in names]
+    texts = [f"'{printable(name)[:100]}'" for name in names]
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
 

@@ -24,7 +24,7 @@ from ..core.text import counted, printable, quoted
 from ..core.view_spec import ViewSpec, parse_views
 from ..networks import checkpoint, download, zoo
 from ..networks.network import Network
-from ..videos import clips, listing, loader, pool, scanning, video
+from ..videos import clips, listing, loader, pool, scanning, tree, video
 from ..videos.listing import Item
 from . import metrics, provenance
 from .engine import Engine
@@ -295,7 +295,7 @@ def open_network(
 def _is_of_videos(path: Path) -> bool:
     """Whether this is a video by its name, a list, or a folder that holds videos."""
     if path.is_dir():
-        return bool(listing.walk(path)[0])
+        return bool(tree.walk(path).videos)
     return path.suffix.lower() in {*video.EXTENSIONS, ".csv", ".tsv", ".txt"}
 
 

@@ -1,21 +1,24 @@
-"""What of a listing can be used: every file ends as exactly one of used, skipped with a reason, or ignored, and is counted so."""
+"""What of a listing can be used: every file ends as exactly one of used, skipped with a reason, or ignored."""
 
 import math
 import os
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ..core.errors import VideoError
+from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
-from ..core.text import printable
+from ..core.text import counted, printable, quoted
+from . import items as codes
 from . import listing, pool, records, splits
-from .listing import Item
+from .items import Item, Kind, Listing
 
-TRAIN, VAL, TEST = listing.TRAIN, listing.VAL, listing.TEST
-UNREADABLE, PART_OUTSIDE = "unreadable", "part_outside"  # codes of what is skipped, beside those of `listing`
+UNREADABLE, PART_OUTSIDE = "unreadable", "part_outside"  # codes of what is skipped, beside those of `items`
 MOST_BAD = 0.2  # of the files, above which training does not start
+_SHOWN = 10  # rows of a table in a message
 
 
 @dataclass(frozen=True)
@@ -27,112 +30,157 @@ class Dataset:
     skipped: tuple[Skipped, ...]  # videos that cannot be used
     ignored: int  # files that are no videos
     multi_label: bool = False
-    kind: str = ""  # of folder or list, in words
-    grouped_by: str = ""  # the rule that made the groups, in words
+    kind: Kind = Kind(codes.OWN)
+    grouped_by: splits.Rule = splits.Rule("video")  # what made the groups, or that the split was given
+    lost: tuple[Skipped, ...] = ()  # classes of which no video can be used; `path` is the class
+    val: str = ""  # what the split was asked to hold out, as `splits.split` reads it
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Labels in the order of the outputs."""
-        return tuple(sorted({label for i in self.items for label in i.labels}))
+        return tuple(sorted({label for item in self.items for label in item.labels}))
 
 
 def scan(
     source: Path,
-    classes: tuple[str, ...] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    classes: Sequence[str] = (),
+    progress: Progress = no_progress,
     workers: int | None = None,
 ) -> Dataset:
-    """Finds and probes the videos of a folder or list (`listing.read` says which kinds; `classes` leaves out all others).
+    """Finds and probes the videos of a folder or list (`listing.read` says which kinds and what `classes` leaves out).
 
-    `progress(done, total)` is called for each file. Raises `VideoError` for what has no videos, fewer than two classes, or
-    more than `MOST_BAD` of its files unusable; and what `listing.read` raises.
+    `progress(done, total)` is called for each file. Raises what `listing.read` and `refuse_unusable` raise.
     """
     found = listing.read(Path(source), classes)
-    paths = sorted({i.path for i in found.items})
-    known = dict(
-        zip(
-            paths,
-            records.examine(
-                [found.root / p for p in paths], workers=workers or pool.default_workers("cuda"), progress=progress
-            ),
-        )
-    )
-    items, skipped = usable(found, known)
-    result = Dataset(found.root, items, skipped, found.ignored, found.multi_label, found.kind)
-    _refuse_unusable(result)
-    items, rule = splits.grouped(items, found.levels, partial(_copies, found.root, known))
-    return replace(result, items=items, grouped_by=rule)
+    paths = sorted({item.path for item in found.items})
+    files = [found.root / path for path in paths]
+    probed = records.examine(files, workers=workers or pool.default_workers("cuda"), progress=progress)
+    known = dict(zip(paths, probed))
+    dataset = collect(found, known, partial(_copies, found.root, known))
+    refuse_unusable(dataset)
+    return dataset
 
 
-def usable(found: listing.Listing, known: dict[str, records.Record]) -> tuple[tuple[Item, ...], tuple[Skipped, ...]]:
-    """`(items, skipped)` of a listing: frames and seconds of each item filled in, and the reasons of the others added."""
-    items, skipped = [], {s.path: s for s in found.skipped}
+def collect(
+    found: Listing, known: Mapping[str, records.Record], copies: Callable[[list[str]], dict[str, str]]
+) -> Dataset:
+    """The dataset of a listing whose files have the records `known`; nothing is refused yet.
+
+    `copies`: as for `splits.grouped`.
+    """
+    used: list[Item] = []
+    skipped = {entry.path: entry for entry in found.skipped}
     for item in found.items:
-        record = known[item.path]
-        start, end = item.start or 0.0, min(item.end or math.inf, record.seconds)
-        if record.problem:
-            skipped[item.path] = Skipped(item.path, UNREADABLE, record.problem)
-        elif start >= record.seconds:
-            reason = f"its part starts at {start:g} s, but the video ends at {record.seconds:.1f} s"
-            skipped[item.path] = Skipped(item.path, PART_OUTSIDE, reason)
+        part = _usable(item, known[item.path])
+        if isinstance(part, Skipped):
+            skipped[item.path] = part
         else:
-            items.append(
-                replace(
-                    item,
-                    seconds=end - start,
-                    frames=max(1, round((end - start) * record.fps)) if start or item.end else record.frames,
-                )
-            )
-    return tuple(items), tuple(sorted(skipped.values()))
-
-
-def _copies(root, known, paths):
-    """Digests of the files that may be copies of one another: those that share their size with another."""
-    sizes = {}
-    for path in set(paths):
-        sizes.setdefault(known[path].size, []).append(path)
-    alike = [p for same in sizes.values() if len(same) > 1 for p in same]
-    digests = records.digests([root / p for p in alike])
-    return {p: digests[name] for p in alike if (name := os.path.abspath(root / p)) in digests}
-
-
-def _refuse_unusable(result):
-    where, total = (
-        printable(str(result.root)),
-        len({i.path for i in result.items}) + len(counted := bad(result.skipped, result.kind)),
+            used.append(part)
+    items, rule = splits.grouped(used, found.levels, copies)
+    return Dataset(
+        found.root,
+        items,
+        tuple(sorted(skipped.values())),
+        found.ignored,
+        found.multi_label,
+        found.kind,
+        rule,
+        (*found.lost, *_lost(found.items, items, skipped)),
     )
-    if len(counted) > MOST_BAD * total:
+
+
+def _usable(item: Item, record: records.Record) -> Item | Skipped:
+    """The item with its frames and seconds, or why it cannot be used."""
+    start, end = item.start or 0.0, min(item.end or math.inf, record.seconds)
+    if record.problem:
+        return Skipped(item.path, UNREADABLE, record.problem)
+    if start >= record.seconds:
+        reason = f"its part starts at {start:g} s, but the video ends at {record.seconds:.1f} s"
+        return Skipped(item.path, PART_OUTSIDE, reason)
+    is_part = start or item.end
+    frames = max(1, round((end - start) * record.fps)) if is_part else record.frames
+    return replace(item, seconds=end - start, frames=frames)
+
+
+def _lost(listed: Sequence[Item], used: Sequence[Item], skipped: Mapping[str, Skipped]) -> list[Skipped]:
+    """The classes that were listed, and have no video that can be used."""
+    left = {label for item in used for label in item.labels}
+    paths = defaultdict(list)
+    for item in listed:
+        for label in set(item.labels) - left:
+            paths[label].append(item.path)
+    return [
+        Skipped(label, UNREADABLE, f"has {counted(len(lost), 'video')}, and none can be used ({skipped[lost[0]]})")
+        for label, lost in sorted(paths.items())
+    ]
+
+
+def _copies(root: Path, known: Mapping[str, records.Record], paths: list[str]) -> dict[str, str]:
+    """Digests of the files that may be copies of one another: those that share their size with another."""
+    sizes = Counter(known[path].size for path in set(paths))
+    alike = [path for path in set(paths) if sizes[known[path].size] > 1]
+    digests = records.digests([root / path for path in alike])
+    absolute = {path: os.path.abspath(root / path) for path in alike}
+    return {path: digests[name] for path, name in absolute.items() if name in digests}
+
+
+def refuse_unusable(dataset: Dataset) -> None:
+    """Raises `VideoError` for a dataset that nothing can be trained on, or not what its folders or list name.
+
+    That is: more than `MOST_BAD` of the files unusable, no video, a class without any, fewer than two classes.
+    """
+    where, unusable = printable(dataset.root), bad(dataset.skipped, dataset.kind)
+    total = len({item.path for item in dataset.items}) + len(unusable)
+    if not dataset.items:
         raise VideoError(
-            f"{len(counted)} of {total} videos in {where} cannot be used:\n{_table(counted)}",
-            "mend or remove them; nlzoo check shows all",
+            f"{where} has no video that can be used:\n{_table(dataset.skipped)}", "nlzoo check shows what is there"
         )
-    if not result.items:
+    if len(unusable) > MOST_BAD * total:
         raise VideoError(
-            f"{where} has no video that can be used:\n{_table(result.skipped)}", "nlzoo check shows what is there"
+            f"{len(unusable)} of {counted(total, 'video')} in {where} cannot be used:\n{_table(unusable)}",
+            "fix or remove them; nlzoo check shows all",
         )
-    if len(result.classes) < (1 if result.multi_label else 2):
+    lost = [entry for entry in dataset.lost if not _may_be_lost(entry, dataset.kind)]
+    if lost:
+        others = quoted(entry.path for entry in lost[1:])
         raise VideoError(
-            f"{where} has one class, {printable(result.classes[0])!r}; a classifier needs two",
+            f"class {quoted([lost[0].path])} of {where} {printable(lost[0].reason)}{f'; so does {others}' if others else ''}",
+            "add videos, remove the folder or rows, or name the other classes with --classes",
+        )
+    if len(dataset.classes) < (1 if dataset.multi_label else 2):
+        raise VideoError(
+            f"{where} has one class, {quoted(dataset.classes)}; a classifier needs two",
             "give a folder with one sub-folder of videos per class",
         )
 
 
-def bad(skipped: tuple[Skipped, ...], kind: str) -> list[Skipped]:
+def _may_be_lost(entry: Skipped, kind: Kind) -> bool:
+    """Folders of notes are no classes; and many videos of Kinetics are gone."""
+    return entry.code == codes.NOTES or (kind.code == codes.KINETICS and entry.code == codes.NOT_FOUND)
+
+
+def left_out(dataset: Dataset) -> list[str]:
+    """A sentence on each folder or class that `refuse_unusable` accepts though it contributes nothing."""
+    return [f"{quoted([entry.path])} is not among the classes: {printable(entry.reason)}" for entry in dataset.lost]
+
+
+def bad(skipped: Sequence[Skipped], kind: Kind) -> list[Skipped]:
     """What counts as unusable: of Kinetics' lists not the videos that are gone, as many are from everybody's copy."""
-    return [s for s in skipped if not ("Kinetics" in kind and s.code == listing.NOT_FOUND)]
+    gone = codes.NOT_FOUND if kind.code == codes.KINETICS else ""
+    return [entry for entry in skipped if entry.code != gone]
 
 
-def _table(rows):
-    more = f"\n  … and {len(rows) - 10} more" if len(rows) > 10 else ""
-    return "\n".join(f"  {row}" for row in rows[:10]) + more
+def _table(rows: Sequence[Skipped]) -> str:
+    more = [f"  … and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else []
+    return "\n".join([*(f"  {row}" for row in rows[:_SHOWN]), *more])
 
 
 def split(dataset: Dataset, val: str, seed: int) -> Dataset:
-    """The same dataset with every item in `train` or `val` (`splits.split`)."""
-    items, by = splits.split(dataset.items, val, seed, dataset.grouped_by)
-    return replace(dataset, items=items, grouped_by=by)
+    """The same dataset with every item in `train`, `val` or `test` (`splits.split`)."""
+    items, rule = splits.split(dataset.items, val, seed, dataset.grouped_by)
+    return replace(dataset, items=items, grouped_by=rule, val=val)
 
 
 def items_in(dataset: Dataset, part: str) -> list[Item]:
     """The items of `train`, `val` or `test`."""
-    return [i for i in dataset.items if i.split == part]
+    return [item for item in dataset.items if item.split == part]

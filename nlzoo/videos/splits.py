@@ -4,188 +4,304 @@ import os
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core.errors import UsageError, VideoError
-from ..core.text import printable
-from .listing import TEST, TRAIN, VAL, Item
+from ..core.text import counted, printable, quoted
+from .items import TEST, TRAIN, VAL, Item
+
+DRAWS = 20  # of groups to validate on, that are tried where the share is missed
+_RULES = {
+    "column": "grouped by the column group",
+    "ucf": "grouped by gNN in the file name",
+    "times": "grouped by the file name before the times",
+    "folder": "grouped by sub-folder",
+    "stem": "grouped by the file name without its last number",
+    "video": "each video a group of its own",
+    "given": "split as given",
+}
+_ORDINALS = {1: "1st", 2: "2nd", 3: "3rd"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What made the groups of a split, or that the split was given."""
+
+    code: str
+    field: int = 0  # of the file name, from 1, where the code is "field"
+
+    def __str__(self) -> str:
+        if self.code == "field":
+            return f"grouped by the {_ORDINALS.get(self.field, f'{self.field}th')} field of the file name"
+        return _RULES[self.code]
+
 
 # --- groups
 
 
 def grouped(
     items: Sequence[Item], levels: int, copies: Callable[[list[str]], dict[str, str]]
-) -> tuple[tuple[Item, ...], str]:
-    """The items with their groups, and the rule that made them, in words.
+) -> tuple[tuple[Item, ...], Rule]:
+    """The items with their groups, and the rule that made them.
 
-    `levels`: folders of a path that belong to the layout (class, `train/`) and say nothing of recordings. `copies(paths)`
-    gives a digest for each path of a file whose bytes another file may have too. Parts of one file, and files with the same
-    bytes, always share a group. A group named in a list counts; rows without one are groups of their own.
+    `levels`: folders of a path that belong to the layout (class, `train/`) and say nothing of recordings.
+    `copies(paths)` gives a digest for each path of a file whose bytes another file may have too. Parts of one file, and
+    files with the same bytes, always share a group. A group named in a list counts; rows without one are groups of
+    their own.
     """
-    if any(i.group for i in items):
-        keys, rule = [i.group or i.path for i in items], "the column group"
+    if any(item.group for item in items):
+        keys, rule = [item.group or item.path for item in items], Rule("column")
     else:
-        keys, rule = group_keys([i.path.split("/", levels)[-1] for i in items], [";".join(i.labels) for i in items])
-    return _joined(items, keys, copies([i.path for i in items])), rule
+        below = [item.path.split("/", levels)[-1] for item in items]
+        keys, rule = group_keys(below, [";".join(item.labels) for item in items])
+    return _joined(items, keys, copies([item.path for item in items])), rule
 
 
-def group_keys(paths: list[str], labels: list[str]) -> tuple[list[str], str]:
-    """What paths below the class folders say of clips cut from one recording: a group for each, and the rule in words.
+def group_keys(paths: list[str], labels: list[str]) -> tuple[list[str], Rule]:
+    """What paths below the class folders say of clips cut from one recording: a group for each, and the rule.
 
     Known patterns first (`v_x_g01_c02`: UCF101; `id_000010_000020`: Kinetics). Then sub-folders, where every class has
     several and they hold several videos. Otherwise names are read as fields between `_`, `-` and spaces: the first field
-    that neither numbers the files nor follows from the class is the recording (`4_1_0`: sequence 1). Otherwise a number at
-    the end counts clips of one recording (`tape_3` with `tape_4`), as long as that leaves each class several groups.
+    that neither numbers the files nor follows from the class is the recording (`4_1_0`: sequence 1). Otherwise a number
+    at the end counts clips of one recording (`tape_3` with `tape_4`), as long as that leaves each class several groups.
     """
-    stems = [os.path.splitext(os.path.basename(p))[0] for p in paths]
-    for pattern, rule in ((r".*_(g\d+)_c\d+$", "gNN in the name"), (r"(.+)_\d{6}_\d{6}$", "the name before the times")):
-        if all(matches := [re.match(pattern, s) for s in stems]):
-            return [m[1] for m in matches], rule
-    folders = [os.path.dirname(p) for p in paths]
-    if all(folders) and _names_recordings(folders, labels):
-        return folders, "sub-folder"
-    rows = [re.split(r"[_\- ]+", s) for s in stems]
-    if len({len(r) for r in rows}) == 1:
-        for position, column in enumerate(zip(*rows)):
-            if _names_recordings(column, labels):
-                return list(column), f"part {position + 1} of the name"
-    parents = [re.sub(r"[_\- ]*\d+$", "", s) or s for s in stems]
-    if _names_recordings(parents, labels):
-        return parents, "the name without its last number"
-    return stems, "one video each"
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    for pattern, code in ((r".*_(g\d+)_c\d+$", "ucf"), (r"(.+)_\d{6}_\d{6}$", "times")):
+        matches = [match for match in (re.match(pattern, stem) for stem in stems) if match]
+        if len(matches) == len(stems):
+            return [match[1] for match in matches], Rule(code)
+    for keys, rule in _candidates(paths, stems):
+        if _names_recordings(keys, labels):
+            return keys, rule
+    return stems, Rule("video")
 
 
-def _names_recordings(column, labels):
+def _candidates(paths: list[str], stems: list[str]) -> Iterable[tuple[list[str], Rule]]:
+    """What might name recordings, the likeliest first."""
+    folders = [os.path.dirname(path) for path in paths]
+    if all(folders):
+        yield folders, Rule("folder")
+    rows = [re.split(r"[_\- ]+", stem) for stem in stems]
+    if len({len(row) for row in rows}) == 1:
+        for number, column in enumerate(zip(*rows), 1):
+            yield list(column), Rule("field", number)
+    yield [re.sub(r"[_\- ]*\d+$", "", stem) or stem for stem in stems], Rule("stem")
+
+
+def _names_recordings(keys: list[str], labels: list[str]) -> bool:
     """Neither one value per file nor one per class, and several values in every class."""
     per_class = defaultdict(set)
-    for label, value in zip(labels, column):
-        per_class[label].add(value)
-    return len(set(column)) < len(column) and all(len(values) > 1 for values in per_class.values())
+    for label, key in zip(labels, keys):
+        per_class[label].add(key)
+    return len(set(keys)) < len(keys) and all(len(values) > 1 for values in per_class.values())
 
 
-def _joined(items, keys, digests):
+def _joined(items: Sequence[Item], keys: list[str], digests: dict[str, str]) -> tuple[Item, ...]:
     """Groups that share a file, or a file's bytes, become one."""
-    leader = {k: k for k in keys}  # a forest; what belongs together ends under one root
+    leader = {key: key for key in keys}  # a forest; what belongs together ends under one root
 
-    def top(group):
+    def top(group: str) -> str:
         while leader[group] != group:
             leader[group] = leader[leader[group]]
             group = leader[group]
         return group
 
-    first = {}
+    first: dict[str, str] = {}
     for item, key in zip(items, keys):
         content = digests.get(item.path, item.path)
         leader[top(key)] = top(first.setdefault(content, key))
-    return tuple(replace(i, group=top(k)) for i, k in zip(items, keys))
+    return tuple(replace(item, group=top(key)) for item, key in zip(items, keys))
 
 
 # --- the split
 
 
-def split(items: Sequence[Item], val: str, seed: int, rule: str) -> tuple[tuple[Item, ...], str]:
-    """Every item that is not for testing in `train` or `val`, whole groups at a time; and in words by what.
+def split(items: Sequence[Item], val: str, seed: int, rule: Rule) -> tuple[tuple[Item, ...], Rule]:
+    """Every item that is not for testing in `train` or `val`, whole groups at a time; and the rule of the split.
 
-    `val`: a share such as `0.25`, drawn by `seed` so that every class is on both sides where that can be; a fold such as
-    `2/5`, the second of five that the seed makes; or names of groups, comma-separated (`8,9,10`). What folders or a list
-    say of the split is kept as it is. `rule` is how the groups were made. Raises `UsageError`, `VideoError` when a class would have no
-    training clip or nothing is left to validate on.
+    `val`: a share of the videos such as `0.25`, drawn by `seed` so that every class is on both sides where that can be;
+    a fold such as `2/5`, the second of five that the seed makes; or names of groups, comma-separated (`8,9,10`). What
+    folders or a list say of the split is kept as it is. `rule` is how the groups were made. Raises `UsageError`, and
+    `VideoError` when a class would have no training clip or nothing is left to validate on.
     """
-    open_ = [i for i in items if i.split != TEST]
-    if any(i.split == VAL for i in open_):
-        by, held = "as it is given", None
-        result = tuple(i if i.split else replace(i, split=TRAIN) for i in items)
-    else:
-        by, held = rule, _held_out(open_, val, seed, rule)
-        result = tuple(i if i.split == TEST else replace(i, split=VAL if i.group in held else TRAIN) for i in items)
-    trained = {label for i in result if i.split == TRAIN for label in i.labels}
-    if missing := {label for i in open_ for label in i.labels} - trained:
+    open_ = [item for item in items if item.split != TEST]
+    if not open_:
         raise VideoError(
-            f"class {printable(min(missing))!r} has no training clip left after the split ({by})",
-            "add clips of it, or choose another --val",
+            f"all {counted(len(items), 'video')} are marked test: none is left to train on", "mark videos train and val"
         )
-    for part in (TRAIN, VAL):
-        if not any(i.split == part for i in result):
-            raise VideoError(
-                f"no clip is left to {'train' if part == TRAIN else 'validate'} on",
-                "add clips, or choose another --val",
-            )
-    return result, by
+    if any(item.split == VAL for item in open_):
+        rule = Rule("given")
+        result = tuple(item if item.split else replace(item, split=TRAIN) for item in items)
+    else:
+        held = _held_out(open_, val, seed, rule)
+        result = tuple(
+            item if item.split == TEST else replace(item, split=VAL if item.group in held else TRAIN) for item in items
+        )
+    _refuse_untrained(result, rule)
+    return result, rule
+
+
+def _refuse_untrained(items: Sequence[Item], rule: Rule) -> None:
+    """Raises `VideoError` where a side of the split is empty, or a class has no training clip."""
+    sides = {label: {item.split for item in items if label in item.labels} for label in _labels(items)}
+    used = {item.split for item in items}
+    if TRAIN not in used:
+        raise VideoError(
+            f"no clip is left to train on: all are for validation{' or test' if TEST in used else ''} ({rule})",
+            "mark videos train, or choose another --val",
+        )
+    missing = [label for label in sorted(sides) if TRAIN not in sides[label]]
+    if missing:
+        raise VideoError(
+            f"class {quoted(missing[:1])} has no training clip left after the split ({rule}): it is only in {' and '.join(sorted(sides[missing[0]]))}",
+            "add clips of it, choose another --val, or leave it out with --classes",
+        )
+    if VAL not in used:
+        raise VideoError(
+            f"no clip is left to validate on: each class lies in one group ({rule})",
+            "add recordings, or give train/ and val/ folders",
+        )
+
+
+def _labels(items: Sequence[Item]) -> set[str]:
+    return {label for item in items for label in item.labels}
 
 
 def straddling(items: Sequence[Item]) -> int:
     """How many groups lie on both sides."""
-    sides = {part: {i.group for i in items if i.split == part} for part in (TRAIN, VAL)}
+    sides = {part: {item.group for item in items if item.split == part} for part in (TRAIN, VAL)}
     return len(sides[TRAIN] & sides[VAL])
 
 
-def _held_out(items, val, seed, rule):
-    groups = sorted({i.group for i in items})
+def doubts(items: Sequence[Item], val: str, rule: Rule) -> list[str]:
+    """What a user should know of a split before its figures are believed: a sentence each."""
+    held = [item for item in items if item.split == VAL]
+    sentences = []
+    if both := straddling(items):
+        sentences.append(
+            f"{both} groups of clips are on both sides of the split that was given: its figures will flatter"
+        )
+    share = None if rule.code == "given" else _share(val)
+    total = sum(item.split != TEST for item in items)
+    if share and abs(len(held) - share * total) > _tolerance(share * total):
+        sentences.append(
+            f"{len(held)} of {total} videos are for validation ({len(held) / total:.0%}), not the {share:.0%} that "
+            f"--val asks for: whole groups ({rule}) go to one side, and every class keeps some to train on"
+        )
+    return sentences
+
+
+def _held_out(items: list[Item], val: str, seed: int, rule: Rule) -> set[str]:
+    """The groups to validate on."""
+    groups = sorted({item.group for item in items})
     fold, share = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", val), _share(val)
     if not fold and share is None:
-        named = {g.strip() for g in val.split(",")}
-        if unknown := named - set(groups):
+        named = {name.strip() for name in val.split(",")}
+        unknown = sorted(named - set(groups))
+        if unknown:
             raise UsageError(
-                f"--val {val}: no group {printable(min(unknown))!r}; there are {len(groups)}: {', '.join(map(printable, groups[:12]))}",
+                f"--val {printable(val)}: no group {quoted(unknown[:1])}; there are {len(groups)}: {quoted(groups)}",
                 "give a share such as 0.2, a fold such as 1/5, or names of groups",
             )
         return named
     if len(groups) < 2:
         raise VideoError(
-            f"all videos seem to come from one recording ({rule}: {printable(groups[0]) if groups else ''!r})",
+            f"all videos seem to come from one recording, {quoted(groups)} ({rule})",
             "give train/ and val/ folders, to say that it is meant so",
         )
-    return _fold(items, groups, int(fold[1]), int(fold[2]), seed) if fold else _draw(items, groups, share, seed)
+    if fold:
+        return _fold(items, groups, int(fold[1]), int(fold[2]), seed)
+    return _draw(items, groups, share or 0.0, seed)
 
 
-def _share(val):
+def _share(val: str) -> float | None:
+    """The share of the videos that `val` names; None for folds and names of groups."""
     try:
         share = float(val)
     except ValueError:
         return None
-    if share >= 1 and share == int(share):  # the name of a group
+    if share >= 1 and share < float("inf") and share == int(share):  # the name of a group
         return None
     if not 0 < share < 1:
         raise UsageError(f"--val {val} is no share of the videos; it must lie between 0 and 1", "for example --val 0.2")
     return share
 
 
-def _draw(items, groups, share, seed):
-    """Groups in random order; each is held out while it takes a class nearer to its share and leaves it trainable."""
-    totals = Counter(label for i in items for label in i.labels)
-    sizes = defaultdict(Counter)
+def _draw(items: list[Item], groups: list[str], share: float, seed: int) -> set[str]:
+    """The groups that are held out: the first draw that holds about `share` of the videos, or the nearest of `DRAWS`."""
+    best: set[str] = set()
+    videos = Counter(item.group for item in items)
+    missing = target = share * len(items)
+    for key in ([seed, 0x5EED], *([seed, 0x5EED, n] for n in range(1, DRAWS))):
+        order = [str(group) for group in np.random.default_rng(key).permutation(groups)]
+        held = _drawn(items, order, videos, share)
+        off = abs(target - sum(videos[group] for group in held))
+        if held and (not best or off < missing):
+            best, missing = held, off
+        if best and missing <= _tolerance(target):
+            break
+    return best
+
+
+def _tolerance(target: float) -> float:
+    """Videos by which the number held out may miss `target`."""
+    return max(1.0, target / 4)
+
+
+def _drawn(items: list[Item], order: list[str], videos: Counter[str], share: float) -> set[str]:
+    """Groups in `order`, each held out while it takes a class nearer to its share and leaves it trainable.
+
+    Then, where too few videos are held out, the groups that bring their number nearest to the share.
+    """
+    totals = Counter(label for item in items for label in item.labels)
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items:
         sizes[item.group].update(item.labels)
-    wanted = {label: max(1.0, share * n) for label, n in totals.items()}
-    held, have = set(), Counter()
-    for group in np.random.default_rng([seed, 0x5EED]).permutation(groups):
-        new = sizes[str(group)]
-        gain = sum(abs(have[c] - wanted[c]) - abs(have[c] + n - wanted[c]) for c, n in new.items())
-        if gain > 0 and all(have[c] + n < totals[c] for c, n in new.items()):
-            held.add(str(group))
-            have.update(new)
-    return held
+    targets = {label: max(1.0, share * total) for label, total in totals.items()}
+    held: dict[str, None] = {}
+    counts: Counter[str] = Counter()
+
+    def trainable(group: str) -> bool:
+        return all(counts[label] + number < totals[label] for label, number in sizes[group].items())
+
+    def hold(group: str) -> None:
+        held[group] = None
+        counts.update(sizes[group])
+
+    for group in order:
+        gain = sum(
+            abs(counts[label] - targets[label]) - abs(counts[label] + number - targets[label])
+            for label, number in sizes[group].items()
+        )
+        if gain > 0 and trainable(group):
+            hold(group)
+    target = share * len(items)
+    missing = target - sum(videos[group] for group in held)
+    while missing > _tolerance(target) or not held:
+        free = [group for group in order if group not in held and trainable(group)]
+        best = min(free, key=lambda group: abs(missing - videos[group]), default="")
+        if not best or (held and abs(missing - videos[best]) > missing):
+            break
+        hold(best)
+        missing -= videos[best]
+    return set(held)
 
 
-def _fold(items, groups, number, folds, seed):
+def _fold(items: list[Item], groups: list[str], number: int, folds: int, seed: int) -> set[str]:
     """Groups of one fold; the folds share the groups out, each class over as many folds as it can be."""
     if not 2 <= folds <= len(groups) or not 1 <= number <= folds:
+        most = min(5, len(groups))
         raise UsageError(
-            f"--val {number}/{folds}: there are {len(groups)} groups",
-            f"1/{min(5, len(groups))} is the first of {min(5, len(groups))} folds",
+            f"--val {number}/{folds}: there are {len(groups)} groups", f"1/{most} is the first of {most} folds"
         )
     from sklearn.model_selection import StratifiedGroupKFold
 
-    labels = [";".join(i.labels) for i in items]
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # of classes with fewer clips than folds: `split` says what matters of that
-        parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
-            labels, labels, [i.group for i in items]
-        )
-        _, held = list(parts)[number - 1]
-    return {items[i].group for i in held}
+    labels = [";".join(item.labels) for item in items]
+    with warnings.catch_warnings():  # of classes with fewer clips than folds: `split` says what matters of that
+        warnings.simplefilter("ignore", UserWarning)
+        folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        _, held = list(folder.split(labels, labels, [item.group for item in items]))[number - 1]
+    return {items[index].group for index in held}

@@ -13,7 +13,7 @@ from drawn import drawing, encode, vfr_times
 from nlzoo.apps import check
 from nlzoo.core.skipped import Skipped
 from nlzoo.videos import listing, records
-from nlzoo.videos.listing import NOT_FOUND, OUTSIDE, Item, Listing
+from nlzoo.videos.items import CLASS_FOLDERS, KINETICS, NOT_FOUND, OUTSIDE, Item, Kind, Listing
 from nlzoo.videos.records import Record
 
 
@@ -46,11 +46,11 @@ def report(root, level=records.THREE) -> check.Report:
 
 
 def kinds(result) -> set[str]:
-    return {w.kind for w in result.warnings}
+    return {w.code for w in result.warnings}
 
 
 def finding(result, kind) -> check.Finding:
-    (found,) = (w for w in result.warnings if w.kind == kind)
+    (found,) = (w for w in result.warnings if w.code == kind)
     assert found.message and found.hint and "\n" not in found.message
     return found
 
@@ -74,9 +74,7 @@ def test_a_good_folder_has_no_findings_and_every_file_is_counted(folder):
         assert row.seconds == (min(lengths), np.median(lengths), max(lengths)) and sum(n for _, n in row.sizes) == 4
     words = check.in_words(result)
     assert (
-        words.endswith("\ntraining could start")
-        and "a/broken.mp4: is not a video" in words
-        and "h264 in mp4 (12)" in words
+        words.endswith("\nready to train") and "a/broken.mp4: is not a video" in words and "h264 in mp4 (12)" in words
     )
     values = json.loads(json.dumps(check.to_json(result), allow_nan=False))
     assert values["skipped"][0] == {
@@ -152,22 +150,16 @@ def test_stills_repeats_and_variable_rates_are_findings(folder):
     encode(root / "a" / "still.mp4", images[:1].repeat(9, 0), "libx264rgb", "rgb24", {"crf": "0"})
     encode(root / "a" / "slow.mp4", images[:10].repeat(2, 0), "libx264rgb", "rgb24", {"crf": "0"})
     encode(root / "b" / "vfr.mp4", images[:8], times=vfr_times(8))
-    assert kinds(report(root)) - {"duration gives the class away"} == {"still", "variable rate"}
+    assert kinds(report(root)) - {"duration_shortcut"} == {"still", "variable_rate"}
     deep = report(root, records.ALL)
-    assert "a/still.mp4" in finding(deep, "still").message and "b/vfr.mp4" in finding(deep, "variable rate").message
+    assert "a/still.mp4" in finding(deep, "still").message and "b/vfr.mp4" in finding(deep, "variable_rate").message
     assert "in a/slow.mp4, 53% equal the one before" in finding(deep, "repeats").message
 
 
 def test_the_shape_of_real_clips_gives_one_class_away(shared):
     result = report(shared / "videos" / "interactions", records.HEADER)
-    assert "'pointing'" in finding(
-        result, "shape gives the class away"
-    ).message and "100% of its clips" in check.in_words(result)
-    assert (
-        result.could_train
-        and result.used == 60
-        and kinds(result) <= {"shape gives the class away", "duration gives the class away"}
-    )
+    assert "'pointing'" in finding(result, "shape_shortcut").message and "100% of its clips" in check.in_words(result)
+    assert result.could_train and result.used == 60 and kinds(result) <= {"shape_shortcut", "duration_shortcut"}
 
 
 # From records
@@ -180,12 +172,12 @@ def made(labels, width=lambda n: 64, seconds=lambda n: 4.0, problem=lambda n: ""
         Record(f"/x/{item.path}", 1000 + n, 1, problem(n), "mp4", "h264", width(n), 48, 100, 25.0, seconds(n))
         for n, item in enumerate(items)
     ]
-    return Listing(Path("/x"), items, (), 0, False, "one folder per class"), found
+    return Listing(Path("/x"), items, (), 0, False, Kind(CLASS_FOLDERS)), found
 
 
-def judged(labels, skipped=(), kind="one folder per class", **how):
+def judged(labels, skipped=(), kind=CLASS_FOLDERS, **how):
     given, found = made(labels, **how)
-    return check.check(replace(given, skipped=tuple(skipped), kind=kind), found, {})
+    return check.check(replace(given, skipped=tuple(skipped), kind=Kind(kind)), found, {})
 
 
 def test_sizes_of_classes():
@@ -201,13 +193,21 @@ def test_sizes_of_classes():
         ("aaabbb", {}, ""),
         ("", {}, "no video that can be used"),
         ("aaabbb", {"problem": lambda n: "is empty"}, "no video that can be used"),
-        ("aaaa", {}, "one class, 'a'"),
+        ("aaaa", {}, "has one class, 'a'"),
         ("aaaaabbbbb", {"problem": lambda n: "is empty" if n in (0, 5) else ""}, ""),  # 20 % is not over it
-        ("aaaaabbbbb", {"problem": lambda n: "is empty" if n in (0, 1, 5) else ""}, "3 of 10 videos cannot be used"),
-        ("aaaaaaaab", {"problem": lambda n: "is empty" if n == 8 else ""}, "left of class 'b'"),
+        (
+            "aaaaabbbbb",
+            {"problem": lambda n: "is empty" if n in (0, 1, 5) else ""},
+            "3 of 10 videos in /x cannot be used",
+        ),
+        (
+            "aaaaaaaab",
+            {"problem": lambda n: "is empty" if n == 8 else ""},
+            "class 'b' of /x has 1 video, and none can be used (b/8.mp4: is empty)",
+        ),
         (
             "aaabbb",
-            {"skipped": [Skipped(f"{n}.mp4", NOT_FOUND, "is not there") for n in range(99)], "kind": "a Kinetics list"},
+            {"skipped": [Skipped(f"{n}.mp4", NOT_FOUND, "is not there") for n in range(99)], "kind": KINETICS},
             "",
         ),
         ("aaabbb", {"skipped": [Skipped(f"{n}.mp4", OUTSIDE, "lies outside") for n in range(2)]}, "2 of 8 videos"),
@@ -217,7 +217,7 @@ def test_whether_training_could_start(labels, how, words):
     result = judged(labels, **how)
     assert words in result.reason and result.could_train == (not words)
     last = check.in_words(result).splitlines()[-1]
-    assert last == (f"training could not start: {result.reason}" if words else "training could start")
+    assert last == (f"not ready: {result.reason}" if words else "ready to train")
     assert result.files == result.used + len(result.skipped)
 
 
@@ -243,8 +243,8 @@ def test_one_number_that_tells_one_class_is_found(kind, seed):
     else:
         lengths[mine] *= 6
     result = judged(LABELS, width=lambda n: int(widths[n]), seconds=lambda n: float(lengths[n]))
-    message = finding(result, f"{kind} gives the class away").message
-    assert f"tells '{summary}'" in message and "(guessing: 20%)" in message
+    message = finding(result, f"{kind}_shortcut").message
+    assert f"class '{summary}' can be predicted from " in message and "(chance: 20%)" in message
 
 
 def test_numbers_that_tell_nothing_give_few_alarms(seed):
@@ -252,11 +252,11 @@ def test_numbers_that_tell_nothing_give_few_alarms(seed):
     rng, alarms = np.random.default_rng(seed), 0
     for _ in range(15):
         shapes = rng.choice([1.0, 4 / 3, 16 / 9], 60, p=rng.dirichlet(np.ones(3)))
-        alarms += check.leak(shapes, LABELS, [""] * 60) is not None
-        alarms += check.leak(rng.lognormal(1.5, 0.4, 60), LABELS, [""] * 60) is not None
+        alarms += check.find_shortcut(shapes, LABELS, [""] * 60) is not None
+        alarms += check.find_shortcut(rng.lognormal(1.5, 0.4, 60), LABELS, [""] * 60) is not None
     assert alarms < 6
-    assert check.leak([1.5] * 60, LABELS, [""] * 60) is None
-    assert check.leak([1.5, 2.5] * 2, list("aabb"), [""] * 4) is None  # too few to tell
+    assert check.find_shortcut([1.5] * 60, LABELS, [""] * 60) is None
+    assert check.find_shortcut([1.5, 2.5] * 2, list("aabb"), [""] * 4) is None  # too few to tell
 
 
 def test_recordings_count_as_one_and_not_as_many(seed):
@@ -265,16 +265,16 @@ def test_recordings_count_as_one_and_not_as_many(seed):
     groups = [f"{c}{n // 30}" for c in "ab" for n in range(60)]
     shapes = {"a0": 1.0, "a1": 1.3, "b0": 1.6, "b1": 1.9}
     values = [shapes[g] for g in groups]
-    assert check.leak(values, labels, groups) is None
-    assert check.leak(values, labels, [""] * 120).found == 1.0  # the negative control
+    assert check.find_shortcut(values, labels, groups) is None
+    assert check.find_shortcut(values, labels, [""] * 120).recall == 1.0  # the negative control
 
 
 def test_a_leak_within_each_recording_is_found_with_groups_too(seed):
     rng = np.random.default_rng(seed)
     groups = [f"g{n}" for _ in "abcde" for n in range(12)]
     values = np.where(np.array(LABELS) == "c", 0.7, 1.4) + rng.uniform(0, 0.3, 60)
-    found = check.leak(values, LABELS, groups)
-    assert found.label == "c" and found.found > 0.9 and found.p <= check.SURE
+    found = check.find_shortcut(values, LABELS, groups)
+    assert found.label == "c" and found.recall > 0.9 and found.p <= check.SURE
 
 
 def test_many_clips_are_sampled(seed):
@@ -282,6 +282,4 @@ def test_many_clips_are_sampled(seed):
     labels = [f"class {n % 40}" for n in range(8000)]
     x, y, names, _ = check._independent(rng.random(8000), labels, [""] * 8000, rng)
     assert len(x) == len(y) == check.MOST_ROWS and len(names) == 40
-    assert kinds(judged(["a"] * 4000 + ["b"] * 4000, width=lambda n: 64 + 16 * (n >= 4000))) == {
-        "shape gives the class away"
-    }
+    assert kinds(judged(["a"] * 4000 + ["b"] * 4000, width=lambda n: 64 + 16 * (n >= 4000))) == {"shape_shortcut"}

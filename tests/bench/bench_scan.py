@@ -6,7 +6,7 @@
 Makes that many tiny videos in SCRATCH/videos (ten classes; the same mp4 with another `free` box at its end, so that no two
 files have the same bytes), then runs `listing.read`, `records.examine` and `check.check` in a process of its own: cold
 (nothing is remembered) and warm, each with its peak memory, workers included. SCRATCH is for you to delete.
-`--leaks`: how often `check.leak` warns of that many random folders, and finds what a tenth as many give away; no files.
+`--leaks`: how often `check.find_shortcut` warns of that many random folders, and finds what a tenth as many give away; no files.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def alarms(count, classes, each, recordings="none"):
         if group is not None:  # clips of a recording have one shape and much the same length
             aspects, seconds = aspects[group], seconds[group] * rng.lognormal(0, 0.1, len(group))
         groups = [""] * len(labels) if group is None else [f"g{g}" for g in group]
-        warned += any(check.leak(values, labels, groups, seed) for values in (aspects, seconds))
+        warned += any(check.find_shortcut(values, labels, groups, seed) for values in (aspects, seconds))
     return warned
 
 
@@ -107,7 +107,7 @@ def findings(count, classes, each, kind):
             "so have 9 in 10 of its clips": np.where(own & (rng.random(len(labels)) < 0.9), 1.19, aspects),
             "one class is three times as long": rng.lognormal(1.5, 0.4, len(labels)) * np.where(own, 3, 1),
         }[kind]
-        found = check.leak(values, labels, [""] * len(labels), seed)
+        found = check.find_shortcut(values, labels, [""] * len(labels), seed)
         right += found is not None and found.label == "0"
     return right
 

@@ -15,8 +15,9 @@ import pytest
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.core.skipped import Skipped
 from nlzoo.core.text import as_text, printable
-from nlzoo.videos import listing
-from nlzoo.videos.listing import Item
+from nlzoo.videos import list_rows, listing
+from nlzoo.videos.items import Item, Kind, Listing
+from nlzoo.videos.tree import walk
 
 RAW = os.fsdecode(b"caf\xe9 \xff.mp4")  # no UTF-8
 NASTY = [
@@ -299,14 +300,14 @@ SHAPES = {
         of(f"path,label\na.mp4,{'x' * 1001}\n", "a.mp4"),
         (VideoError, "line 2: a label of over 1000"),
     ),
-    "semicolons for commas": (of("path;label\na.mp4;x\n", "a.mp4"), (VideoError, "line 1: 'path;label' is neither")),
+    "semicolons for commas": (of('path;label\na.mp4;x\nb.mp4;"y;z"\n', "a.mp4", "b.mp4"), ["a.mp4=x", "b.mp4=y;z"]),
     "columns of other names": (
         of("clip,activity\na.mp4,x\n", "a.mp4"),
         (VideoError, "line 1: 'clip' is neither a video nor a header"),
     ),
     "no column of labels": (
         of("path,length\na.mp4,3\n", "a.mp4"),
-        (VideoError, "no column is called label; there are path, length"),
+        (VideoError, "no column is called label; there are 'path', 'length'"),
     ),
     "two columns of labels": (
         of("path,label,label\na.mp4,3,4\n", "a.mp4"),
@@ -355,7 +356,7 @@ SHAPES = {
     ),
     "two lists for training": (
         lambda r: lists(r, {"train.csv": "a.mp4,x\n", "train.txt": "a.mp4,x\n", "val.csv": "a.mp4,x\n"}),
-        (VideoError, "has 2 lists for train: train.csv, train.txt"),
+        (VideoError, "has 2 lists for train: 'train.csv', 'train.txt'"),
     ),
     "a video for training and validation": (
         lambda r: lists(put(r, "a.mp4", "b.mp4"), {"train.csv": "a.mp4,x\nb.mp4,y\n", "val.csv": "a.mp4,x\n"}),
@@ -363,7 +364,7 @@ SHAPES = {
     ),
     "lists and class folders": (
         lambda r: lists(put(r, "a/1.mp4", "b/1.mp4"), {"train.csv": "a/1.mp4 0\n", "val.csv": "b/1.mp4 1\n"}),
-        (VideoError, "both class folders (a, b) and lists (train.csv and val.csv)"),
+        (VideoError, "both class folders ('a', 'b') and lists (train.csv and val.csv)"),
     ),
     "a Kinetics list": (
         lambda r: text(
@@ -436,7 +437,9 @@ def test_each_shape(name, tmp_path, work):
     expected = [e.replace("WORK", str(work)).replace("ROOT", str(root)) for e in expected]
     assert sorted(map(summary, found.items)) == sorted(e for e in expected if e[0] != "!")
     assert [f"!{s.path}" for s in found.skipped if s.reason] == [e for e in expected if e[0] == "!"]
-    assert found.kind and found.items == tuple(sorted(found.items, key=lambda i: (i.path, i.start or 0, i.end or 1e9)))
+    assert str(found.kind) and found.items == tuple(
+        sorted(found.items, key=lambda i: (i.path, i.start or 0, i.end or 1e9))
+    )
     assert all((found.root / i.path).exists() for i in found.items)
 
 
@@ -480,7 +483,7 @@ def test_a_part_of_the_classes(tmp_path, work):
     many = text(tmp_path, "many.csv", "path,label\n1.mp4,a;b\n2.mp4,c\n", "1.mp4", "2.mp4")
     assert [summary(i) for i in listing.read(many, ("b",)).items] == ["1.mp4=b", "2.mp4="]
     for source in (folder, one, many):
-        with pytest.raises(UsageError, match=r"has no class 'z\\x1b'; it has a, b"):
+        with pytest.raises(UsageError, match=r"has no class 'z\\x1b'; it has 'a', 'b'"):
             listing.read(source, ("a", "z\x1b"))
 
 
@@ -527,11 +530,11 @@ def test_what_is_written_reads_back_the_same(tmp_path, work, seed, multi_label):
                     rng.random() * 100,
                 )
             )
-    used = listing.Listing(tmp_path, tuple(items), (), 0, multi_label, "")
+    used = Listing(tmp_path, tuple(items), (), 0, multi_label, Kind("own"))
     listing.write(used, tmp_path / "manifest.csv")
     found = listing.read(tmp_path / "manifest.csv")
     assert set(found.items) == set(items) and len(found.items) == len(items)
-    assert found.multi_label == multi_label and not found.skipped and found.kind == "nlzoo's list"
+    assert found.multi_label == multi_label and not found.skipped and found.kind.code == "own"
     listing.write(items, tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "manifest.csv").read_bytes() or multi_label
     assert not list(tmp_path.glob(".*.part"))
@@ -576,7 +579,8 @@ def test_every_file_of_a_random_tree_is_one_of_used_skipped_and_ignored(tmp_path
         used, skipped = [i.path for i in found.items], [s.path for s in found.skipped]
         assert len(used) == len(set(used)) and len(skipped) == len(set(skipped))
         assert {"used": set(used), "skipped": set(skipped), "ignored": found.ignored} == expected
-        assert listing.walk(root) == (sorted(used + skipped), found.ignored)
+        tree = walk(root)
+        assert (tree.videos, tree.others.total()) == (sorted(used + skipped), found.ignored)
 
 
 def reachable(root):
@@ -606,7 +610,7 @@ def test_random_links_give_each_real_file_once(tmp_path, seed):
         for n in range(rng.randint(1, 12)):
             target = base / rng.choice(folders) / rng.choice(["", "", "0.mp4", f"link{rng.randrange(12)}"])
             (base / rng.choice(folders) / f"link{n}{rng.choice(['', '.mp4'])}").symlink_to(target)
-        paths, _ = listing.walk(base / "in")
+        paths = walk(base / "in").videos
         real = [os.path.realpath(base / "in" / p) for p in paths]
         assert len(real) == len(set(real)) and set(real) == reachable(base / "in")
         inside = os.path.realpath(base / "in") + "/"
@@ -618,7 +622,7 @@ def test_random_links_give_each_real_file_once(tmp_path, seed):
 def test_a_search_without_our_care_goes_round_in_circles(tmp_path):
     root = put(tmp_path / "videos", *(f"dog/{n}.mp4" for n in range(11)))
     (root / "dog/up").symlink_to(root)
-    assert len(listing.walk(root)[0]) == 11 < sum(len(files) for _, _, files in os.walk(root, followlinks=True))
+    assert len(walk(root).videos) == 11 < sum(len(files) for _, _, files in os.walk(root, followlinks=True))
 
 
 def test_hard_links_are_files(tmp_path):
@@ -698,7 +702,7 @@ def test_any_bytes_are_a_listing_or_a_sentence(tmp_path, work, seed):
         "here.mp4 1 2\nsub/w.mp4 0\n",
         CHARADES,
         KINETICS + "x,here,0,10,train,0\n",
-        ",".join(listing.COLUMNS) + "\nhere.mp4,a\\;,g,val,0.5,,10,2.5\n",
+        ",".join(list_rows.COLUMNS) + "\nhere.mp4,a\\;,g,val,0.5,,10,2.5\n",
     ]
     used = 0
     for _ in range(1000):

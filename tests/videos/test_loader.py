@@ -138,7 +138,7 @@ def test_what_is_gone_from_a_kinetics_list_stops_nothing(tree):
     )
     found = scanning.scan(root / "list.csv")
     assert [i.path for i in found.items] == ["x/abc_000010_000020.mp4", "y/def_000001_000011.mp4"]
-    assert len(found.skipped) == 30 and all(s.code == listing.NOT_FOUND for s in found.skipped)
+    assert len(found.skipped) == 30 and all(s.code == "not_found" for s in found.skipped)
 
 
 def test_labels_that_are_left_out(tree):

@@ -8,14 +8,15 @@ from sklearn.model_selection import train_test_split
 
 from nlzoo.core.errors import NlzooError, UsageError, VideoError
 from nlzoo.videos import splits
-from nlzoo.videos.listing import Item
+from nlzoo.videos.items import Item
+from nlzoo.videos.splits import Rule
 
 NAMES = {  # how clips of recording r are called, and what must keep them together
-    "v_{c}_g{r:02}_c{n:02}": "gNN in the name",
-    "yt{r}abc_{n:06}_{m:06}": "the name before the times",
-    "day{r}/{n}x{m}": "sub-folder",
-    "{n}_{r}_{c}": "part 2 of the name",
-    "tape{c}x{r}x{n}": "the name without its last number",
+    "v_{c}_g{r:02}_c{n:02}": Rule("ucf"),
+    "yt{r}abc_{n:06}_{m:06}": Rule("times"),
+    "day{r}/{n}x{m}": Rule("folder"),
+    "{n}_{r}_{c}": Rule("field", 2),
+    "tape{c}x{r}x{n}": Rule("stem"),
 }
 
 
@@ -108,31 +109,32 @@ def test_the_column_group_counts_and_parts_of_one_file_stay_together():
     ]
     grouped, rule = splits.grouped(items, 0, lambda paths: {})
     groups = [i.group for i in grouped]
-    assert rule == "the column group" and groups[0] == groups[1] and groups[2] == groups[3] and len(set(groups)) == 4
+    assert rule == Rule("column") and groups[0] == groups[1] and groups[2] == groups[3] and len(set(groups)) == 4
 
 
 def test_every_class_is_on_both_sides_and_seeds_differ():
     items = named(*range(8), labels="uvw")
-    results = [splits.split(items, "0.25", s, "x")[0] for s in range(5)]
+    results = [splits.split(items, "0.25", s, Rule("video"))[0] for s in range(5)]
     for result in results:
         for part in (splits.TRAIN, splits.VAL):
             assert {i.labels for i in result if i.split == part} == {("u",), ("v",), ("w",)}
         assert sum(i.split == splits.VAL for i in result) == 6
     assert len({tuple(i.split for i in r) for r in results}) > 1
-    assert splits.split(items, "0.25", 3, "x") == splits.split(items, "0.25", 3, "x")
+    assert splits.split(items, "0.25", 3, Rule("video")) == splits.split(items, "0.25", 3, Rule("video"))
 
 
 def test_folds_share_the_groups_out(seed):
     items = named(*range(11), labels="uvw")
     held = [
-        {i.group for i in splits.split(items, f"{k}/5", seed, "x")[0] if i.split == splits.VAL} for k in range(1, 6)
+        {i.group for i in splits.split(items, f"{k}/5", seed, Rule("video"))[0] if i.split == splits.VAL}
+        for k in range(1, 6)
     ]
     assert sorted(g for h in held for g in h) == sorted({i.group for i in items})
 
 
 def test_named_groups_and_bad_val():
     items = named(0, 1, 2, 3)
-    assert {i.group for i in splits.split(items, "1,3", 0, "x")[0] if i.split == splits.VAL} == {"1", "3"}
+    assert {i.group for i in splits.split(items, "1,3", 0, Rule("video"))[0] if i.split == splits.VAL} == {"1", "3"}
     for val, words in (
         ("9,1", "no group '9'"),
         ("0", "no share"),
@@ -144,11 +146,11 @@ def test_named_groups_and_bad_val():
         if val == "0":
             continue  # the name of a group here
         with pytest.raises(UsageError, match=words):
-            splits.split(items, val, 0, "x")
-    with pytest.raises(VideoError, match="no training clip"):
-        splits.split(items, "0,1,2,3", 0, "x")
+            splits.split(items, val, 0, Rule("video"))
+    with pytest.raises(VideoError, match="no clip is left to train on: all are for validation"):
+        splits.split(items, "0,1,2,3", 0, Rule("video"))
     with pytest.raises(VideoError, match="one recording"):
-        splits.split(named(7), "0.3", 0, "x")
+        splits.split(named(7), "0.3", 0, Rule("video"))
 
 
 def test_what_is_given_is_kept_and_tests_are_left_out():
@@ -156,10 +158,10 @@ def test_what_is_given_is_kept_and_tests_are_left_out():
         Item("a", ("u",), split="train"),
         Item("b", ("v",)),
         Item("c", ("u",), split="val"),
-        Item("d", ("w",), split="test"),
+        Item("d", ("v",), split="test"),
     ]
-    result, by = splits.split(items, "0.5", 0, "x")
-    assert [i.split for i in result] == ["train", "train", "val", "test"] and by == "as it is given"
+    result, by = splits.split(items, "0.5", 0, Rule("video"))
+    assert [i.split for i in result] == ["train", "train", "val", "test"] and by == Rule("given")
     result, _ = splits.split(
         [replace(i, split="test" if n % 4 == 0 else "") for n, i in enumerate(named(*range(8)))], "0.25", 0, "x"
     )
@@ -169,7 +171,7 @@ def test_what_is_given_is_kept_and_tests_are_left_out():
 def test_several_labels_are_all_balanced(seed):
     rng = random.Random(seed)
     items = [Item(f"{n}.mp4", tuple(sorted(rng.sample("abcde", rng.randint(0, 3)))), group=str(n)) for n in range(80)]
-    result, _ = splits.split(items, "0.25", seed, "x")
+    result, _ = splits.split(items, "0.25", seed, Rule("video"))
     for label in "abcde":
         total, held = (
             sum(label in i.labels for i in result if i.split in parts) for parts in (("train", "val"), ("val",))

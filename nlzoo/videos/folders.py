@@ -1,0 +1,235 @@
+"""Folders as listings: class folders, `train/` beside `val/`, or lists in a folder."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..core.errors import VideoError
+from ..core.skipped import Skipped
+from ..core.text import counted, printable, quoted
+from . import items, lists, video
+from .items import SPLITS, TEST, TRAIN, VAL, Item, Kind, Listing
+from .tree import Tree, walk
+
+_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_LISTS = {".csv", ".tsv", ".txt"}
+_ARCHIVES = (".zip", ".tar", ".rar", ".7z", ".gz", ".tgz")
+_NOTES = {
+    *_LISTS,
+    "",
+    ".md",
+    ".json",
+    ".jsonl",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".html",
+    ".pdf",
+    ".py",
+    ".log",
+    ".db",
+}
+_SPLIT_WORDS = {*SPLITS, "dev", "development", "eval", "evaluation", "holdout", "heldout", "unlabeled", "unlabelled"}
+_FILLERS = {"set", "data", "dataset", "video", "videos", "clip", "clips", "split", "fold", "part", "hold", "out", "new"}
+
+
+def read(root: Path, classes: Sequence[str]) -> Listing:
+    """The videos below `root`. Raises `VideoError`, and `UsageError` for one of `classes` that is not there."""
+    tree = walk(root)
+    for folder in tree.closed:
+        if not folder.path:
+            raise VideoError(f"{printable(root)} {folder.reason}", "check its permissions")
+    layout = _layout(root, tree.videos)
+    labelled, outside = _labelled(tree.videos, layout)
+    labels = {item.labels[0] for item in labelled}
+    found = _lists_in(root)
+    if found and len(labels) < 2:
+        return lists.read(root, found, classes)
+    if found and not layout:
+        names = " and ".join(printable(file.name) for file, _ in found)
+        raise VideoError(
+            f"{printable(root)} has both class folders ({quoted(sorted(labels))}) and lists ({names})",
+            "move the lists away to use the folders, or join the lists into one with a split column and give that",
+        )
+    if not labelled:
+        raise _nothing_in(root, tree)
+    if not layout and not classes:
+        _refuse_splits_as_classes(root, labelled)
+    items.refuse_clashes(root, labels)
+    lost = _lost(tree, layout, labels)
+    chosen = items.choose(root, classes, labels | {entry.path for entry in lost})
+    if chosen:
+        labelled = [item for item in labelled if item.labels[0] in chosen]
+        lost = [entry for entry in lost if entry.path in chosen]
+    kind = Kind(items.CLASS_FOLDERS)
+    if layout:
+        kind = Kind(items.SPLIT_FOLDERS, tuple(sorted(layout, key=lambda name: list(SPLITS).index(name.lower()))))
+    return Listing(
+        root,
+        tuple(labelled),
+        tuple(sorted(tree.closed + outside)),
+        tree.others.total(),
+        False,
+        kind,
+        2 if layout else 1,
+        tuple(lost),
+    )
+
+
+def _layout(root: Path, videos: list[str]) -> dict[str, str]:
+    """Folder name → split, where the top level is `train/` with `val/` or `test/` and no other folder of videos."""
+    with os.scandir(root) as entries:
+        known = {e.name: SPLITS[e.name.lower()] for e in entries if e.name.lower() in SPLITS and e.is_dir()}
+    others = {path.partition("/")[0] for path in videos if "/" in path} - known.keys()
+    splits = set(known.values())
+    return known if TRAIN in splits and len(splits) > 1 and not others else {}
+
+
+def _labelled(videos: list[str], layout: dict[str, str]) -> tuple[list[Item], list[Skipped]]:
+    """`(items, videos outside of class folders)`."""
+    labelled, outside = [], []
+    for path in videos:
+        first, _, rest = path.partition("/")
+        split = layout.get(first, "")
+        label, inside, _ = (rest if split else path).partition("/")
+        if inside:
+            labelled.append(Item(path, (label,), split=split))
+        else:
+            outside.append(Skipped(path, items.OUTSIDE, "lies outside any class folder"))
+    return labelled, outside
+
+
+def _lists_in(root: Path) -> list[tuple[Path, str]]:
+    """`[(file, split)]` when the folder holds `train.csv` and `val.csv` (.tsv, .txt); with `test.*` where it is there."""
+    found: dict[str, list[Path]] = {}
+    with os.scandir(root) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            stem, ending = os.path.splitext(entry.name.lower())
+            if ending in _LISTS and stem in SPLITS and entry.is_file():
+                found.setdefault(SPLITS[stem], []).append(root / entry.name)
+    if TRAIN not in found or VAL not in found:
+        return []
+    for split, files in found.items():
+        if len(files) > 1:
+            names = quoted(file.name for file in files)
+            raise VideoError(f"{printable(root)} has {len(files)} lists for {split}: {names}", "keep one of them")
+    return [(found[split][0], split) for split in (TRAIN, VAL, TEST) if split in found]
+
+
+# --- what contributes nothing
+
+
+def _lost(tree: Tree, layout: dict[str, str], labels: set[str]) -> list[Skipped]:
+    """Class folders without a video of their own."""
+    folders: dict[str, list[str]] = defaultdict(list)  # label → its folders
+    for path in tree.folders | {entry.path for entry in tree.closed}:
+        parts = path.split("/")
+        if path and len(parts) == (2 if layout else 1) and (not layout or parts[0] in layout):
+            folders[parts[-1]].append(path)
+    closed = {entry.path: entry for entry in tree.closed}
+    lost = []
+    for label in sorted(folders.keys() - labels):
+        unreadable = [closed[path] for path in folders[label] if path in closed]
+        if unreadable:
+            lost.append(Skipped(label, items.CLOSED, unreadable[0].reason))
+        else:
+            endings = sum((tree.endings(path) for path in folders[label]), Counter())
+            lost.append(Skipped(label, *_no_videos(endings)))
+    return lost
+
+
+def _no_videos(endings: Counter[str]) -> tuple[str, str]:
+    """`(code, reason)` for a folder that has files of these endings, and no videos."""
+    pictures = sum(endings[ending] for ending in _PICTURES)
+    if not endings:
+        return items.EMPTY, "is an empty folder"
+    if pictures:
+        return items.PICTURES, f"has no videos, but {counted(pictures, 'picture')}"
+    if video.EXTENSIONS & endings.keys():
+        return items.NO_VIDEOS, "has only hidden files, or links to videos of other folders"
+    names = ", ".join(f"{number} {printable(ending) or 'without ending'}" for ending, number in endings.most_common(3))
+    return items.NOTES if endings.keys() <= _NOTES else items.NO_VIDEOS, f"has no videos, but other files ({names})"
+
+
+def _nothing_in(root: Path, tree: Tree) -> VideoError:
+    where, endings = printable(root), tree.endings()
+    if tree.videos:
+        first = printable(tree.videos[0])
+        return VideoError(
+            f"the videos in {where} cannot be used: no class folder is there, and they lie directly in it ({first})",
+            "move each into the sub-folder of its class, or give a list of path,label",
+        )
+    if not endings:
+        return VideoError(f"{where} is empty: it has no videos", items.EXPECTED)
+    pictures = sum(endings[ending] for ending in _PICTURES)
+    if 2 * pictures > endings.total():
+        return VideoError(f"{where} has no videos, but {counted(pictures, 'picture')}", items.FRAMES)
+    hint = f"videos end in {' '.join(sorted(video.EXTENSIONS)[:6])} …, in one sub-folder per class"
+    if endings[".csv"] + endings[".tsv"]:
+        hint = "to use a list, give its file"
+    elif any(endings[ending] for ending in _ARCHIVES):
+        hint = "unpack the archives in it first"
+    return VideoError(
+        f"{where} has no videos; {counted(endings.total(), 'other file was', 'other files were')} ignored", hint
+    )
+
+
+# --- splits that would become classes
+
+
+def _refuse_splits_as_classes(root: Path, labelled: list[Item]) -> None:
+    """Raises `VideoError` where the folders look like splits, or like anything else that the classes lie in."""
+    inside: dict[str, set[str]] = defaultdict(
+        set
+    )  # top folder → its sub-folders with videos; "" for videos directly in it
+    for item in labelled:
+        folder, *below = item.path.split("/")[:-1]
+        inside[folder].add(below[0] if below else "")
+    nested = {folder for folder, below in inside.items() if len(below) > 1 and "" not in below}
+    splits = sorted(filter(_named_like_split, inside))
+    where, hint = printable(root), "if they are the classes, name them with --classes"
+    if len(inside) == 1 and nested:
+        (folder,) = inside
+        raise VideoError(
+            f"{where} has one folder, {quoted([folder])}, which holds {quoted(sorted(inside[folder]))}: no two classes",
+            f"if these are the classes, give {printable(root / folder)}",
+        )
+    if len(splits) > 1 or _holds_classes(splits, inside, nested):
+        others = sorted(inside.keys() - splits)
+        unknown = [name for name in splits if name.lower() not in SPLITS]
+        advice = [f"rename {quoted(unknown)} to train, val or test"] if unknown else []
+        advice += [f"move {quoted(others)} away, or name it train, val or test"] if others else []
+        advice += ["put train/ beside val/ or test/, each with a folder per class"] if not advice else []
+        also = f", beside {quoted(others)}" if others else ""
+        raise VideoError(
+            f"{where} has folders that are named like splits, not classes: {quoted(splits)}{also}",
+            f"{'; '.join(advice)}; {hint}",
+        )
+    same = len({frozenset(below) for below in inside.values()}) == 1 and nested == inside.keys()
+    names = sorted(inside[next(iter(inside))])
+    if same and not any(re.search(r"\d", name) for name in names):  # numbered folders are recordings
+        raise VideoError(
+            f"all folders of {where}, {quoted(sorted(inside))}, hold the same sub-folders, {quoted(names)}, "
+            "which look like the classes",
+            f"name the folders train, val and test, or put the classes first; {hint}",
+        )
+
+
+def _holds_classes(splits: list[str], inside: dict[str, set[str]], nested: set[str]) -> bool:
+    """Whether the only folder that is named like a split holds folders, and the others the same ones or videos."""
+    if len(splits) != 1 or splits[0] not in nested:
+        return False
+    others = [below for folder, below in inside.items() if folder != splits[0]]
+    return any(below == {""} or below & inside[splits[0]] for below in others)
+
+
+def _named_like_split(name: str) -> bool:
+    """Such as dev, train_set, Validation2, fold1; not test drive."""
+    if re.fullmatch(r"(fold|split|part|set|subset)[\W_]*\d+", name.lower()):
+        return True
+    words = [word.removesuffix("set") for word in re.findall(r"[^\W\d_]+", name.lower())]
+    words = [word for word in words if word and word not in _FILLERS]
+    return bool(words) and all(word in _SPLIT_WORDS for word in words)

@@ -1,0 +1,368 @@
+"""The rows of a list, whatever of the field's formats it is in. Files that it names are not looked at here."""
+
+import csv
+import io
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ..core.errors import VideoError
+from ..core.text import counted, printable, quoted
+from . import video
+from .items import CHARADES, EXPECTED, FRAMES, HEADER, KINETICS, OWN, PLAIN, SPACED, SPLITS, Item, ends_like_video
+
+COLUMNS = ("path", "label", "group", "split", "start", "end", "frames", "seconds")  # of the lists that nlzoo writes
+MAX_BYTES = 512 * 2**20  # of a list
+MAX_LABEL = 1000  # characters, as in spec.ModelSpec
+_HEAD = 2**20  # characters by which a format is recognised
+
+_ARCHIVES = {  # first bytes: where they stand
+    b"PK\3\4": 0,
+    b"\x1f\x8b": 0,
+    b"1AY&SY": 4,
+    b"\xfd7zXZ\0": 0,
+    b"\x28\xb5\x2f\xfd": 0,
+    b"7z\xbc\xaf": 0,
+    b"Rar!\x1a\x07": 0,
+    b"ustar": 257,
+}
+_SHEETS = {".xlsx", ".xlsm", ".ods", ".numbers"}  # zip files by their bytes
+_PATHS = "path video_path file_path filepath clip_path video file filename file_name video_name"
+_ALIASES = {  # column: what people call it; the first that is there counts
+    "path": _PATHS.split(),
+    "label": "label labels class class_name label_name target targets tag".split(),
+    "group": ["group"],
+    "split": ["split"],
+    "start": ["start", "start_time", "time_start"],
+    "end": ["end", "end_time", "time_end"],
+    "frames": ["frames"],
+    "seconds": ["seconds"],
+    "youtube": ["youtube_id", "video_id"],
+    "id": ["id"],
+    "actions": ["actions"],
+    "subject": ["subject"],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a list; its item's path is as it is written there."""
+
+    item: Item
+    file: Path
+    line: int
+    several: bool = False  # its labels are for a multi-label task
+    stems: tuple[str, ...] = ()  # file names without ending to look for, the best first, where no path is written
+
+
+def bad_row(file: Path, line: int, what: str, hint: str = "fix that line") -> VideoError:
+    """The error for one line of a list."""
+    return VideoError(f"{printable(file)} line {line}: {what}", hint)
+
+
+def parse(file: Path) -> tuple[str, list[Row]]:
+    """`(code of its kind, rows)` of one list. Raises `VideoError`."""
+    text = _text_of(file)
+    head = text[:_HEAD]
+    if re.match(r"\s*original_vide?o_id\s", head):
+        raise VideoError(f"{printable(file)} is SlowFast's list of pictures", FRAMES)
+    delimiter, columns = _header(file, head)
+    if columns:
+        kind, rows = _with_header(file, text, delimiter, columns)
+    else:
+        kind, rows = _without_header(file, text, head)
+    for row in rows:
+        if any(len(label) > MAX_LABEL for label in row.item.labels):
+            raise bad_row(file, row.line, f"a label of over {MAX_LABEL} characters")
+    return kind, rows
+
+
+# --- the text
+
+
+def _text_of(file: Path) -> str:
+    """The text of a list, bytes that are no UTF-8 kept as surrogates. Raises `VideoError` where it is none."""
+    source = printable(file)
+    try:
+        info = os.stat(file)
+        if not stat.S_ISREG(info.st_mode):  # opening a pipe could wait for ever
+            raise VideoError(f"{source} is not a regular file", EXPECTED)
+        if file.suffix.lower() in video.EXTENSIONS:
+            raise VideoError(f"{source} is a video, not a folder or a list of videos", EXPECTED)
+        with open(file, "rb") as opened:
+            _refuse_others(file, opened.read(300))
+            if info.st_size > MAX_BYTES:
+                raise VideoError(
+                    f"{source} has {info.st_size / 2**20:.0f} MB; a list has at most {MAX_BYTES >> 20}",
+                    "split it into several lists",
+                )
+            opened.seek(0)
+            data = opened.read()
+    except OSError as error:
+        raise VideoError(f"{source} cannot be read: {error.strerror}", "check the path and its permissions") from None
+    if b"\0" in data:
+        raise VideoError(f"{source} is a file, but no list: it holds bytes that are no text", EXPECTED)
+    text = data.decode("utf-8-sig", "surrogateescape")
+    if not text.strip():
+        raise VideoError(f"{source} is a file with nothing in it", EXPECTED)
+    return text
+
+
+def _refuse_others(file: Path, head: bytes) -> None:
+    """Raises `VideoError` for a file that is known by its first bytes and is no list."""
+    source = printable(file)
+    if any(head[at : at + len(magic)] == magic for magic, at in _ARCHIVES.items()):
+        if file.suffix.lower() in _SHEETS:
+            raise VideoError(f"{source} is a spreadsheet", "save it as CSV (UTF-8), and give that")
+        raise VideoError(f"{source} is an archive", "unpack it first, and give the folder")
+    if (head[:1] == b"\0" and head[4:8] == b"ftyp") or head[:4] == b"\x1a\x45\xdf\xa3":
+        raise VideoError(f"{source} is a video, not a folder or a list of videos", EXPECTED)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise VideoError(f"{source} is UTF-16 text", "save it as UTF-8")
+
+
+def _cells_of(text: str, delimiter: str) -> Iterator[list[str]]:
+    """Rows of CSV as far as they can be read."""
+    try:
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    except csv.Error:
+        return
+
+
+def _records(file: Path, text: str, delimiter: str, width: int, exact: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """`(line number, cells)` of every row that is not blank, `width` cells each; a header is a row like others."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=not exact)
+    line = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if len(cells) != width:
+                    what = f"{counted(len(cells), 'column')} instead of {width}"
+                    raise bad_row(file, line, what, f"put names that hold {delimiter!r} between quotes")
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        what = f"quotes that do not fit or a cell without end ({printable(str(error))})"
+        raise bad_row(file, line, what, 'a quote inside quotes is written twice: ""') from None
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """`(number, line)` of every line that is not blank."""
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        if line.strip():
+            yield number, line
+
+
+# --- lists without a header
+
+
+def _without_header(file: Path, text: str, head: str) -> tuple[str, list[Row]]:
+    fits = {delimiter: _fits(head, delimiter) for delimiter in ",\t "}
+    delimiter = max(fits, key=lambda d: fits[d])
+    if not fits[delimiter]:
+        line, first = next(_lines(text))
+        raise bad_row(
+            file,
+            line,
+            f"{quoted([first])} is neither a header nor path,label",
+            "the first line names the columns: path,label[,group,split,start,end], with commas, tabs or semicolons",
+        )
+    if delimiter == " ":
+        return SPACED, list(_spaced_rows(file, text))
+    return PLAIN, _plain_rows(file, text, delimiter)
+
+
+def _fits(head: str, delimiter: str) -> int:
+    """How well the first rows are path and label; a path that ends like a video counts most."""
+    rows = (_spaced(line) for _, line in _lines(head)) if delimiter == " " else _cells_of(head, delimiter)
+    pairs = [cells for cells in islice(rows, 200) if len(cells) == 2 and "".join(cells).strip()]
+    return sum(3 if ends_like_video(cells[0]) else 1 for cells in pairs)
+
+
+def _plain_rows(file: Path, text: str, delimiter: str) -> list[Row]:
+    """Rows of path and label."""
+    records = _records(file, text, delimiter, 2)
+    rows = [_general_row(file, line, {"path": path, "label": label}) for line, (path, label) in records]
+    first = rows[0]
+    if not ends_like_video(first.item.path) and any(ends_like_video(row.item.path) for row in rows):
+        raise bad_row(
+            file,
+            first.line,
+            f"{quoted([first.item.path])} is neither a video nor a header that is known",
+            "call the columns path and label",
+        )
+    return rows
+
+
+def _spaced(line: str) -> list[str]:
+    """`[path, numbers]` of a path that may hold spaces and whole numbers after it; or nothing.
+
+    By hand, as a pattern takes time that grows with the square of a line.
+    """
+    line = line.rstrip()
+    rest = line.rstrip("0123456789 \t")
+    ending, _, numbers = line[len(rest) :].replace("\t", " ").partition(" ")  # of a path such as x.mp4, the 4
+    return [rest + ending, numbers] if numbers and rest + ending else []
+
+
+def _spaced_rows(file: Path, text: str) -> Iterator[Row]:
+    """Rows of SlowFast's and mmaction2's lists: path and whole numbers, several for several labels."""
+    for line, row in _lines(text):
+        cells = _spaced(row)
+        if not cells:
+            what = f"{quoted([row])} does not end in the number of a class"
+            raise bad_row(file, line, what, "each line is a path, a space and a number")
+        labels = cells[1].split()
+        yield Row(Item(cells[0], tuple(sorted(set(labels)))), file, line, len(labels) > 1)
+
+
+# --- lists with a header
+
+
+def _header(file: Path, head: str) -> tuple[str, dict[str, int]]:
+    """`(delimiter, column → index)`; no columns when the first line names none."""
+    best: tuple[str, dict[str, int]] = ("", {})
+    for delimiter in ",\t;":
+        cells = next((cells for cells in _cells_of(head, delimiter) if "".join(cells).strip()), [])
+        columns = _columns(file, cells)
+        known = columns.keys() & {"path", "label", "youtube", "actions"}
+        if known and len(columns) > len(best[1]) and not any(map(ends_like_video, cells)):
+            best = (delimiter, columns)
+    return best
+
+
+def _columns(file: Path, cells: list[str]) -> dict[str, int]:
+    """Column → index."""
+    names = [re.sub(r"[\s\-]+", "_", cell.strip().lower()) for cell in cells]
+    columns = {}
+    for column, aliases in _ALIASES.items():
+        alias = next((alias for alias in aliases if alias in names), "")
+        if alias and names.count(alias) > 1:
+            raise bad_row(file, 1, f"two columns are called {alias}", "keep one of them")
+        if alias:
+            columns[column] = names.index(alias)
+    return columns
+
+
+def _with_header(file: Path, text: str, delimiter: str, columns: dict[str, int]) -> tuple[str, list[Row]]:
+    header = next(cells for cells in _cells_of(text[:_HEAD], delimiter) if "".join(cells).strip())
+    kind = _kind_of(header, columns)
+    make, needed = _FORMATS[kind]
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        what = f"no column is called {missing[0]}; there are {quoted(header)}"
+        raise bad_row(file, 1, what, "name the columns path and label")
+    records = islice(_records(file, text, delimiter, len(header), kind == OWN), 1, None)
+    rows = [make(file, line, {name: cells[at] for name, at in columns.items()}) for line, cells in records]
+    if not rows:
+        raise VideoError(f"{printable(file)} has a header and no rows", "add a row for each video")
+    return kind, rows
+
+
+def _kind_of(header: list[str], columns: dict[str, int]) -> str:
+    if {"id", "actions"} <= columns.keys():
+        return CHARADES
+    if "path" not in columns and {"youtube", "start", "end"} <= columns.keys():
+        return KINETICS
+    return OWN if tuple(header) == COLUMNS else HEADER
+
+
+def _general_row(file: Path, line: int, cells: dict[str, str]) -> Row:
+    labels = tuple(sorted({part.strip() for part in cells["label"].split(";")} - {""}))
+    start, end = _part(file, line, cells.get("start", ""), cells.get("end", ""))
+    item = Item(_path(file, line, cells), labels, cells.get("group", "").strip(), _split(file, line, cells), start, end)
+    return Row(item, file, line, ";" in cells["label"] or not labels)
+
+
+def _own_row(file: Path, line: int, cells: dict[str, str]) -> Row:
+    """A row that nlzoo wrote: nothing is stripped, and `\\;` is a semicolon inside a label."""
+    parts = re.findall(r"(?:\\.|[^\\;])+", cells["label"], re.S)
+    labels = tuple(re.sub(r"\\(.)", r"\1", part, flags=re.S) for part in parts)
+    item = Item(
+        _path(file, line, cells),
+        labels,
+        cells["group"],
+        _split(file, line, cells),
+        *_part(file, line, cells["start"], cells["end"]),
+        frames=int(_number(file, line, "frames", cells["frames"] or "0")),
+        seconds=_number(file, line, "seconds", cells["seconds"] or "0"),
+    )
+    return Row(item, file, line, [cells["label"]] != parts)
+
+
+def _kinetics_row(file: Path, line: int, cells: dict[str, str]) -> Row:
+    name, label = cells["youtube"].strip(), cells["label"].strip()
+    start, end = _part(file, line, cells["start"], cells["end"])
+    if not name or not label:
+        raise bad_row(file, line, f"no {'label' if name else 'video'} is named")
+    stems: tuple[str, ...] = (name,)
+    if start is not None and end is not None and start == int(start) and end == int(end):
+        stems = (f"{name}_{int(start):06d}_{int(end):06d}", name)
+    item = Item(f"{stems[0]}.mp4", (label,), name, _split(file, line, cells), start, end)
+    return Row(item, file, line, False, stems)
+
+
+def _charades_row(file: Path, line: int, cells: dict[str, str]) -> Row:
+    name = cells["id"].strip()
+    if not name:
+        raise bad_row(file, line, "no id")
+    labels = set()
+    for action in filter(None, map(str.strip, cells["actions"].split(";"))):
+        fields = action.split()
+        if len(fields) != 3:
+            what = f"action {quoted([action])} is not a class, a start and an end"
+            raise bad_row(file, line, what, "for example c092 11.90 21.20")
+        _number(file, line, "start", fields[1])
+        _number(file, line, "end", fields[2])
+        labels.add(fields[0])
+    item = Item(f"{name}.mp4", tuple(sorted(labels)), cells.get("subject", "").strip(), _split(file, line, cells))
+    return Row(item, file, line, True, (name,))
+
+
+_FORMATS: dict[str, tuple[Callable[[Path, int, dict[str, str]], Row], tuple[str, ...]]] = {  # maker, needed columns
+    CHARADES: (_charades_row, ()),
+    KINETICS: (_kinetics_row, ("label",)),
+    OWN: (_own_row, ("path", "label")),
+    HEADER: (_general_row, ("path", "label")),
+}
+
+
+# --- cells
+
+
+def _path(file: Path, line: int, cells: dict[str, str]) -> str:
+    if not cells["path"].strip():
+        raise bad_row(file, line, "no path is given")
+    return cells["path"]
+
+
+def _split(file: Path, line: int, cells: dict[str, str]) -> str:
+    word = cells.get("split", "").strip().lower()
+    if word and word not in SPLITS:
+        raise bad_row(file, line, f"split {quoted([word])} is none of train, val, test")
+    return SPLITS[word] if word else ""
+
+
+def _part(file: Path, line: int, start: str, end: str) -> tuple[float | None, float | None]:
+    """`(start, end)` in seconds, None where a cell is empty."""
+    first = _number(file, line, "start", start) if start.strip() else None
+    last = _number(file, line, "end", end) if end.strip() else None
+    if last is not None and last <= (first or 0.0):
+        raise bad_row(file, line, f"end {last} is not after start {first or 0.0}")
+    return first, last
+
+
+def _number(file: Path, line: int, what: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        hint = "seconds, with a point: 65.5" if what in ("start", "end") else ""
+        raise bad_row(file, line, f"{what} {quoted([cell])} is not a number from 0 up", hint)
+    return value

@@ -1,0 +1,91 @@
+"""The files below a folder, each real file once."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..core.skipped import Skipped
+from . import items, video
+
+_IGNORED_FOLDERS = {"__MACOSX", ".ipynb_checkpoints"}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What is below a folder; paths are relative to it, with "/" between parts."""
+
+    videos: list[str] = field(default_factory=list)  # sorted
+    others: Counter[tuple[str, str]] = field(default_factory=Counter)  # (folder, ending) → files that are no videos
+    folders: set[str] = field(default_factory=set)
+    closed: list[Skipped] = field(default_factory=list)  # folders that could not be read
+
+    def endings(self, folder: str = "") -> Counter[str]:
+        """How many files that are no videos have each ending, in `folder` and below it."""
+        below = f"{folder}/" if folder else ""
+        counts: Counter[str] = Counter()
+        for (where, ending), count in self.others.items():
+            if where == folder or where.startswith(below):
+                counts[ending] += count
+        return counts
+
+
+def walk(root: Path) -> Tree:
+    """What is below `root`. Links are followed, loops never; a real place goes before a link to it.
+
+    A video is a file with the ending of one. Hidden files and second links to a file count as others. Hidden folders
+    are not entered.
+    """
+    tree = Tree()
+    entered: set[str] = set()  # real paths
+    files: set[str] = set()
+
+    def add_file(path: str, real: str) -> None:
+        folder, _, name = path.rpartition("/")
+        ending = os.path.splitext(name)[1].lower()
+        if ending not in video.EXTENSIONS or _hidden(path) or real in files:
+            tree.others[folder, ending] += 1
+        else:
+            files.add(real)
+            tree.videos.append(path)
+
+    folders, links = [("", os.path.realpath(root))], []
+    while folders or links:
+        if folders:
+            path, real = folders.pop()
+            if real in entered:
+                continue
+            entered.add(real)
+            tree.folders.add(path)
+            for entry in _entries(path, real, tree.closed):
+                inside = f"{path}/{entry.name}" if path else entry.name
+                if entry.is_symlink():
+                    links.append((inside, os.path.join(real, entry.name)))
+                elif not entry.is_dir(follow_symlinks=False):
+                    add_file(inside, os.path.join(real, entry.name))
+                elif not _hidden(inside):
+                    folders.append((inside, os.path.join(real, entry.name)))
+        else:
+            for inside, link in sorted(links, reverse=True):  # the last that is put on the pile is taken first
+                target = os.path.realpath(link)
+                if not os.path.isdir(target):
+                    add_file(inside, target)
+                elif not _hidden(inside):
+                    folders.append((inside, target))
+            links.clear()
+    tree.videos.sort()
+    return tree
+
+
+def _entries(path: str, real: str, closed: list[Skipped]) -> list[os.DirEntry]:
+    try:
+        with os.scandir(real) as entries:
+            return list(entries)
+    except OSError as error:
+        closed.append(Skipped(path, items.CLOSED, f"is a folder that cannot be read: {error.strerror}"))
+        return []
+
+
+def _hidden(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.startswith(".") or name in _IGNORED_FOLDERS
