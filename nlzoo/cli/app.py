@@ -1,43 +1,137 @@
-"""The command line: one short function per command. Everything heavy is imported inside the command that needs it."""
+"""The command line: its commands in groups, and one place where every error becomes a message and an exit code.
 
+Everything heavy is imported inside the command that needs it, so that `nlzoo --help` stays quick.
+"""
+
+import difflib
 import os
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__
-from ..core.errors import NlzooError
+from ..core.errors import NlzooError, UsageError
 from . import answers, console, hub, machine, networks, training, videos
+
+CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click.ClickException, wherever this typer keeps click
+PIPE_CLOSED = 128 + signal.SIGPIPE
+
+
+class _Commands(TyperGroup):
+    """The commands; an unknown one is an error like any other of ours, with the nearest names."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], known, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the commands: {', '.join(known)}"
+            raise UsageError(f"there is no command {args[0]!r}", hint)
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="nlzoo",
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Non-local I3D networks from ImageNet ResNets, fine-tuned on your own videos.",
+    epilog="Start with: nlzoo demo, or nlzoo check VIDEOS and nlzoo finetune VIDEOS.",
 )
 
+
+def _add(panel: str, name: str, command: Callable[..., object], summary: str, *examples: str) -> None:
+    """Adds a command to a panel of `nlzoo --help`; `examples` end its own help."""
+    epilog = "\n\n".join(["Examples:", *examples])
+    app.command(name, short_help=summary, epilog=epilog, rich_help_panel=panel)(command)
+
+
 # in the order of `nlzoo --help`
-app.command()(networks.inflate)
-app.command("import")(networks.import_)
-app.command()(videos.check)
-app.command()(videos.prepare)
-app.command()(training.finetune)
-app.command("eval")(answers.eval_)
-app.command()(answers.predict)
-app.command()(training.probe)
-app.command("explain")(answers.explain_)
-app.command()(answers.report)
-app.command()(answers.serve)
-app.command("list")(networks.list_)
-app.command()(networks.info)
-app.command()(hub.push)
-app.command()(hub.pull)
-app.command()(machine.demo)
-app.command()(machine.doctor)
+_add(
+    "Networks", "inflate", networks.inflate, "Make a 3-D network from a 2-D ResNet.",
+    "nlzoo inflate resnet50 --nl 5",
+    "nlzoo inflate nl5-i3d-r50-8x8 --name mine",
+    "nlzoo inflate resnet18 --weights my2d.safetensors --nl none",
+)  # fmt: skip
+_add(
+    "Networks", "import", networks.import_, "Convert a Kinetics checkpoint of another zoo.",
+    "nlzoo import nl5-i3d-r50-8x8.authors",
+    "nlzoo import I3D_8x8_R50.pth --name kinetics",
+)  # fmt: skip
+_add(
+    "Networks", "list", networks.list_, "List models, runs and known checkpoints.",
+    "nlzoo list",
+    "nlzoo list --json",
+)  # fmt: skip
+_add(
+    "Networks", "info", networks.info, "Show a model's stages, blocks, cost and classes.",
+    "nlzoo info weights/resnet50-nl5",
+    "nlzoo info nl5-i3d-r50-8x8",
+)  # fmt: skip
+_add(
+    "Videos", "check", videos.check, "Find what is wrong with videos before training.",
+    "nlzoo check videos/",
+    "nlzoo check list.csv --deep",
+)  # fmt: skip
+_add(
+    "Videos", "prepare", videos.prepare, "Copy videos into small ones that are quick to read.",
+    "nlzoo prepare videos/ small/ --size 256",
+)  # fmt: skip
+_add(
+    "Training", "finetune", training.finetune, "Train a classifier on your videos.",
+    "nlzoo finetune videos/",
+    "nlzoo finetune videos/ --from nl5-i3d-r50-8x8.authors --recipe paper,epochs=20",
+    "nlzoo finetune videos/ --resume",
+)  # fmt: skip
+_add(
+    "Training", "probe", training.probe, "Train a linear classifier on a model's features.",
+    "nlzoo probe weights/resnet50-nl5 videos/",
+)  # fmt: skip
+_add(
+    "Results", "eval", answers.eval_, "Measure a model on labelled videos.",
+    "nlzoo eval runs/videos videos/",
+    "nlzoo eval runs/videos videos/ --control --out rows.csv",
+)  # fmt: skip
+_add(
+    "Results", "predict", answers.predict, "Classify videos.",
+    "nlzoo predict runs/videos clip.mp4",
+    "nlzoo predict runs/videos day.mp4 --every 1s --out windows.csv",
+)  # fmt: skip
+_add(
+    "Results", "explain", answers.explain_, "Show the evidence for a prediction, as pictures.",
+    "nlzoo explain runs/videos clip.mp4 --out pictures/",
+)  # fmt: skip
+_add(
+    "Results", "report", answers.report, "Write a run's figures and curves as one HTML page.",
+    "nlzoo report runs/videos",
+)  # fmt: skip
+_add(
+    "Results", "serve", answers.serve, "Start a local web demo.",
+    "nlzoo serve runs/videos --port 7860",
+)  # fmt: skip
+_add(
+    "Hub", "push", hub.push, "Publish a model to the Hugging Face Hub.",
+    "nlzoo push runs/videos --dry-run",
+    "nlzoo push runs/videos --repo alice/gestures --private",
+)  # fmt: skip
+_add(
+    "Hub", "pull", hub.pull, "Fetch a model from the Hugging Face Hub.",
+    "nlzoo pull alice/gestures",
+)  # fmt: skip
+_add(
+    "This machine", "demo", machine.demo, "Run the whole job on drawn videos, offline.",
+    "nlzoo demo",
+)  # fmt: skip
+_add(
+    "This machine", "doctor", machine.doctor, "Show what this machine can do.",
+    "nlzoo doctor",
+)  # fmt: skip
 
 
 def _version(value: bool) -> None:
@@ -51,19 +145,45 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
-):
-    pass
+) -> None:
+    """Before every command."""
+    console.tame_libraries()
+    console.status("starting …")
 
 
-def main() -> None:
-    """Runs the command line and exits: 0, or the code of the `NlzooError`, or 130 when interrupted."""
+def main() -> NoReturn:
+    """Runs the command line and exits: 0, the code of the `NlzooError`, or 130 when interrupted."""
+    console.use_json("--json" in sys.argv[1:])  # also for errors of the arguments themselves
     try:
-        app()
+        code = app(prog_name="nlzoo", standalone_mode=False)
     except NlzooError as problem:
-        console.error(problem)
-        sys.exit(problem.exit_code)
+        code = _fail(problem)
+    except CLICK_ERROR as problem:
+        code = _fail_usage(problem)
+    except typer.Abort as abort:
+        console.log("aborted")
+        code = 130 if isinstance(abort.__cause__, KeyboardInterrupt) else 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
     except BrokenPipeError:  # the reader of a pipe has gone: `nlzoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        code = PIPE_CLOSED
+    console.end_status()
+    sys.exit(code or 0)
+
+
+def _fail(problem: NlzooError) -> int:
+    console.error(problem)
+    return problem.exit_code
+
+
+def _fail_usage(problem: Any) -> int:
+    """An error of click's as one of ours."""
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        problem.show()
+        return problem.exit_code
+    near = getattr(problem, "possibilities", None)
+    message = problem.message if near else problem.format_message()
+    command = problem.ctx.command_path if problem.ctx else "nlzoo"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"{command} --help lists arguments and options"
+    return _fail(UsageError(message[:1].lower() + message[1:].rstrip("."), hint))

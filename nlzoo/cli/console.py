@@ -1,115 +1,148 @@
-"""The only printer: data on stdout, talk on stderr, `--json` as one object.
+"""The only printer: results on stdout, everything else on stderr, one JSON object on stdout with `--json`.
 
-Nothing that comes from outside (file and class names) is read as markup or as a terminal's escape code.
+Whatever is printed goes through `_print`: names of files and classes, tensor names, texts of a config from anybody and
+messages of other libraries are neither markup nor terminal codes. In a pipe no line is broken; on a terminal lines are
+broken between words only.
 """
 
+import logging
 import sys
+import textwrap
 import time
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from ..core.errors import DiskError, NlzooError
-from ..core.text import as_json, printable
+from ..core import files
+from ..core.errors import NlzooError
+from ..core.text import as_json, printable, printable_text
 
-_out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
-_err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
-_state = {"json": False, "mute": False, "log": None, "before": [], "bar": False}
+GAP = "  "  # between the columns of a table
+EARLY_LINES = 100  # kept for a log file that is opened later
+
+_out = Console(markup=False, highlight=False, emoji=False)
+_err = Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+@dataclass
+class _State:
+    """What this process prints, and where."""
+
+    json: bool = False
+    muted: bool = False
+    log_file: Path | None = None
+    early: list[str] = field(default_factory=list)  # logged before there was a file
+    bar: bool = False  # a progress bar is on the terminal
+    status: bool = False  # a status line is on the terminal
+    library_messages: set[str] = field(default_factory=set)  # already shown
+
+
+_state = _State()
+
+
+class Bar(Protocol):
+    """Updates a progress bar."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 def use_json(on: bool) -> None:
-    """From now on data is one JSON object; talk stays on stderr."""
-    _state["json"] = on
+    """From now on results are one JSON object; everything else stays on stderr."""
+    _state.json = on
 
 
 def wants_json() -> bool:
     """Whether the user asked for `--json`."""
-    return _state["json"]
+    return _state.json
 
 
 def only_errors() -> None:
-    """From now on nothing but errors: this process is not the one that talks."""
-    _state["mute"] = True
+    """From now on nothing but errors: another process prints for this one."""
+    _state.muted = True
 
 
 def log_to(file: Path | None) -> None:
-    """From now on talk goes to this file too, with the time, after what was said before. Raises `DiskError`."""
-    _state["log"] = file
+    """From now on messages go to this file too, with the time, after the earlier ones. Raises `DiskError`."""
+    _state.log_file = file
     if file:
-        _log(f"--- nlzoo {' '.join(map(printable, sys.argv[1:]))}", *_state["before"])
-    _state["before"] = []
+        _write_log(f"--- nlzoo {' '.join(map(printable, sys.argv[1:]))}", *_state.early)
+    _state.early = []
 
 
-def _log(*texts):
-    if not (file := _state["log"]):
-        _state["before"] = [*_state["before"], *texts][-100:]
-    else:
-        try:
-            with open(file, "a", encoding="utf-8") as opened:
-                opened.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n" for text in texts)
-        except OSError as error:
-            _state["log"] = None
-            raise DiskError(
-                f"{printable(file)} could not be written ({error.strerror})",
-                "free some room, or check the folder's permissions",
-            ) from error
-
-
-def log(text: str = "", style: str = "") -> None:
-    """Talk, on stderr."""
-    _log(text)
-    if not _state["mute"]:
-        _err.print(Text(text, style=style))
+def log(text: str = "") -> None:
+    """A message on stderr."""
+    _write_log(text)
+    if not _state.muted:
+        _print(_err, text)
 
 
 def warn(text: str) -> None:
     """Something that the user should know, on stderr."""
-    _log(f"warning: {text}")
-    if not _state["mute"]:
-        _err.print(Text.assemble(("warning: ", "yellow"), text))
+    _write_log(f"warning: {text}")
+    if not _state.muted:
+        _print(_err, text, "warning: ", "yellow")
 
 
 def result(value: object, text: str = "") -> None:
-    """The answer of the command, on stdout: `value` as JSON with `--json`, `text` for a person otherwise."""
-    if _state["mute"]:
+    """The command's result on stdout: `value` as JSON with `--json`, else `text`."""
+    if _state.muted:
         return
-    if _state["json"]:
+    if _state.json:
         sys.stdout.write(as_json(value) + "\n")
         sys.stdout.flush()
     elif text:
-        (_err if _state["bar"] and _out.is_terminal else _out).print(
-            Text(text)
-        )  # the bar's own console, or they would write over one another
+        # on one terminal the bar's own console prints, or they would write over one another
+        _print(_err if _state.bar and _out.is_terminal else _out, text)
 
 
-def table(columns: list[str], rows: list[list[str]]) -> None:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Rows for a person, on stdout; nothing with `--json`."""
-    if _state["json"] or _state["mute"]:
+    if _state.json or _state.muted or not rows:
         return
-    view = Table(box=None, header_style="bold", pad_edge=False)
-    for name in columns:
-        view.add_column(Text(name), overflow="fold")
-    for row in rows:
-        view.add_row(*(Text(str(cell)) for cell in row))
-    _out.print(view)
+    cells = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
+    head, *body = _table_lines(cells, _out.width if _out.is_terminal else None)
+    _print(_out, "", head, "bold")
+    for line in body:
+        _print(_out, line)
 
 
 def error(problem: NlzooError) -> None:
     """`error:` and `hint:` on stderr, or the object on stdout with `--json`."""
-    if _state["json"] and not _state["mute"]:
+    if _state.json and not _state.muted:
         result({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code})
         return
-    _err.print(Text.assemble(("error: ", "bold red"), problem.message))
+    _print(_err, problem.message, "error: ", "bold red")
     if problem.hint:
-        _err.print(Text.assemble(("hint: ", "bold"), problem.hint))
+        _print(_err, problem.hint, "hint: ", "bold")
+
+
+def status(text: str) -> None:
+    """A line on a terminal that says what is being done; the next output replaces it. Not with `--json`, nor in a pipe."""
+    if _err.is_terminal and not _state.muted and not _state.json and not _state.bar:
+        end_status()
+        _err.file.write(printable(text)[: _err.width - 1])
+        _err.file.flush()
+        _state.status = True
+
+
+def end_status() -> None:
+    """Removes the status line, if there is one."""
+    if _state.status:
+        _state.status = False
+        _err.file.write("\r\x1b[2K")
+        _err.file.flush()
 
 
 @contextmanager
-def progress(what: str):
+def progress(description: str) -> Iterator[Bar]:
     """A bar on stderr; gives `update(done, total, note="")`. On a terminal only."""
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -118,11 +151,98 @@ def progress(what: str):
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    shows = _err.is_terminal and not _state["mute"]
+    shows = _err.is_terminal and not _state.muted
+    end_status()
     with Progress(*columns, console=_err, transient=True, disable=not shows) as bar:
-        task = bar.add_task(what, total=None, note="")
-        _state["bar"] = shows
+        task = bar.add_task(printable(description), total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=printable(note))
+
+        _state.bar = shows
         try:
-            yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+            yield update
         finally:
-            _state["bar"] = False
+            _state.bar = False
+
+
+def tame_libraries() -> None:
+    """Warnings and log records of other libraries become one line each, once, that says whose it is."""
+    warnings.showwarning = _show_warning
+    handler = _LibraryHandler()
+    handler.setLevel(logging.WARNING)
+    logging.lastResort = handler  # for records that have no handler
+    logging.setLoggerClass(_LibraryLogger)
+
+
+class _LibraryLogger(logging.Logger):
+    """A logger that does not write to the terminal on its own."""
+
+    def addHandler(self, handler: logging.Handler) -> None:
+        if type(handler) is not logging.StreamHandler:
+            super().addHandler(handler)
+
+
+class _LibraryHandler(logging.StreamHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _library_message(record.name.partition(".")[0], record.getMessage())
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In the place of `warnings.showwarning`."""
+    packages = Path(filename).parts
+    after = packages.index("site-packages") + 1 if "site-packages" in packages else -1
+    _library_message(packages[after].removesuffix(".py"), str(message))
+
+
+def _library_message(library: str, text: str) -> None:
+    line = f"{library} says: {' '.join(text.split())}"
+    if line not in _state.library_messages:
+        _state.library_messages.add(line)
+        warn(line)
+
+
+def _write_log(*texts: str) -> None:
+    if not _state.log_file:
+        _state.early = [*_state.early, *texts][-EARLY_LINES:]
+        return
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    file, _state.log_file = _state.log_file, None  # an error must not be logged there again
+    files.append_text(file, "".join(f"{now}  {printable_text(text)}\n" for text in texts))
+    _state.log_file = file
+
+
+def _print(console: Console, text: str, head: str = "", style: str = "") -> None:
+    """Prints `head`, which has the style, and `text`: the only way out for what is not JSON."""
+    end_status()
+    whole = printable_text(head + text)
+    if console.is_terminal:
+        whole = "\n".join(_wrapped(line, console.width) for line in whole.split("\n"))
+    styled = Text(whole)
+    styled.stylize(style, 0, len(head))
+    console.print(styled, soft_wrap=True)  # as it is
+
+
+def _wrapped(line: str, width: int) -> str:
+    """A line broken between words, its indentation kept; a word that is longer than `width` stays whole."""
+    indent = line[: len(line) - len(line.lstrip())]
+    wrapper = textwrap.TextWrapper(
+        width, subsequent_indent=indent + "  ", break_long_words=False, break_on_hyphens=False, replace_whitespace=False
+    )
+    return wrapper.fill(line)
+
+
+def _table_lines(rows: list[list[str]], width: int | None) -> list[str]:
+    """Aligned columns; where they are wider than a terminal's `width`, the cells of a row one after another."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows)]
+    if width is None or sum(widths) + len(GAP) * (len(widths) - 1) <= width:
+        padded = [[cell + " " * (w - cell_len(cell)) for cell, w in zip(row, widths)] for row in rows]
+        return [GAP.join(row).rstrip() for row in padded]
+    return [GAP.join(filter(None, row)) for row in rows]

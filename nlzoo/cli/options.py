@@ -5,14 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import console
-
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="One JSON object on stdout instead of text.", callback=lambda v: console.use_json(v) or v
-    ),
-]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]  # `app.main` reads it
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; the GPU when there is one.")]
 Videos = Annotated[
     Path,

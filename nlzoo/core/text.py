@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable
+
+_UNUSUAL = re.compile(r"[^ -~]")  # may be invisible, or do something to a terminal
 
 
 def as_text(name: str | os.PathLike) -> str:
@@ -17,12 +20,18 @@ def as_text(name: str | os.PathLike) -> str:
 
 def printable(name: str | os.PathLike) -> str:
     """A name on one line, safe for a terminal: control, format and line-ending characters and broken bytes become escapes."""
-    return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in as_text(name))
+    return _UNUSUAL.sub(lambda match: _escape(match[0], "unicode_escape"), as_text(name))
 
 
 def printable_text(text: str) -> str:
     """The same for a text of several lines: it keeps its newlines."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def as_json(value: object, indent: int | None = None) -> str:
+    """Readable JSON, safe for a terminal: invisible characters and broken bytes as JSON's escapes. Raises `ValueError` for NaN."""
+    lines = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False).split("\n")  # none inside of a text
+    return "\n".join(_UNUSUAL.sub(lambda match: _escape(match[0], "json"), line) for line in lines)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -37,11 +46,8 @@ def quoted(names: Iterable[str], most: int = 12) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def _is_visible(character: str) -> bool:
-    return unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029"
-
-
-def as_json(value: object, indent: int | None = None) -> str:
-    """Readable JSON in UTF-8. Text that is not UTF-8 makes it ASCII: JSON's escapes give the bytes back. Raises `ValueError` for NaN."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    return text if as_text(text) == text else json.dumps(value, indent=indent, allow_nan=False)
+def _escape(character: str, notation: str) -> str:
+    """`character`, or its escape where it is a control, format, surrogate, private or line-ending one."""
+    if unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029":
+        return character
+    return json.dumps(character)[1:-1] if notation == "json" else character.encode("unicode_escape").decode()
