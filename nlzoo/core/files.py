@@ -31,7 +31,7 @@ _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # as `_hi
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def not_written(path: str | os.PathLike, error: Exception, hint: str = "") -> DiskError:
+def not_written(path: str | os.PathLike, error: BaseException, hint: str = "") -> DiskError:
     """The error for a file or folder that cannot be written; the hint depends on the reason where none is given."""
     reason = getattr(error, "strerror", None) or str(error)
     if not hint and getattr(error, "errno", None) == errno.ENOENT:
@@ -55,18 +55,20 @@ def check_writable(file: Path) -> None:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path, flush: bool = True) -> Iterator[Path]:
     """Gives a hidden path beside `file` to write to. At the end it is flushed and takes `file`'s place.
 
-    When the block raises, `file` is left as it was and the hidden one is removed. An `OSError` becomes a `DiskError`.
+    Without `flush` a power cut may leave a damaged `file`: for what its reader checks and can make again. When the block raises, `file` is left as it was and the hidden one is removed. An `OSError` becomes a `DiskError`.
     """
     file = Path(file)
     part = _hidden(file, "part")
     try:
         yield part
-        sync(part)
+        if flush:
+            sync(part)
         os.replace(part, file)
-        sync(file.parent)
+        if flush:
+            sync(file.parent)
     except OSError as error:
         raise not_written(file, error) from error
     finally:
@@ -146,16 +148,23 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
     try:
         for leftover in list(folder.iterdir()):
             match = _LEFTOVER.fullmatch(leftover.name)
-            if not match or older_than and time.time() - leftover.stat().st_mtime <= older_than:
-                continue
-            if match[2] == "old" and not folder.joinpath(match[1]).exists():
-                os.rename(leftover, folder / match[1])
-            elif leftover.is_dir():
-                discard(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+            if match:
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    _remove_leftover(leftover, match, older_than)
     except OSError as error:
         raise not_written(folder, error, "work in a folder of your own") from error
+
+
+def _remove_leftover(leftover: Path, match: re.Match[str], older_than: float) -> None:
+    successor = leftover.with_name(match[1])
+    if older_than and time.time() - leftover.stat().st_mtime <= older_than:
+        return
+    if match[2] == "old" and not successor.exists():
+        os.rename(leftover, successor)
+    elif leftover.is_dir():
+        discard(leftover)
+    else:
+        leftover.unlink()
 
 
 def current(folder: Path) -> Path:

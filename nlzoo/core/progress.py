@@ -1,4 +1,4 @@
-"""How long work says how far it is."""
+"""How long work tells how far it is, and what there is to know meanwhile."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[int, int], None]  # (done, total)
 Stages: TypeAlias = Callable[[str], AbstractContextManager[Progress]]  # names the work that begins, gives its progress
+Log: TypeAlias = Callable[[str], object]  # one sentence
 
 
 def no_progress(done: int, total: int) -> None:
@@ -16,3 +17,7 @@ def no_progress(done: int, total: int) -> None:
 def no_stages(name: str) -> Iterator[Progress]:
     """For callers that show none."""
     yield no_progress
+
+
+def no_log(text: str) -> None:
+    """For callers that show nothing."""

@@ -8,20 +8,23 @@ decord serves only files that it was measured to read right, and PyAV takes over
 Readers are opened and closed within one call and decode with one thread, so workers may fork, and scale.
 """
 
+import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import av
 import av.logging
 import numpy as np
+from av.container import InputContainer
 from av.filter import Graph
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
 
 from ..core.errors import UsageError, VideoError
 
@@ -78,35 +81,67 @@ class Probe:
     pts: np.ndarray | None = field(repr=False, compare=False)  # (frames,) int64, ascending, in stream units; or None
     keys: np.ndarray | None = field(repr=False, compare=False)  # ascending frame numbers where decoding may start
 
+    @property
+    def nbytes(self) -> int:
+        """About how many bytes of memory it takes."""
+        return 2000 + sum(array.nbytes for array in (self.pts, self.keys) if array is not None)
+
 
 class _Mismatch(Exception):
     """What came out of a decoder is not what the index says."""
+
+
+class ProbeCache:
+    """The probes that this process used last, as many as `most` bytes hold."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.clear()
+
+    def clear(self) -> None:
+        self.bytes = 0
+        self._probes: dict[tuple[str, int, int], Probe] = {}  # the one used last comes last
+
+    def get(self, path: str, size: int, mtime_ns: int, make: Callable[[str, int, int], Probe]) -> Probe:
+        """The probe of a file in this state; `make(path, size, mtime_ns)` where it is not here."""
+        key = path, size, mtime_ns
+        info = self._probes.pop(key, None)
+        if info is None:
+            info = make(*key)
+            self.bytes += info.nbytes
+        self._probes[key] = info
+        while self.bytes > self.most and len(self._probes) > 1:
+            self.bytes -= self._probes.pop(next(iter(self._probes))).nbytes
+        return info
+
+
+PROBES = ProbeCache(most=64 * 2**20)  # in every worker; an hour of video takes 900 kB
 
 
 def probe(path: str | os.PathLike) -> Probe:
     """What is in `path`; `VideoError` when it cannot be used. Remembered per process by path, size and mtime."""
     path = os.path.abspath(os.fspath(path))
     info = _regular_file(path)
-    return _probe(path, info.st_size, info.st_mtime_ns)
+    return PROBES.get(path, info.st_size, info.st_mtime_ns, probe_uncached)
 
 
 def span(info: Probe, start: float | None = None, end: float | None = None) -> tuple[int, int]:
     """`(first, count)`: the frames shown from second `start` up to, not including, second `end`; at least one.
 
-    Seconds count from the first frame; None means the beginning or the end, and an `end` past the video's is the video's.
+    Seconds count from the first frame; None means the beginning or the end. An `end` past the video's is the video's.
     Raises `VideoError` where `start` lies at or after the end of the video.
     """
-    start, end = start or 0.0, info.duration if end is None else end
+    start = start or 0.0
+    end = info.duration if end is None else end
     if start >= info.duration:
         reason = f"is {info.duration:.3f} s long, and the part begins at {start:.3f} s"
         raise VideoError(reason, "fix the list, or remove the line", info.path)
     step = info.duration / info.frames
     times = np.arange(info.frames) * step if info.pts is None else (info.pts - info.pts[0]) * info.base
-    first, last = np.searchsorted(
-        times, np.array([start, end]) - step / 1000
-    )  # a thousandth of a frame: seconds in lists are rounded
-    first = min(int(first), info.frames - 1)  # the last frame stays until the end
-    return first, max(1, int(last) - first)
+    rounding = step / 1000  # seconds in lists are rounded
+    first, last = (int(i) for i in np.searchsorted(times, [start - rounding, end - rounding]))
+    first = min(first, info.frames - 1)  # the last frame stays until the end
+    return first, max(1, last - first)
 
 
 def read_frames(
@@ -138,9 +173,9 @@ def read_frames(
 
 
 def frames(path: str | os.PathLike, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
-    """Every frame in presentation order, one at a time in memory: uint8 (H, W, 3), RGB, upright, scaled to `size` (H, W).
+    """Every frame in presentation order, one at a time in memory: uint8 (H, W, 3), RGB, upright, scaled to `size`.
 
-    The same bits as `read_frames` gives at that size. Raises `VideoError` as that does, once it comes to a damaged frame.
+    `size` is (H, W). The same bits as `read_frames` gives at that size. Raises `VideoError` at a damaged frame.
     """
     info = probe(path)
     height, width = size or (info.height, info.width)
@@ -161,21 +196,20 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 def backends() -> dict[str, str]:
     """Decoder name -> its version, and the FFmpeg libraries of PyAV."""
-    libraries = ", ".join(
-        f"{name} {'.'.join(map(str, version))}"
-        for name, version in sorted(av.library_versions.items())
-        if name in ("libavcodec", "libavformat", "libswscale")
-    )
-    found = {"pyav": f"{av.__version__} ({libraries})"}
+    libraries = []
+    for name in ("libavcodec", "libavformat", "libswscale"):
+        version = ".".join(map(str, av.library_versions[name]))
+        libraries.append(f"{name} {version}")
+    versions = {"pyav": f"{av.__version__} ({', '.join(libraries)})"}
     if decord:
-        found["decord"] = decord.__version__
-    return found
+        versions["decord"] = decord.__version__
+    return versions
 
 
 # Probing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Packet:
     """What the probe keeps of one packet, in decode order."""
 
@@ -193,6 +227,38 @@ class _First:
     height: int  # pixels as stored
     width: int
     rotation: int  # degrees clockwise: 0, 90, 180, 270
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What one pass over all packets of a file shows."""
+
+    path: str
+    container: str  # FFmpeg's name of it
+    codec: str
+    rate: float  # frames a second, as the header says
+    base: float  # seconds per unit of time
+    packets: list[_Packet]  # in decode order
+    first: _First
+    whole: bool  # to the end, without a damaged packet
+
+    @property
+    def timed(self) -> bool:
+        """Whether containers and codecs of these kinds have dependable times."""
+        return self.container in _TIMED_CONTAINERS and self.codec in _TIMED_CODECS
+
+    def is_exact(self) -> bool:
+        """Whether the packets alone tell which frames a decode of the whole file yields."""
+        if not self.timed or not self.whole:
+            return False
+        visible = [p.pts for p in self.packets if not p.discard]
+        times = {t for t in visible if t is not None}
+        return (
+            0 < len(times) == len(visible)
+            and not any(p.hidden for p in self.packets)
+            and self.packets[0].key
+            and self.first.pts == min(times)  # a stream cut inside a GOP loses its first frames
+        )
 
 
 def _regular_file(path: str) -> os.stat_result:
@@ -213,62 +279,66 @@ def _regular_file(path: str) -> os.stat_result:
     return info
 
 
-@lru_cache(maxsize=16384)
-def _probe(path: str, size: int, mtime_ns: int) -> Probe:
+def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
     """`probe`; `size` and `mtime_ns` only tell two states of a file apart."""
+    walk = _walk(path)
+    first = walk.first
+    exact = walk.is_exact()
+    times = sorted(p.pts for p in walk.packets if not p.discard and p.pts is not None) if exact else _count(path)
+    pts = _ascending(times) if walk.timed else None
+    rate, duration = _rate_and_duration(walk, len(times), pts)
+    doubt = _decord_doubt(walk, pts) if exact and pts is not None else _count_reason(walk)
+    height, width = first.height, first.width
+    if first.rotation in (90, 270):
+        height, width = width, height
+    return Probe(
+        path=path,
+        container=_TIMED_CONTAINERS.get(walk.container, walk.container.split(",")[0]),
+        codec=walk.codec,
+        width=width,
+        height=height,
+        frames=len(times),
+        fps=rate,
+        duration=duration,
+        rotation=first.rotation,
+        base=walk.base,
+        variable=pts is not None and _is_variable(pts),
+        decoder="decord" if PREFER_DECORD and not doubt else "pyav",
+        reason=doubt or "decord would give the same frames",
+        decord_right=not doubt,
+        pts=pts,
+        keys=None if pts is None else _safe_keys(walk.packets, pts),
+    )
+
+
+def _walk(path: str) -> _Walk:
+    """Reads every packet, and decodes until the first frame comes. `VideoError` where none does."""
+    packets: list[_Packet] = []
+    first, whole = None, True
     with _opened(path) as (container, stream):
         name, codec = container.format.name, stream.codec_context.name
         codec = _CODEC_OF.get(codec, codec)
-        packets, first, whole = _walk(container, stream)
-        rate, base = float(stream.average_rate or stream.guessed_rate or 25), float(stream.time_base or 1)
+        prefix = _length_prefix(stream.codec_context)
+        try:
+            for packet in _packets(container, stream):
+                if packet.size:
+                    hidden = codec == "vp8" and not bytes(packet)[0] & 0x10  # show_frame bit, RFC 6386 section 9.1
+                    packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, hidden))
+                    whole = whole and not packet.is_corrupt and _sound(packet, prefix)
+                if first is None:
+                    first = _first_frame(packet)
+        except av.error.FFmpegError:
+            whole = False
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        base = float(stream.time_base or 1)
     if name in _TIMED_CONTAINERS and _protected(path):
         raise VideoError("is encrypted", "get a copy without DRM", path)
     if first is None:
         raise _no_frames(path, packets)
-    timed = name in _TIMED_CONTAINERS and codec in _TIMED_CODECS
-    plain = timed and whole and _one_frame_each(packets, first)
-    times = sorted(p.pts for p in packets if not p.discard) if plain else _count(path)
-    frames, pts, keys = len(times), None, None
-    if timed and None not in times and all(a < b for a, b in pairwise(times)):
-        pts = np.array(times, np.int64)
-        keys = _safe_keys(packets, pts)
-    duration = frames / rate
-    if pts is not None and frames > 1:
-        step = (times[-1] - times[0]) * base / (frames - 1)
-        duration = step * frames
-        if abs(step * rate - 1) > 0.01:  # the header's rate is rounded better, but knows nothing of cuts and gaps
-            rate = 1 / step
-    doubt = _decord_doubt(path, codec, packets, first, pts) if plain else _count_reason(timed, whole)
-    decoder = "decord" if PREFER_DECORD and not doubt else "pyav"
-    variable = (
-        pts is not None and frames > 2 and int(np.ptp(np.diff(pts))) > max(1, (times[-1] - times[0]) / (frames - 1) / 2)
-    )
-    height, width = (first.width, first.height) if first.rotation in (90, 270) else (first.height, first.width)
-    return Probe(
-        path, _TIMED_CONTAINERS.get(name, name.split(",")[0]), codec, width, height, frames, rate, duration,
-        first.rotation, base, variable, decoder, doubt or "decord would give the same frames", not doubt, pts, keys,
-    )  # fmt: skip
+    return _Walk(path, name, codec, rate, base, packets, first, whole)
 
 
-def _walk(container, stream) -> tuple[list[_Packet], _First | None, bool]:
-    """Every packet, the first frame, and whether the file could be walked to its end without a damaged packet."""
-    packets, first, whole = [], None, True
-    vp8 = stream.codec_context.name in ("vp8", "libvpx")
-    prefix = _length_prefix(stream.codec_context)
-    try:
-        for packet in _packets(container, stream):
-            if packet.size:
-                hidden = vp8 and not bytes(packet)[0] & 0x10  # show_frame bit, RFC 6386 section 9.1
-                packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, hidden))
-                whole = whole and not packet.is_corrupt and _sound(packet, prefix)
-            if first is None:
-                first = _first_frame(packet)
-    except av.error.FFmpegError:
-        whole = False
-    return packets, first, whole
-
-
-def _first_frame(packet) -> _First | None:
+def _first_frame(packet: av.Packet) -> _First | None:
     try:
         for frame in packet.decode():
             return _First(frame.pts, frame.height, frame.width, -round(frame.rotation / 90) * 90 % 360)
@@ -277,13 +347,43 @@ def _first_frame(packet) -> _First | None:
     return None
 
 
-def _length_prefix(context) -> int:
+def _ascending(times: Sequence[int | None]) -> np.ndarray | None:
+    """The times as int64, where none is missing and each is later than the one before."""
+    known = [t for t in times if t is not None]
+    if len(known) < len(times) or any(a >= b for a, b in pairwise(known)):
+        return None
+    return np.array(known, np.int64)
+
+
+def _rate_and_duration(walk: _Walk, frames: int, pts: np.ndarray | None) -> tuple[float, float]:
+    """Mean frames a second, and seconds: those of the times where there are any, else those of the header."""
+    rate = walk.rate
+    if pts is None or frames < 2:
+        return rate, frames / rate
+    step = (int(pts[-1]) - int(pts[0])) * walk.base / (frames - 1)
+    if abs(step * rate - 1) > 0.01:  # the header's rate is rounded better, but knows nothing of cuts and gaps
+        rate = 1 / step
+    return rate, step * frames
+
+
+def _is_variable(pts: np.ndarray) -> bool:
+    """Whether the time from a frame to the next changes by more than half a frame."""
+    if len(pts) < 3:
+        return False
+    half = (int(pts[-1]) - int(pts[0])) / (len(pts) - 1) / 2
+    return bool(np.ptp(np.diff(pts)) > max(1, half))
+
+
+def _length_prefix(context: VideoCodecContext) -> int:
     """Bytes of the length before each NAL unit of H.264 or HEVC in mp4 and mkv; 0 for anything else."""
-    setup, at = context.extradata or b"", {"h264": 4, "hevc": 21}.get(context.name, 0)
-    return (setup[at] & 3) + 1 if at and len(setup) > at and setup[0] == 1 else 0
+    setup = context.extradata or b""
+    at = {"h264": 4, "hevc": 21}.get(context.name, 0)
+    if not at or len(setup) <= at or setup[0] != 1:
+        return 0
+    return (setup[at] & 3) + 1
 
 
-def _sound(packet, prefix: int) -> bool:
+def _sound(packet: av.Packet, prefix: int) -> bool:
     """Whether the NAL units of a packet add up to it: overwritten and zeroed blocks show here, without decoding."""
     if not prefix:
         return True
@@ -296,28 +396,17 @@ def _sound(packet, prefix: int) -> bool:
     return at == len(data)
 
 
-def _one_frame_each(packets: list[_Packet], first: _First) -> bool:
-    """Whether packets alone tell which frames a decode of the whole file yields."""
-    visible = [p.pts for p in packets if not p.discard]
-    return (
-        None not in visible
-        and len(set(visible)) == len(visible)
-        and not any(p.hidden for p in packets)
-        and packets[0].key
-        and first.pts == min(visible)  # a stream cut inside a GOP loses its first frames
-    )
-
-
 def _safe_keys(packets: list[_Packet], pts: np.ndarray) -> np.ndarray:
     """Frame numbers of key frames after which no packet brings a frame that the packets before them should have."""
     number = {int(time): i for i, time in enumerate(pts)}
-    keys, latest = [], None
+    keys = []
+    latest = -math.inf
     for packet in packets:
         if packet.pts is None:
             continue
-        if packet.key and packet.pts in number and (latest is None or packet.pts > latest):
+        if packet.key and packet.pts in number and packet.pts > latest:
             keys.append(number[packet.pts])
-        latest = packet.pts if latest is None else max(latest, packet.pts)
+        latest = max(latest, packet.pts)
     return np.array(keys, np.int64)
 
 
@@ -327,35 +416,45 @@ def _count(path: str) -> list[int | None]:
         return [frame.pts for frame in _all_frames(container, stream)]
 
 
-def _count_reason(timed: bool, whole: bool) -> str:
-    if not timed:
+def _count_reason(walk: _Walk) -> str:
+    if not walk.timed:
         return "frames had to be counted: this container or codec has no dependable times"
-    return "frames had to be counted: " + ("times are missing, repeated or cut" if whole else "the file is damaged")
+    if walk.whole:
+        return "frames had to be counted: times are missing, repeated or cut"
+    return "frames had to be counted: the file is damaged"
 
 
-def _decord_doubt(path: str, codec: str, packets: list[_Packet], first: _First, pts: np.ndarray) -> str:
+def _decord_doubt(walk: _Walk, pts: np.ndarray) -> str:
     """Why decord may read a file with dependable times wrong; empty when it does not."""
     if decord is None:
         return "decord2 is not installed"
-    if not path.isprintable():
+    if not walk.path.isprintable():
         return "a name that decord may not open"
-    if codec not in _DECORD_CODECS:
-        return f"decord does not read {codec} right"
-    if first.rotation:
+    if walk.codec not in _DECORD_CODECS:
+        return f"decord does not read {walk.codec} right"
+    if walk.first.rotation:
         return "decord scales after it rotates"
-    if min(first.height, first.width) < 16:
+    if min(walk.first.height, walk.first.width) < 16:
         return "frames too small for decord"
-    if any(p.discard for p in packets):
+    if any(p.discard for p in walk.packets):
         return "edit list: decord shows frames that were cut"
     if len(pts) > 2 and np.ptp(np.diff(pts)) > 1:
         return "variable frame rate"
-    latest_key = packets[0].pts
-    for packet in packets:
-        if packet.key:
-            latest_key = packet.pts
-        elif packet.pts < latest_key:
-            return "open GOPs: decord seeks wrong"
+    if _has_open_gop(walk.packets):
+        return "open GOPs: decord seeks wrong"
     return ""
+
+
+def _has_open_gop(packets: list[_Packet]) -> bool:
+    """Whether a frame is shown before the key frame that it comes after."""
+    latest_key = -math.inf
+    for packet in packets:
+        time = -math.inf if packet.pts is None else packet.pts
+        if packet.key:
+            latest_key = time
+        elif time < latest_key:
+            return True
+    return False
 
 
 def _protected(path: str) -> bool:
@@ -383,7 +482,7 @@ def _no_frames(path: str, packets: list[_Packet]) -> VideoError:
     )
 
 
-def _unreadable(path: str, error: Exception) -> VideoError:
+def _unreadable(path: str, error: av.error.FFmpegError) -> VideoError:
     if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of a demuxer outside the list
         return VideoError("is not a kind of video file that is read here", "convert it to mp4 (H.264)", path)
     if isinstance(error, av.error.InvalidDataError):
@@ -402,17 +501,17 @@ def check_decoder(decoder: str) -> None:
         raise UsageError("decord is not installed", "pip install decord2, or leave the choice to nlzoo")
 
 
-def _images(info: Probe, wanted: list[int], height: int, width: int, decoder: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, RGB image (height, width, 3)) for each of `wanted` (ascending, unique)."""
+def _images(info: Probe, numbers: list[int], height: int, width: int, decoder: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, RGB image (height, width, 3)) for each of `numbers` (ascending, unique)."""
     if decoder == "decord" or (decoder == "auto" and info.decoder == "decord"):
         try:
-            yield from zip(wanted, _by_decord(info, wanted, height, width), strict=True)
+            yield from zip(numbers, _by_decord(info, numbers, height, width), strict=True)
             return
         except _Mismatch as error:
             if decoder == "decord":
                 raise VideoError(f"cannot be read by decord: {error}", "omit --decoder", info.path) from None
     to_rgb = _ToRgb(height, width, info.rotation)
-    for number, frame in _frames(info, wanted):
+    for number, frame in _frames(info, numbers):
         try:
             yield number, to_rgb(frame)
         except av.error.FFmpegError as error:
@@ -420,8 +519,8 @@ def _images(info: Probe, wanted: list[int], height: int, width: int, decoder: st
             raise VideoError(reason, "encode it again", info.path) from None
 
 
-def _by_decord(info: Probe, wanted: list[int], height: int, width: int) -> np.ndarray:
-    """RGB (len(wanted), height, width, 3), the same bits as PyAV's; `_Mismatch` when decord cannot be relied on."""
+def _by_decord(info: Probe, numbers: list[int], height: int, width: int) -> np.ndarray:
+    """RGB (len(numbers), height, width, 3), the same bits as PyAV's; `_Mismatch` when decord cannot be relied on."""
     if not info.decord_right:
         raise _Mismatch(info.reason)
     size = {} if (height, width) == (info.height, info.width) else {"height": height, "width": width}
@@ -430,18 +529,18 @@ def _by_decord(info: Probe, wanted: list[int], height: int, width: int) -> np.nd
         reader = decord.VideoReader(info.path, num_threads=1, fault_tol=1e-9, **size)
         if len(reader) != info.frames:
             raise _Mismatch(f"it counts {len(reader)} frames, not {info.frames}")
-        images = reader.get_batch(wanted).asnumpy()
+        images = reader.get_batch(numbers).asnumpy()
+    except _Mismatch:
+        raise
     except Exception as error:  # of several unrelated classes; all mean: not with decord
-        if isinstance(error, _Mismatch):
-            raise
         raise _Mismatch((str(error).splitlines() or ["no reason given"])[-1]) from None
-    if images.shape != (len(wanted), height, width, 3):
+    if images.shape != (len(numbers), height, width, 3):
         raise _Mismatch(f"frames of {images.shape[2]}x{images.shape[1]} pixels, not {width}x{height}")
     return images
 
 
 @contextmanager
-def _opened(path: str, strict: bool = False):
+def _opened(path: str, strict: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
     """(container, video stream) of a file, single-threaded and within the size limits; closed at the end.
 
     `strict` decoding raises on damage that the decoder would otherwise paint over.
@@ -459,10 +558,10 @@ def _opened(path: str, strict: bool = False):
         yield container, stream
 
 
-def _video_stream(container, path: str):
+def _video_stream(container: InputContainer, path: str) -> VideoStream:
     """The stream that FFmpeg would play; refused when there is none or its frames are too large to decode."""
     stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:  # the cover of a song
         raise VideoError("has no video track", "remove it from the folder", path)
     context = stream.codec_context
     if context is None:
@@ -477,7 +576,7 @@ def _video_stream(container, path: str):
     return stream
 
 
-def _packets(container, stream) -> Iterator[av.Packet]:
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
     """The packets of a stream, and an empty one at the end that makes the decoder give what it holds back."""
     try:
         yield from container.demux(stream)
@@ -485,7 +584,7 @@ def _packets(container, stream) -> Iterator[av.Packet]:
         pass  # PyAV trips at the end over other streams that came late, as in damaged transport streams
 
 
-def _all_frames(container, stream) -> Iterator[av.VideoFrame]:
+def _all_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     """Every frame from the start, past packets that cannot be decoded."""
     packets = _packets(container, stream)
     while True:
@@ -502,88 +601,118 @@ def _all_frames(container, stream) -> Iterator[av.VideoFrame]:
         yield from frames
 
 
-def _frames(info: Probe, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) for each of `wanted` (ascending, unique)."""
+def _frames(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) for each of `numbers` (ascending, unique)."""
     done = 0
-    if info.pts is not None:
+    if info.pts is not None and info.keys is not None:
         try:
-            for item in _by_seeking(info, wanted):
-                yield item
+            for pair in _by_seeking(info.path, _Index(info.pts, info.keys), numbers):
+                yield pair
                 done += 1
             return
         except (_Mismatch, av.error.FFmpegError):
             pass  # walking comes to the same frames, or says what is damaged
-    yield from _by_walking(info, wanted[done:])
+    yield from _by_walking(info, numbers[done:])
 
 
-def _by_seeking(info: Probe, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+@dataclass(frozen=True)
+class _Index:
+    """The times of all frames, and the numbers of those where decoding may start; both ascend."""
+
+    pts: np.ndarray
+    keys: np.ndarray
+
+    def number(self, pts: int | None) -> int:
+        """Frame number of a presentation time."""
+        number = int(np.searchsorted(self.pts, -1 if pts is None else pts))
+        if pts is None or number >= len(self.pts) or self.pts[number] != pts:
+            raise _Mismatch("a time that is not in the index")
+        return number
+
+    def key_before(self, number: int) -> int:
+        """The last frame up to `number` where decoding may start."""
+        before = int(np.searchsorted(self.keys, number, "right"))
+        return int(self.keys[before - 1]) if before else 0
+
+
+def _by_seeking(path: str, index: _Index, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """`_frames` with jumps over what is not needed; `_Mismatch` where a frame does not come out as indexed.
 
     Strict, because what a decoder paints over damage depends on what it decoded before: walking gives that the same
     every time.
     """
-    times = {int(info.pts[number]) for number in wanted}
-    with _opened(info.path, strict=True) as (container, stream):
-        position, run = 0, _run(info, container, stream, times, None)
-        for number in wanted:
-            before = int(np.searchsorted(info.keys, number, "right"))
-            key = int(info.keys[before - 1]) if before else 0
+    times = {int(index.pts[number]) for number in numbers}
+    with _opened(path, strict=True) as (container, stream):
+        position, run = 0, _run(index, container, stream, times, None)
+        for number in numbers:
+            key = index.key_before(number)
             if key > position + _JUMP:
-                container.seek(int(info.pts[key]), stream=stream)
-                run = _run(info, container, stream, times, key)
-            position, frame = next((item for item in run if item[0] >= number), (info.frames, None))
-            if position != number:
+                container.seek(int(index.pts[key]), stream=stream)
+                run = _run(index, container, stream, times, key)
+            position, frame = next((pair for pair in run if pair[0] >= number), (-1, None))
+            if position != number or frame is None:
                 raise _Mismatch(f"frame {number} is missing")
             yield number, frame
             position += 1
 
 
-def _run(info: Probe, container, stream, times: set[int], key: int | None) -> Iterator[tuple[int, av.VideoFrame]]:
+def _run(
+    index: _Index, container: InputContainer, stream: VideoStream, times: set[int], key: int | None
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, frame), ascending, from where the container stands: the start, or a key frame up to `key`.
 
     Frames outside `times` may be missing.
     """
-    start, last = (0, -1) if key is None else (None, None)
+    packets = _packets(container, stream)
+    start = 0
+    if key is not None:
+        packet = next(packets, None)
+        start = index.number(packet.pts if packet else None)
+        if packet is None or not packet.is_keyframe or start > key or start not in index.keys:
+            raise _Mismatch("the seek went astray")
+        packets = chain([packet], packets)
+    begin = int(index.pts[start])
+    last = start - 1
     sure = key is None  # else not before the decoder agrees that it stands on a key frame: file headers have lied
+    for frame in _decoded(packets, stream, times, begin if start else None):
+        if not sure and frame.pts is not None and frame.pts < begin:
+            continue  # open GOP: shown before the key frame, predicted from what came before it
+        number = index.number(frame.pts)
+        expected = number > last if sure else number == start and frame.key_frame
+        if frame.is_corrupt or not expected:
+            raise _Mismatch("frames come out of order")
+        sure, last = True, number
+        yield number, frame
+
+
+def _decoded(
+    packets: Iterable[av.Packet], stream: VideoStream, times: set[int], begin: int | None
+) -> Iterator[av.VideoFrame]:
+    """The frames of `packets`; those outside `times` are left out where no other frame needs them.
+
+    Packets of an open GOP, from before time `begin`, may be undecodable.
+    """
     skippable = stream.codec_context.name == "h264"  # the one codec where "not a reference" is strict
-    for packet in _packets(container, stream):
-        if start is None:
-            start = _number(info, packet.pts)
-            if not packet.is_keyframe or start > key or start not in info.keys:
-                raise _Mismatch("the seek went astray")
-            last = start - 1
-        if skippable:  # frames that no other is predicted from need not be decoded, unless they are wanted
-            stream.codec_context.skip_frame = "DEFAULT" if not packet.size or packet.pts in times else "NONREF"
+    for packet in packets:
+        if skippable:
+            needed = not packet.size or packet.pts in times
+            stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
-            if start == 0 or packet.pts is None or packet.pts >= info.pts[start]:
+            if begin is None or packet.pts is None or packet.pts >= begin:
                 raise
-            continue  # open GOP, as below
-        for frame in frames:
-            if not sure and frame.pts is not None and frame.pts < info.pts[start]:
-                continue  # open GOP: shown before the key frame, predicted from what came before it
-            number = _number(info, frame.pts)
-            if frame.is_corrupt or number <= last or not (sure or (number == start and frame.key_frame)):
-                raise _Mismatch("frames come out of order")
-            sure, last = True, number
-            yield number, frame
+            continue
+        yield from frames
 
 
-def _number(info: Probe, pts: int | None) -> int:
-    """Frame number of a presentation time."""
-    number = info.frames if pts is None else int(np.searchsorted(info.pts, pts))
-    if number >= info.frames or info.pts[number] != pts:
-        raise _Mismatch("a time that is not in the index")
-    return number
-
-
-def _by_walking(info: Probe, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _by_walking(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """`_frames` by decoding from the start: by count where there are no dependable times, else by time."""
-    left = {number if info.pts is None else int(info.pts[number]): number for number in wanted}
+    left = {number if info.pts is None else int(info.pts[number]): number for number in numbers}
     with _opened(info.path) as (container, stream):
         for count, frame in enumerate(_all_frames(container, stream)):
-            number = left.pop(count if info.pts is None else frame.pts, None)
+            at = count if info.pts is None else frame.pts
+            number = None if at is None else left.pop(at, None)
             if number is not None:
                 yield number, frame
             if not left:
@@ -605,14 +734,15 @@ class _ToRgb:
     def __init__(self, height: int, width: int, rotation: int):
         self.turns = -(rotation // 90)  # counter-clockwise, for rot90
         self.size = f"{height}:{width}" if self.turns % 2 else f"{width}:{height}"
-        self.kind, self.graph = None, None
+        self.kind: tuple = ()  # of the frames that `graph` is for
+        self.graph = Graph()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
         if kind != self.kind:  # the first frame; later only where a stream changes its size or colours
             self.kind, self.graph = kind, self._build(frame)
         self.graph.push(frame)
-        image = self.graph.pull().to_ndarray()
+        image = self.graph.vpull().to_ndarray()
         return np.rot90(image, self.turns) if self.turns else image
 
     def _build(self, frame: av.VideoFrame) -> Graph:

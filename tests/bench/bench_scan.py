@@ -49,9 +49,9 @@ def scan(folder, workers) -> dict:
 
     given = listing.read(folder)
     lap("listing")
-    found = records.examine([os.path.join(given.root, item.path) for item in given.items], workers=workers, tell=print)
+    found = records.examine([os.path.join(given.root, item.path) for item in given.items], workers=workers, log=print)
     lap("records")
-    digests = records.digests([r.path for r in found], workers, tell=print)  # all of one size, the worst case
+    digests = records.digests([r.path for r in found], workers, log=print)  # all of one size, the worst case
     lap("digests")
     report = check.check(given, found, digests)
     lap("check")
@@ -152,7 +152,7 @@ def main():
         print(json.dumps(scan(asked.scratch / "videos", asked.workers)))
         return
     make(asked.scratch, asked.files)
-    records.place().unlink(missing_ok=True)
+    records.cache_file().unlink(missing_ok=True)
     print("| scan | files | listing | records | digests | check | in all | files/s | peak MB | of a worker |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in ("cold", "warm"):
@@ -164,7 +164,7 @@ def main():
             f"{row['peak'][0]:.0f} | {row['peak'][1]:.0f} |",
             flush=True,
         )
-    print(f"the memory on disk: {records.place().stat().st_size / 1e6:.1f} MB")
+    print(f"the memory on disk: {records.cache_file().stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

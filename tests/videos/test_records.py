@@ -32,10 +32,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 def forget():
     """As a new process would begin."""
     records._kept.clear()
-    records._told.clear()
-    records._probe.cache_clear()
+    records._logged.clear()
     records._connections.clear()
-    video._probe.cache_clear()
+    video.PROBES.clear()
 
 
 @pytest.fixture
@@ -170,7 +169,7 @@ def test_damage_inside_shows_where_frames_are_decoded(tmp_path):
 def test_probes_come_back_field_by_field(kind, tmp_path):
     path = MADE[kind](tmp_path)
     records.examine([path], 0, 0)
-    want = video._probe.__wrapped__(str(path), path.stat().st_size, path.stat().st_mtime_ns)
+    want = video.probe_uncached(str(path), path.stat().st_size, path.stat().st_mtime_ns)
     content = path.read_bytes()
     swap(path, b"")  # so that it cannot be read
     forget()
@@ -190,24 +189,23 @@ def test_probes_of_odd_files_come_back(shared):
                 records.probe(path)
             continue
         assert same(records.probe(path), video.probe(path)), path.name
-        good += records._ask("SELECT probe FROM videos WHERE path = ?", [str(path)], print)[str(path)][0] != b""
+        good += records._query("SELECT probe FROM videos WHERE path = ?", [str(path)], print)[str(path)][0] != b""
     assert good == len(files) - len(REFUSED) > 50
 
 
 def test_a_remembered_probe_opens_no_video(videos, monkeypatch):
     records.examine(videos, 0, 0)
     forget()
-    monkeypatch.setattr(video, "probe", lambda path: pytest.fail(f"{path} was walked through"))
+    monkeypatch.setattr(video, "_walk", lambda path: pytest.fail(f"{path} was walked through"))
     assert [records.probe(path).frames for path in videos] == [6, 7, 8, 9, 10]
 
 
 def test_forked_workers_read_with_connections_of_their_own(videos):
     records.examine(videos, 0, 1)
     records.probe(videos[0])  # the parent's is open
-    records._probe.cache_clear()
     for path in videos:
         swap(path, b"")
-    video._probe.cache_clear()
+    video.PROBES.clear()
     assert [result for _, result in pool.run(frames_of, videos * 3, 2)] == [6, 7, 8, 9, 10] * 3
 
 
@@ -230,10 +228,10 @@ def test_a_damaged_memory_is_made_anew(how, videos, cache, seed):
             data[100:] = rng.randbytes(len(data) - 100)
     cache.write_bytes(data)
     forget()
-    assert records.examine(videos, 1, 0, tell=said.append) == before
+    assert records.examine(videos, 1, 0, log=said.append) == before
     assert len(said) == 1 and "made anew" in said[0]
     forget()
-    assert records.examine(videos, 1, 0, tell=lambda text: pytest.fail(text)) == before
+    assert records.examine(videos, 1, 0, log=lambda text: pytest.fail(text)) == before
 
 
 def test_flipped_bits_are_never_believed(videos, cache, seed):
@@ -264,12 +262,12 @@ def test_without_a_memory_on_disk_the_work_goes_on(how, videos, cache, tmp_path,
         other = sqlite3.connect(cache, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
     said, counted = [], []
-    found = records.examine(videos, 0, 1, tell=said.append, digest=True)
+    found = records.examine(videos, 0, 1, log=said.append, digest=True)
     assert [r.frames for r in found] == [6, 7, 8, 9, 10] and len(said) == 1 and "cannot be kept" in said[0]
     assert [r.sha256 for r in found] == [hashlib.sha256(p.read_bytes()).hexdigest() for p in videos]
     run = pool.run
     monkeypatch.setattr(pool, "run", lambda work, tasks, *rest: run(work, counted.append(len(tasks)) or tasks, *rest))
-    assert [r.frames for r in records.examine(videos, 0, 1, tell=said.append)] == [6, 7, 8, 9, 10]
+    assert [r.frames for r in records.examine(videos, 0, 1, log=said.append)] == [6, 7, 8, 9, 10]
     assert counted == [0] and len(said) == 1  # this process still knows
     assert records.probe(videos[1]).frames == 7
 
@@ -286,8 +284,8 @@ def test_processes_at_once_lose_nothing(tmp_path, seed, cache):
         records._STORE_AFTER = 0.0
         paths = sorted(Path(sys.argv[1]).iterdir())
         random.Random(sys.argv[2]).shuffle(paths)
-        assert all(r.frames == 3 for r in records.examine(paths, 0, 1, tell=lambda text: sys.exit(text)))
-        assert len(records.digests(paths, tell=lambda text: sys.exit(text))) == 60
+        assert all(r.frames == 3 for r in records.examine(paths, 0, 1, log=lambda text: sys.exit(text)))
+        assert len(records.digests(paths, log=lambda text: sys.exit(text))) == 60
     """
     runs = [
         subprocess.Popen(
@@ -380,7 +378,7 @@ def test_names_of_any_bytes_are_remembered(tmp_path):
 
 def test_the_place_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("NLZOO_CACHE", str(tmp_path / "x%20?#y"))
-    assert records.place() == tmp_path / "x%20?#y" / "videos-1.sqlite"
+    assert records.cache_file() == tmp_path / "x%20?#y" / "videos-1.sqlite"
     path = encode(tmp_path / "a.mp4", drawing(3))
     records.examine([path], 0, 0)
     swap(path, b"")
@@ -388,10 +386,10 @@ def test_the_place_follows_the_environment(monkeypatch, tmp_path):
     assert records.probe(path).frames == 3  # found there
     monkeypatch.delenv("NLZOO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert records.place() == tmp_path / "xdg" / "nlzoo" / "videos-1.sqlite"
+    assert records.cache_file() == tmp_path / "xdg" / "nlzoo" / "videos-1.sqlite"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert records.place() == tmp_path / ".cache" / "nlzoo" / "videos-1.sqlite"
+    assert records.cache_file() == tmp_path / ".cache" / "nlzoo" / "videos-1.sqlite"
 
 
 @pytest.mark.parametrize(

@@ -294,9 +294,9 @@ def test_frames_that_grow_over_the_limit_after_the_header_are_not_decoded(tmp_pa
     path = two_sizes(tmp_path)
     assert video.probe(path).frames == 40
     monkeypatch.setattr(video, "MAX_PIXELS", 48 * 64)
-    video._probe.cache_clear()
+    video.PROBES.clear()
     assert video.probe(path).frames == 20
-    video._probe.cache_clear()
+    video.PROBES.clear()
 
 
 # The rest of the interface
@@ -388,14 +388,14 @@ def test_decoder_can_be_named(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no decoder 'ffmpeg'"):
         video.read_frames(path, [0], decoder="ffmpeg")
     monkeypatch.setattr(video, "decord", None)
-    video._probe.cache_clear()
+    video.PROBES.clear()
     assert not video.probe(path).decord_right and "not installed" in video.probe(path).reason
     assert video.read_frames(path, [4], decoder="pyav").shape == (1, 48, 64, 3)
     with pytest.raises(UsageError, match="not installed") as error:
         video.read_frames(path, [0], decoder="decord")
     assert isinstance(error.value, NlzooError)
     assert list(video.backends()) == ["pyav"]
-    video._probe.cache_clear()
+    video.PROBES.clear()
 
 
 def test_a_preferred_decord_gives_way_where_it_fails(tmp_path, monkeypatch):
@@ -403,14 +403,14 @@ def test_a_preferred_decord_gives_way_where_it_fails(tmp_path, monkeypatch):
         pytest.skip("decord2 is not installed")
     path = encode(tmp_path / "a.mp4", drawing(20), options=B)
     monkeypatch.setattr(video, "PREFER_DECORD", True)
-    video._probe.cache_clear()
+    video.PROBES.clear()
     assert video.probe(path).decoder == "decord"
     assert wrong_frames(path)[1] == 0
     monkeypatch.setattr(video.decord.VideoReader, "__len__", lambda self: 19)
     assert wrong_frames(path)[1] == 0
     with pytest.raises(VideoError, match="counts 19 frames"):
         video.read_frames(path, [0], decoder="decord")
-    video._probe.cache_clear()
+    video.PROBES.clear()
 
 
 def test_backends_are_named():
