@@ -20,6 +20,7 @@ _MODULES = {
     "load": "networks.download",
     "evaluate": "training.evaluate",
     "predict": "apps.predict",
+    "probe": "training.probe",
 }
 __all__ = ["__version__", *_MODULES]
 

@@ -257,8 +257,8 @@ def windows(
 def segments(rows: list[dict], seconds: float, multi_label: bool) -> list[dict]:
     """`{"start", "end", "class", "score"}` for each run of windows with the same predicted class.
 
-    A window counts for what lies nearer to its middle than to another's. `score` is the mean over the run. Where a video
-    may have several classes, each has its own segments: the runs of windows that give it at least `metrics.CHOSEN`.
+    A window counts for what lies nearer to its middle than to another's. `score` is the mean over the run. Where a
+    video may have several classes, each has its own segments: the runs of windows that give it `metrics.CHOSEN` or more.
     """
     middles = [(row["start"] + row["end"]) / 2 for row in rows]
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(middles)), seconds]

@@ -90,7 +90,7 @@ _add(
     "nlzoo finetune videos/ --resume",
 )  # fmt: skip
 _add(
-    "Training", "probe", training.probe, "Train a linear classifier on a model's features.",
+    "Training", "probe", answers.probe_, "Train a linear classifier on a model's features.",
     "nlzoo probe weights/resnet50-nl5 videos/",
 )  # fmt: skip
 _add(

@@ -1,4 +1,4 @@
-"""Rows for other programs: CSV, JSON lines or Parquet, by the file's ending. Only this module imports pyarrow, an extra.
+"""Rows for other programs: CSV, JSON lines or Parquet, by the file's ending. Only here is pyarrow imported, an extra.
 
 A file is there whole or not at all. Names are written as they are; whoever shows them has to escape them.
 """

@@ -1,4 +1,4 @@
-"""Which frames and pixels of a video a network is shown: clips, views of a test, augmentation of training. No torch here."""
+"""Which frames and pixels of a video a network sees: clips, views of a test, augmentation in training. No torch here."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What the network is shown of a video: `frames` RGB frames of `size` x `size` pixels."""
+    """What a network sees of a video: `frames` RGB frames of `size` x `size` pixels."""
 
     frames: int = 8  # T
     stride: int | None = None  # source frames from one to the next; None: spread over the whole video
@@ -20,7 +20,7 @@ class ClipSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB in [0, 1], divided by
     fps: float | None = None  # stride counts frames of the video played at this rate; None: its own frames
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         between(self.frames, 1, 1024, "frames")
         between(self.size, 16, 2048, "size")
         if self.stride is not None:
@@ -35,10 +35,10 @@ class ClipSpec:
             if self.stride is None:
                 raise UsageError(
                     f"fps {self.fps:g} needs a stride: frames spread over the whole video have no rate",
-                    "give --stride too, or leave --fps away",
+                    "give --stride too, or omit --fps",
                 )
 
-    def __str__(self):
+    def __str__(self) -> str:
         step = f"every {self.stride}" if self.stride else "spread over the video"
         step += f" at {self.fps:g} fps" if self.fps else ""
         return f"{self.frames} frames {step}, {self.size}x{self.size}"
@@ -54,7 +54,7 @@ class ViewSpec:
     crops: int | str = 1
     order: str = "true"  # of a clip's frames; shuffled, or one: the middle one in place of all (controls)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         between(self.num_clips, 1, 100, "clips per video")
         one_of(self.crops, (1, 3, "full"), "crops per clip")
         one_of(self.order, ("true", "shuffled", "one"), "order of the frames")
@@ -64,7 +64,7 @@ class ViewSpec:
         """Views of each video."""
         return self.num_clips * (3 if self.crops == 3 else 1)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.num_clips}x{self.crops}"
 
 
@@ -75,7 +75,8 @@ CROPS = ("area", "jitter")
 class Augment:
     """What training changes in a clip, each time anew (docs/augmentation.md); the defaults are the preset `light`."""
 
-    crop: str = "area"  # area: a rectangle of at least min_area of the frame; jitter: the paper's, a square of 70-88 % of the short side
+    # area: a rectangle of at least min_area of the frame; jitter: a square of 70-88 % of the short side (paper)
+    crop: str = "area"
     min_area: float = 0.5
     flip: bool = True  # mirrored half the time
     colour: float = 0.0  # brightness, contrast and saturation each times 1 - colour to 1 + colour
@@ -85,7 +86,7 @@ class Augment:
     cutmix: float = 0.0  # the same for the area that is cut from another clip; with both on, each half the time
     repeats: int = 1  # views of each video in a step, decoded at once
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self.crop, CROPS, "crop")
         number(self.min_area, 0.05, 1, "min_area")
         if not isinstance(self.flip, bool):
@@ -98,10 +99,11 @@ class Augment:
                 number(alpha, 0.01, 10, f"{name}, where it is not 0,")
         between(self.repeats, 1, 16, "repeats")
 
-    def __str__(self):
+    def __str__(self) -> str:
         """`light` and what differs from it, as `parse_augment` reads it."""
-        values = {k: v for k, v in dataclasses.asdict(self).items() if v != getattr(AUGMENTS["light"], k)}
-        return ",".join(["light", *(f"{k}={WORDS.get(str(v), v)}" for k, v in values.items())])
+        light = dataclasses.asdict(AUGMENTS["light"])
+        changes = {key: value for key, value in dataclasses.asdict(self).items() if value != light[key]}
+        return ",".join(["light", *(f"{key}={WORDS.get(str(value), value)}" for key, value in changes.items())])
 
 
 AUGMENTS = {
@@ -115,18 +117,15 @@ MANY_CLIPS = 5000  # from here on `medium`; below it only `light` was measured (
 
 def default_augment(training_clips: int) -> tuple[str, str]:
     """`(preset, reason in words)` for a set of that many training clips."""
-    few = training_clips < MANY_CLIPS
-    return (
-        ("light", f"under {MANY_CLIPS:,} training clips")
-        if few
-        else ("medium", f"{MANY_CLIPS:,} training clips or more")
-    )
+    if training_clips < MANY_CLIPS:
+        return "light", f"under {MANY_CLIPS:,} training clips"
+    return "medium", f"{MANY_CLIPS:,} training clips or more"
 
 
 def parse_augment(text: str) -> Augment:
     """`medium`, `flip=no,colour=0.2` (changes to `light`) or `strong,flip=no,mixup=0`; spaces and case do not matter.
 
-    Raises `UsageError`, naming all presets and keys, for another name or key, and for a value that cannot be.
+    Raises `UsageError` for an unknown preset or key, naming all of them, and for a value out of bounds.
     """
     first, values = parse_changes("--augment", text, "light", AUGMENTS, Augment, "strong,flip=no,mixup=0")
     return dataclasses.replace(AUGMENTS[first], **values)
@@ -134,6 +133,8 @@ def parse_augment(text: str) -> Augment:
 
 def parse_views(text: str) -> ViewSpec:
     """`10x3`, `10xfull`: clips x crops. Raises `UsageError`."""
-    if not (found := re.fullmatch(r"\s*(\d{1,3})\s*x\s*(\d|full)\s*", text)):
-        raise UsageError(f"--views {text!r} was not understood", "clips x crops: 1x1, 10x1, 10x3, 10xfull")
-    return ViewSpec(int(found[1]), int(found[2]) if found[2].isdigit() else found[2])
+    match = re.fullmatch(r"\s*(\d{1,3})\s*x\s*(\d|full)\s*", text)
+    if match is None:
+        raise UsageError(f"--views {text!r} is not clips x crops", "for example 1x1, 10x1, 10x3 or 10xfull")
+    clips, crops = match.groups()
+    return ViewSpec(int(clips), crops if crops == "full" else int(crops))

@@ -327,8 +327,8 @@ def _measurable(dataset: scanning.Dataset, net: Network, names: Sequence[str], c
         return tuple(row for row in rows if row.labels or dataset.multi_label)
     if not net.spec.classes:
         raise UsageError(
-            f"the model has no class names: its {counted(len(names), 'output')} cannot be compared with {quoted(unknown)}",
-            "fine-tune it on videos first (nlzoo finetune, nlzoo probe), or give a list whose labels are numbers of outputs",
+            f"the model has no class names, only {counted(len(names), 'output')}; these videos have {quoted(unknown)}",
+            "fine-tune it on videos first (nlzoo finetune or probe), or give a list whose labels are numbers of outputs",
         )
     raise UsageError(
         f"the model does not know {counted(len(unknown), 'class', 'classes')} of these videos: {quoted(unknown)}",
@@ -341,7 +341,7 @@ def _measurable(dataset: scanning.Dataset, net: Network, names: Sequence[str], c
 def _without_training_videos(
     folder: Path | None, root: Path, made: Predictions, names: Sequence[str], multi_label: bool
 ) -> dict:
-    """`trained_on`: how many of the videos trained the model, None where it is not known; `others`: figures of the rest."""
+    """`trained_on`: how many of the videos trained the model, None where unknown; `others`: figures of the rest."""
     lists = provenance.training_lists(folder) if folder else []
     if not lists:
         return {"trained_on": None}
@@ -360,4 +360,4 @@ def _notes(net: Network, folder: Path | None, left_out: int) -> Iterator[str]:
     if not net.spec.classes:
         yield "the model has no class names: labels are taken as numbers of its outputs"
     if left_out:
-        yield f"left out {counted(left_out, 'video')} of classes that the model does not know; it may still predict its others"
+        yield f"left out {counted(left_out, 'video')} of classes that the model does not know"

@@ -1,8 +1,8 @@
 """Figures of predictions: what a run is judged by, and all that `eval`, the card and the report say of a model.
 
-The formulas are scikit-learn's and scipy's. Unusual: every interval is a bootstrap over *groups*, since the clips of one
-recording fail together. What is not defined (the precision of a class that was never predicted) is None. Scores that
-are not finite have no figure: they raise `DivergedError`, which names the video.
+The formulas are scikit-learn's and scipy's. Unusual: every interval is a bootstrap over *groups*, since the clips of
+one recording fail together. What is not defined (the precision of a class that was never predicted) is None. Scores
+that are not finite have no figure: they raise `DivergedError`, which names the video.
 """
 
 import warnings
@@ -183,9 +183,10 @@ def too_few(videos: int, groups: int) -> str:
     """A warning where so few groups of validation videos tell little about a model; "" where they are enough."""
     if groups >= FEW_GROUPS:
         return ""
+    counts = f"{counted(videos, 'video')} of {counted(groups, 'group')}"
     return (
-        f"validated on {counted(videos, 'video')} of {counted(groups, 'group')}: too few for a 95 % interval, which takes "
-        f"{FEW_GROUPS} groups; the figure is a rough guide only"
+        f"validated on {counts}: too few for a 95 % interval, which takes {FEW_GROUPS} groups; "
+        "the figure is a rough guide only"
     )
 
 

@@ -1,146 +1,258 @@
-"""The fast baseline: a linear classifier on the features of a network that is left as it is.
+"""`nlzoo.probe`, the fast baseline: a linear classifier on the features of a network that is left as it is.
 
-Unusual: it becomes the network's head. Standardising and a linear map are one linear map, so what is measured here is what the model folder answers.
+Unusual: it becomes the network's head. Standardising and a linear map are one linear map, so what is measured here is
+what the model folder predicts. The run folder is that of `finetune`, after one epoch.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from ..core import files, lock
 from ..core.errors import VideoError
+from ..core.progress import Progress, Stages, no_progress, no_stages
+from ..core.recipe_spec import Recipe, TrainConfig
 from ..core.skipped import Skipped
-from ..networks import model
-from ..videos import listing, loader, scanning
+from ..core.text import as_json
+from ..networks import card, checkpoint, zoo
+from ..networks.model import set_head
+from ..networks.network import Network
+from ..videos import listing, loader, pool, scanning, video
+from ..videos.listing import Item
 from . import evaluate, metrics
+from .train import Epoch, Result, start_run
 
-STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: how little the head's weights are held down
-FOLDS = 5  # of the training groups, that C is chosen by
-NEVER = -10.0  # the bias of a class that no training video has
+STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: the smaller, the stronger the regularisation
+FOLDS = 5  # of the training groups, to choose C by
+NEVER = -10.0  # bias of a class without training videos
+
+Head = tuple[np.ndarray, np.ndarray]  # weights (K, D), biases (K,)
 
 
 @dataclass(frozen=True)
-class Probed:
-    """A head that was fitted, and what it is worth."""
+class Probe:
+    """What `probe` made and measured."""
 
-    strength: float  # C that was chosen
-    said: evaluate.Predictions  # on the validation videos
-    train: tuple[listing.Item, ...]  # videos that it was fitted to
-    bad: list[Skipped]  # training videos that could not be read
+    figures: dict  # ready for JSON (docs/answers.md)
+    skipped: tuple[Skipped, ...]  # videos that could not be read
 
 
 def probe(
-    net: nn.Module,
-    found: scanning.Dataset,
+    model: str | Path | Network,
+    videos: str | Path,
+    val: str = "0.25",
+    seed: int = 0,
+    size: int | None = None,
+    name: str | None = None,
+    decoder: str = "auto",
+    device: str | torch.device | None = None,
+    stages: Stages = no_stages,
+    on_scan: Callable[[scanning.Dataset], object] = lambda dataset: None,
+) -> Probe:
+    """Fits a linear classifier to the features of a model, and keeps it as the run `runs/NAME`.
+
+    `model`: a network, or what `download.locate` finds. `size`: of the clip, pixels; the model's where it was trained
+    on videos, otherwise 224, on a CPU 112. `on_scan` gets the videos and their split before the work. Raises
+    `VideoError` where too few videos could be read, and `UsageError` and `DiskError` for what cannot be.
+    """
+    began = time.monotonic()
+    videos = Path(videos)
+    video.check_decoder(decoder)
+    device = evaluate.resolve_device(device)
+    stem = videos.stem if videos.is_file() else videos.resolve().name
+    run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None)
+    net, folder = evaluate.open_network(model, device, videos, "probe")
+    size = size or (net.spec.clip.size if net.spec.classes else 112 if device.type == "cpu" else 224)
+    net.spec = replace(net.spec, clip=replace(net.spec.clip, size=size))
+    workers = pool.default_workers(str(device))
+    config = TrainConfig(
+        str(videos), str(folder or ""), val, seed, str(device), workers, Recipe(epochs=1), decoder=decoder
+    )
+    with lock.hold(run):
+        with stages("scanning") as progress:
+            dataset = scanning.split(scanning.scan(videos, (), progress), val, seed)
+        on_scan(dataset)
+        with stages("computing features") as progress:
+            fitted = fit_head(net, dataset, device, workers, decoder, progress)
+        return _keep(run, net, dataset, config, fitted, time.monotonic() - began)
+
+
+def _keep(
+    run: Path, net: Network, dataset: scanning.Dataset, config: TrainConfig, fitted: "Fitted", seconds: float
+) -> Probe:
+    """Writes the files of a finished run."""
+    made, classes, multi_label = fitted.predictions, net.spec.classes, net.spec.multi_label
+    figures = metrics.full(made.scores, made.items, classes, multi_label)
+    chance = metrics.chance(classes, fitted.train, made.items, multi_label)
+    main = {key: figures.get(key) for key in ("top1", "top5", "mean_class", "map")}
+    counts = {"train": len(fitted.train), "val": len(made.items)}
+    start_run(run, net, dataset, config)
+    skipped = (*fitted.bad, *made.bad)
+    epoch = Epoch(
+        1,
+        fitted.train_loss,
+        **main,
+        loss=figures["loss"],
+        seconds=round(seconds, 2),
+        data_seconds=0.0,
+        clips=len(fitted.train),
+        failed=len(skipped),
+    )
+    files.append_text(run / "metrics.jsonl", as_json(asdict(epoch)) + "\n")
+    summary = {key: value for key, value in main.items() if value is not None and key != "mean_class"}
+    interval = figures["intervals"]["map" if multi_label else "top1"]
+    summary |= {"majority": chance, **counts, "groups": figures["groups"], "interval": interval}
+    for part in ("last", "best"):
+        checkpoint.save_model(run / part, net, summary, card.body(net.spec, summary))
+    result = Result(
+        str(run),
+        str(run / "best"),
+        list(classes),
+        **counts,
+        epochs=1,
+        **main,
+        majority=chance,
+        best_epoch=1,
+        last_top1=main["top1"],
+        last_map=main["map"],
+        seconds=round(seconds, 1),
+    )
+    files.write_json(run / "result.json", asdict(result) | {"C": fitted.strength})
+    told = {"run": result.run, "model": result.model, "classes": result.classes, **counts, "majority": chance}
+    return Probe({**told, "C": fitted.strength, **figures}, skipped)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A head that was fitted, and what it is worth."""
+
+    strength: float  # C that was chosen
+    predictions: evaluate.Predictions  # for the validation videos
+    train: tuple[Item, ...]  # videos that it was fitted to
+    train_loss: float  # mean log loss on them
+    bad: tuple[Skipped, ...]  # training videos that could not be read
+
+
+def fit_head(
+    net: Network,
+    dataset: scanning.Dataset,
     device: torch.device,
     workers: int = 0,
     decoder: str = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Probed:
-    """Fits a new head for the classes of `found` (split) to the features of its training videos, in place, and answers for the others.
+    progress: Progress = no_progress,
+) -> Fitted:
+    """Fits a new head for the classes of `dataset` (split) to the features of its training videos, in place.
 
     C is chosen by cross-validation over the training groups. Raises `VideoError` where too few videos could be read.
     """
-    parts = {part: scanning.items_in(found, part) for part in (listing.TRAIN, listing.VAL)}
-    items, rows, bad = _features(
-        net, found.root, parts[listing.TRAIN] + parts[listing.VAL], device, workers, decoder, progress
-    )
-    train, val = ([n for n, i in enumerate(items) if i.split == part] for part in (listing.TRAIN, listing.VAL))
-    wanted = metrics.targets(items, found.classes)
-    if not val or len(np.unique(wanted[train], axis=0)) < 2:
+    parts = {part: scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL)}
+    source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip, decoder=decoder)
+    rows, bad = _features(net, source, device, workers, progress)
+    items = [source.items[index] for index in rows]
+    features = np.stack(list(rows.values())) if rows else np.empty((0, 1))
+    train, val = ([n for n, item in enumerate(items) if item.split == part] for part in parts)
+    truth = metrics.targets(items, dataset.classes)
+    if not val or len(np.unique(truth[train], axis=0)) < 2:
         raise VideoError(
             f"{len(train)} training and {len(val)} validation videos could be read: too few for a linear probe",
             "nlzoo check shows what is wrong",
         )
-    scale = rows[train].std(0) + 1e-6
-    strength, weight, bias = fit(
-        (rows[train] - rows[train].mean(0)) / scale, wanted[train], [items[n].group for n in train], found.multi_label
-    )
-    model.set_head(net, found.classes, found.multi_label)
+    metrics.check_finite(features, [item.path for item in items])
+    mean, scale = features[train].mean(0), features[train].std(0) + 1e-6
+    groups = [items[n].group for n in train]
+    strength, weights, biases = fit((features[train] - mean) / scale, truth[train], groups, dataset.multi_label)
+    set_head(net, dataset.classes, dataset.multi_label)
     with torch.no_grad():
-        net.fc.weight.copy_(torch.from_numpy(weight / scale))
-        net.fc.bias.copy_(torch.from_numpy(bias - (weight / scale) @ rows[train].mean(0)))
-    logits = torch.from_numpy(rows[val]).to(net.fc.weight) @ net.fc.weight.detach().T + net.fc.bias.detach()
-    scores = (logits.sigmoid() if found.multi_label else logits.double().softmax(-1)).double().cpu().numpy()
-    held = {i.path for i in parts[listing.VAL]}
-    said = evaluate.Predictions(tuple(items[n] for n in val), scores, [s for s in bad if s.path in held])
-    return Probed(strength, said, tuple(items[n] for n in train), [s for s in bad if s.path not in held])
+        net.fc.weight.copy_(torch.from_numpy(weights / scale))
+        net.fc.bias.copy_(torch.from_numpy(biases - (weights / scale) @ mean))
+        logits = net.fc(torch.from_numpy(features).to(net.fc.weight)).double().cpu()
+    scores = (logits.sigmoid() if dataset.multi_label else logits.softmax(-1)).numpy()
+    measured = [items[n] for n in train]
+    train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
+    held = {item.path for item in parts[listing.VAL]}
+    predictions = evaluate.Predictions(
+        tuple(items[n] for n in val), scores[val], [skipped for skipped in bad if skipped.path in held]
+    )
+    rest = tuple(skipped for skipped in bad if skipped.path not in held)
+    return Fitted(strength, predictions, tuple(measured), train_loss, rest)
 
 
-def _features(net, root, items, device, workers, decoder, progress):
-    source, rows, bad = loader.Clips(root, tuple(items), net.spec.clip, decoder=decoder), {}, []
+def _features(
+    net: Network, source: loader.Clips, device: torch.device, workers: int, progress: Progress
+) -> tuple[dict[int, np.ndarray], list[Skipped]]:
+    """float64 (D,) features by index, in order, and the videos that could not be read."""
+    rows: dict[int, np.ndarray] = {}
+    bad = []
     net.eval().to(device)
     for done, (index, row, reason) in enumerate(evaluate.features(net, source, device, workers), 1):
-        progress(done, len(items))
+        progress(done, len(source))
         if row is None:
-            bad.append(Skipped(items[index].path, scanning.UNREADABLE, reason))
+            bad.append(Skipped(source.items[index].path, scanning.UNREADABLE, reason))
         else:
             rows[index] = row
-    return (
-        [items[n] for n in sorted(rows)],
-        np.stack([rows[n] for n in sorted(rows)]) if rows else np.empty((0, 1)),
-        bad,
-    )
+    return dict(sorted(rows.items())), bad
 
 
 def fit(
-    x: np.ndarray, wanted: np.ndarray, groups: Sequence[str], multi_label: bool
+    x: np.ndarray, truth: np.ndarray, groups: Sequence[str], multi_label: bool
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """`(C, weights (K, D), biases (K,))` of scikit-learn's logistic regression on float `(N, D)` features and `(N, K)` targets of 0 and 1.
+    """`(C, weights (K, D), biases (K,))` of scikit-learn's logistic regression.
 
-    C has the least log loss over folds of the groups. Several labels: one regression for each class, all with one C.
+    `x`: float (N, D). `truth`: (N, K) of 0 and 1. C has the least log loss over folds of the groups. Several labels:
+    one regression for each class, all with one C.
     """
     from sklearn.model_selection import GroupKFold
 
     count = len(set(groups))
     folds = list(GroupKFold(min(FOLDS, count)).split(x, groups=groups)) if count > 1 else []
 
-    def loss(strength):
-        return sum(
-            _loss(_head(x[train], wanted[train], strength, multi_label), x[val], wanted[val], multi_label)
-            for train, val in folds
-        )
+    def loss(strength: float) -> float:
+        total = 0.0
+        for train, val in folds:
+            head = _head(x[train], truth[train], strength, multi_label)
+            total += _loss(head, x[val], truth[val], multi_label)
+        return total
 
     strength = min(STRENGTHS, key=loss) if folds else 1e-2
-    return strength, *_head(x, wanted, strength, multi_label)
+    return strength, *_head(x, truth, strength, multi_label)
 
 
-def _head(x, wanted, strength, multi_label):
-    """Weights (K, D) and biases (K,)."""
+def _head(x: np.ndarray, truth: np.ndarray, strength: float, multi_label: bool) -> Head:
     if multi_label:
-        weights, biases = zip(*(_regression(x, y, strength) for y in wanted.T))
+        weights, biases = zip(*(_regression(x, column, strength) for column in truth.T))
         return np.concatenate(weights), np.concatenate(biases)
-    labels = wanted.argmax(1)
-    there = np.unique(labels)
+    labels = truth.argmax(1)
+    present = np.unique(labels)
     weight, bias = _regression(x, labels, strength)
-    if len(there) < 3:  # one row: how much likelier the second is than the first
-        weight, bias = (
-            np.concatenate([-weight, weight])[-len(there) :] / 2,
-            np.concatenate([-bias, bias])[-len(there) :] / 2,
-        )
-    weights, biases = np.zeros((wanted.shape[1], x.shape[1])), np.full(wanted.shape[1], NEVER)
-    weights[there], biases[there] = weight, bias
-    return weights, biases
+    if len(present) < 3:  # one row: how much likelier the second class is than the first
+        weight = np.concatenate([-weight, weight])[-len(present) :] / 2
+        bias = np.concatenate([-bias, bias])[-len(present) :] / 2
+    all_weights, all_biases = np.zeros((truth.shape[1], x.shape[1])), np.full(truth.shape[1], NEVER)
+    all_weights[present], all_biases[present] = weight, bias
+    return all_weights, all_biases
 
 
-def _regression(x, y, strength):
-    """Rows of weights and biases; where all have one value, a bias alone, which says so."""
+def _regression(x: np.ndarray, y: np.ndarray, strength: float) -> Head:
+    """Rows of weights and biases; where all of `y` are equal, a bias alone."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     if len(set(y)) < 2:
         return np.zeros((1, x.shape[1])), np.array([-NEVER if y[0] else NEVER])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of weights that are hardly held down
-        found = LogisticRegression(C=strength, max_iter=1000).fit(x, y)
-    return found.coef_, found.intercept_
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of weights that are hardly regularised
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(x, y)
+    return fitted.coef_, fitted.intercept_
 
 
-def _loss(head, x, wanted, multi_label):
+def _loss(head: Head, x: np.ndarray, truth: np.ndarray, multi_label: bool) -> float:
+    """The sum over the videos."""
     weights, biases = head
-    of = F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy
-    return of(torch.from_numpy(x @ weights.T + biases), torch.from_numpy(wanted).double(), reduction="sum").item()
+    loss = F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy
+    return loss(torch.from_numpy(x @ weights.T + biases), torch.from_numpy(truth).double(), reduction="sum").item()

@@ -18,7 +18,7 @@ def run_of(folder: Path) -> Path | None:
 
 
 def training_lists(folder: Path) -> list[listing.Listing]:
-    """The lists of the run that made the model `folder`, of the run that one started from, and so on; those still here."""
+    """The lists of the run that made the model `folder`, of the run it started from, and so on; those still here."""
     lists: list[listing.Listing] = []
     seen: set[Path] = set()
     run = run_of(folder)
@@ -35,7 +35,7 @@ def training_lists(folder: Path) -> list[listing.Listing]:
 
 
 def trained_on(lists: Sequence[listing.Listing], root: Path, items: Sequence[Item]) -> list[bool]:
-    """For each of `items`, whether a training item of `lists` overlaps it in the same file or in one of equal content."""
+    """For each of `items`, whether a training item of `lists` overlaps it, in the same file or in one of equal bytes."""
     train = [(found.root, item) for found in lists for item in found.items if item.split == listing.TRAIN]
     paths = {os.path.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
     by_size: dict[int, list[str]] = {}

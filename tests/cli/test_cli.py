@@ -487,6 +487,20 @@ def test_a_probe_is_a_model(nlzoo, trained):
     ), err
     answers = json.loads(nlzoo("predict", summary["run"], "videos", "--json")[1])
     assert sum("scores" in a for a in answers) == 8 and set(answers[0]["scores"]) == set(summary["classes"])
-    assert [r["run"] for r in json.loads(nlzoo("list", "--json")[1])["runs"]] == [
-        "runs/r"
-    ]  # push and finetune take no probe by themselves
+    assert {p.name for p in Path(summary["run"]).iterdir()} - {".lock"} == {
+        "best",
+        "last",
+        "config.json",
+        "videos.csv",
+        "skipped.csv",
+        "environment.json",
+        "metrics.jsonl",
+        "result.json",
+    }
+    (row,) = [r for r in json.loads(nlzoo("list", "--json")[1])["runs"] if r["run"] == summary["run"]]
+    assert (row["top1"], row["val"]) == (summary["top1"], 2)
+    code, _, err = nlzoo("report", summary["run"])
+    assert code == 0 and "<h1>videos-probe-1</h1>" in (Path(summary["run"]) / "report.html").read_text(), err
+    assert nlzoo("eval", summary["run"], Path(summary["run"]) / "videos.csv")[0] == 0
+    code, _, err = nlzoo("probe", "m", "videos", "--name", "r")
+    assert (code, "r is there already" in err) == (2, True)  # before the work

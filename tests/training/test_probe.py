@@ -64,16 +64,16 @@ def test_what_was_measured_is_what_the_network_answers(tmp_path, seed, multi_lab
     net = model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32)))
     torch.manual_seed(seed)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    done = probe.probe(net, found, CPU)
+    done = probe.fit_head(net, found, CPU)
     assert (
         [s.path for s in done.bad] == [bad.path]
         and len(done.train) == 8
-        and not done.said.bad
+        and not done.predictions.bad
         and net.spec.classes == found.classes
     )
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items() if not k.startswith("fc."))
-    again = evaluate.predictions(net, loader.Clips(found.root, done.said.items, net.spec.clip), CPU)
-    assert again.items == done.said.items and np.allclose(again.scores, done.said.scores, atol=1e-5)
+    again = evaluate.predictions(net, loader.Clips(found.root, done.predictions.items, net.spec.clip), CPU)
+    assert again.items == done.predictions.items and np.allclose(again.scores, done.predictions.scores, atol=1e-5)
     assert metrics.brief(again.scores, again.items, found.classes, multi_label)["loss"] > 0
 
 
@@ -83,4 +83,4 @@ def test_too_few_videos_are_a_sentence(tmp_path):
     for item in scanning.items_in(found, listing.VAL):
         (found.root / item.path).unlink()
     with pytest.raises(VideoError, match="too few for a linear probe"):
-        probe.probe(model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32))), found, CPU)
+        probe.fit_head(model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32))), found, CPU)
