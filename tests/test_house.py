@@ -10,7 +10,7 @@ DOORS = {
     "timm": {"networks.inflate", "networks.model"},
     "av": {"videos.video", "videos.encode"},
     "decord": {"videos.video"},
-    "huggingface_hub": {"apps.hub", "networks.download", "networks.hub_client"},
+    "huggingface_hub": {"apps.hub", "apps.hub_card", "apps.leaks", "networks.download", "networks.hub_client"},
     "rich": {"cli.console"},
     "typer": {
         f"cli.{name}" for name in ("app", "answers", "hub", "machine", "networks", "options", "training", "videos")

@@ -1,51 +1,31 @@
 """Model folders to the Hugging Face Hub, and a page for one.
 
-Unusual: nothing but four named files travels (three of a Space), in one commit on top of the commit that was looked at;
-a push is private unless asked otherwise and never changes who may see a repository; and since the client does not retry
-a commit, and a lost reply looks like a failure, every new try first asks the Hub whether the last one arrived.
+Unusual: nothing but four named files travels (three of a Space), in one commit on top of the commit that was looked at.
+A push is private unless asked otherwise, and never changes who may see a repository. Since a lost reply looks like a
+failure, every new try of a commit first asks the Hub whether the last one arrived.
 """
 
 import dataclasses
-import getpass
-import importlib.metadata
 import json
-import re
-import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import errors as theirs
 
-from .. import __version__
+from ..core import files as disk
 from ..core.errors import HubError, WeightsError
-from ..core.model_spec import from_json
-from ..networks import card, download
-from ..networks import hub_client as client
-from ..networks.hub_client import FILES, MOST_TEXT, NEEDED, Repo
+from ..core.model_spec import ModelSpec, from_json
+from ..networks import card, hub_client
+from ..networks.download import FILES, NEEDED, looks_like_repo
+from ..networks.hub_client import LOGIN, Repo, RepoState
+from . import hub_card, leaks
 
-SPACE_FILES = ("app.py", "requirements.txt", "README.md")
-_OURS = {"model": FILES, "space": SPACE_FILES}
-GRADIO, PYTHON = "6.31.0", "3.11"  # that a Space runs on; what the tests run with
-_MOST_HEADER = 100 << 20  # bytes, safetensors' own limit
+_OURS = {"model": FILES, "space": hub_card.SPACE_FILES}  # names that a push writes, or deletes where it has them not
+_MAX_HEADER = 100 << 20  # bytes, safetensors' own limit
 
-_KNOWN_LICENCES = {
-    "apache-2.0",
-    "mit",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-    "cc-by-nc-nd-4.0",
-    "gpl-3.0",
-    "lgpl-3.0",
-    "openrail",
-    "unlicense",
-}
+Contents = Mapping[str, Path | bytes]  # by name; a path for the weights. Text is of memory: what was checked is sent
 
 
 @dataclass(frozen=True)
@@ -60,15 +40,13 @@ class Pushed:
 
 
 @dataclass(frozen=True)
-class _File:
-    name: str
-    content: Path | bytes  # a path for the weights; text is sent from memory, so what was checked is what goes
-    size: int
-    sha256: str
-    blob: str  # git's own hash, which the Hub gives for files outside LFS
+class _Model:
+    """A sound model folder that gives nothing away."""
 
-
-# --- push
+    folder: Path
+    spec: ModelSpec
+    metrics: dict
+    texts: dict[str, str]  # of `FILES` but the weights
 
 
 def push(folder: Path, repo: str, private: bool = True, dry_run: bool = False) -> Pushed:
@@ -82,362 +60,224 @@ def push(folder: Path, repo: str, private: bool = True, dry_run: bool = False) -
 
 
 def push_space(folder: Path, repo: str, private: bool = True, dry_run: bool = False) -> Pushed:
-    """Put a Space `repo` on the Hub: the page of `nlzoo serve` for the model that `push` put there from `folder` under that name.
+    """Put a Space `repo` on the Hub: the page of `nlzoo serve` for the model that `push` put there under that name.
 
     As careful as `push`, and raises the same; also `HubError` for a Space that holds an app which is not ours.
     """
     return _push(Path(folder), Repo(repo, "space"), private, dry_run)
 
 
-def _push(folder, repo, private, dry_run):
-    client.quiet_without_terminal()
-    if not (download.looks_like_repo(repo.name) or download.looks_like_repo(f"user/{repo.name}")):
+def _push(folder: Path, repo: Repo, private: bool, dry_run: bool) -> Pushed:
+    if not (looks_like_repo(repo.name) or looks_like_repo(f"user/{repo.name}")):
         raise HubError(
             f"{repo.name!r} is not a name for a model on the Hub",
             "user/name, of letters, digits, '-', '_' and '.', as in: nlzoo push me/waving",
         )
-    sound = _sound(folder)  # before the first request
-    if dry_run:
-        return Pushed(repo.name, repo.url, "", _listing(_files(folder, repo, *sound)), 0)
-    if not client.has_token():
-        raise HubError("this machine is not logged in to the Hub", client.LOGIN)
-    if "/" not in repo.name:
-        repo = dataclasses.replace(repo, name=f"{client.whoami()}/{repo.name}")
-    files = _files(folder, repo, *sound)
-    info = _repository(repo, private)
-    commit, sent = _commit(repo, files, info)
-    return Pushed(repo.name, repo.url, commit, _listing(files), sent)
-
-
-def _listing(files):
-    return [{"path": f.name, "bytes": f.size} for f in files]
-
-
-def _repository(repo, private):
-    """The repository as it is, created if need be, and seen by those it was asked for."""
-    info, sdk = _info(repo), {"space_sdk": "gradio"} if repo.kind == "space" else {}
-    if info is None:
-        try:
-            client.patiently(
-                repo, lambda: client.api().create_repo(repo.name, private=private, repo_type=repo.kind, **sdk)
-            )
-        except HubError as error:
-            if (
-                client.status(error.__cause__) != 409
-            ):  # it exists: a try of ours whose reply was lost, or somebody was first
-                raise
-        info = _info(repo)
-    if info is None:
-        raise HubError(f"{repo} was created, but this login may not see it", "check the rights of the token")
-    if info.private is not private and private:
-        raise HubError(
-            f"{repo} is public on the Hub; nothing was uploaded",
-            "--public if everybody may see it; otherwise push to another name",
-        )
-    if info.private is not private:
-        raise HubError(
-            f"{repo} is private on the Hub; nothing was uploaded",
-            "push without --public, or make it public in its settings on the Hub first",
-        )
-    if other := _other(repo, info):
-        raise HubError(f"{repo} holds {other}; nothing was uploaded", "push to another name")
-    return info
-
-
-def _other(repo, info):
-    """What a repository holds that is not ours, in words; empty where nothing is, or an older push."""
-    if repo.kind == "model":
-        library = getattr(info, "library_name", None)
-        return f"a model of {library}" if library not in (None, "nlzoo") else ""
-    ours = "nlzoo" in (getattr(info.card_data, "tags", None) or ())
-    return "" if ours or "app.py" not in {s.rfilename for s in info.siblings or ()} else "an app of another kind"
-
-
-def _info(repo):
-    """The Hub's description of the repository at its newest commit, or None where there is none."""
-    try:
-        return client.patiently(repo, lambda: client.repo_info(repo))
-    except HubError as error:
-        if type(error.__cause__) is theirs.RepositoryNotFoundError:  # not its child for a gated one
-            return None
-        raise
-
-
-def _commit(repo, files, info):
-    """`(commit, uploaded bytes)`: at most one commit, on top of `info.sha`, however often a reply is lost."""
-    parent, sent = info.sha, 0
-    for wait in (*client.WAITS, None):
-        changed, gone = _difference(repo, files, info)
-        if not changed and not gone:
-            return info.sha, sent
-        sent = sum(f.size for f in changed)
-        try:
-            return _send(repo, changed, gone, parent), sent
-        except client.FAILURES as error:
-            problem = client.root(error)
-        moved = client.status(problem) in (409, 412)
-        if not moved and not client.passing(problem):
-            client.raise_ours(problem, repo)
-        time.sleep(0 if moved or wait is None else wait)
-        info = _info(repo)  # is it already there?
-        if info is not None and not any(_difference(repo, files, info)):
-            return info.sha, sent
-        if moved or info is None or info.sha != parent:
+    model = _read_model(folder)  # before the first request
+    if not dry_run and not hub_client.has_token():
+        raise HubError("this machine is not logged in to the Hub", LOGIN)
+    if not dry_run and "/" not in repo.name:
+        repo = dataclasses.replace(repo, name=f"{hub_client.whoami()}/{repo.name}")
+    contents = _contents(model, repo)
+    commit, sent = "", 0
+    if not dry_run:
+        commit, sent = _commit(repo, contents, _repository(repo, private), private)
+        if private and not hub_client.repo_state(repo).private:
             raise HubError(
-                f"{repo} changed on the Hub during the push; nothing of this push was committed",
-                "see what is new there, then push again",
-            ) from problem
-    client.raise_ours(problem, repo)
-
-
-def _send(repo, changed, gone, parent):
-    operations = [huggingface_hub.CommitOperationAdd(f.name, f.content) for f in changed]
-    operations += [huggingface_hub.CommitOperationDelete(name) for name in gone]
-    client.limit_waiting()
-    return (
-        client.api()
-        .create_commit(
-            repo.name,
-            operations,
-            repo_type=repo.kind,
-            commit_message=f"{repo.kind.capitalize()} by nlzoo",
-            parent_commit=parent,
-        )
-        .oid
-    )
-
-
-def _difference(repo, files, info):
-    """`(files to send, names to delete)`; only our own names are ever deleted, as metrics.json of an earlier model."""
-    there = {s.rfilename: s for s in info.siblings or ()}
-    changed = [f for f in files if f.name not in there or not _same(f, there[f.name])]
-    return changed, [n for n in _OURS[repo.kind] if n in there and n not in {f.name for f in files}]
-
-
-def _same(file, sibling):
-    if sibling.lfs:
-        return sibling.lfs["sha256"] == file.sha256
-    return sibling.blob_id == file.blob
+                f"{repo} was made public during the push, and everybody can see its commit {commit}",
+                f"make it private again or delete it: {repo.url}/settings",
+            )
+    listing = [{"path": name, "bytes": _size(content)} for name, content in contents.items()]
+    return Pushed(repo.name, repo.url, commit, listing, sent)
 
 
 # --- what goes into a push
 
 
-def _files(folder, repo, spec, metrics, texts):
-    """The files of a sound model folder as they will be on the Hub, README.md with the Hub's front matter; or those of its Space."""
-    if repo.kind == "space":
-        return _from_memory(_space_texts(repo.name, spec))
-    readme = card.addressed(_without_front_matter(texts["README.md"].decode()), repo.name)
-    texts = {**texts, "README.md": (_front_matter(repo.name, spec, metrics) + readme).encode()}
-    weights = folder / "model.safetensors"
-    size = weights.stat().st_size
-    return [
-        _File(weights.name, weights, size, *download.hashes(download.chunks(weights), size)),
-        *_from_memory({n: texts[n] for n in FILES if n in texts}),
-    ]
-
-
-def _from_memory(texts):
-    return [_File(name, text, len(text), *download.hashes([text], len(text))) for name, text in texts.items()]
-
-
-def _sound(folder):
-    """`(spec, metrics, the texts by name)` of a model folder that may be pushed; the refusals of `push` otherwise."""
+def _read_model(folder: Path) -> _Model:
+    """Raises the refusals of `push`."""
     missing = [n for n in NEEDED if not (folder / n).is_file()]
     if missing:
         raise WeightsError(
             f"{folder} is not a model folder: it has no {' and no '.join(missing)}",
             "give a folder that nlzoo inflate or finetune wrote, such as runs/NAME/best",
         )
-    texts = {n: _text(folder / n) for n in FILES[1:] if (folder / n).is_file()}
-    spec = from_json(download.parse_json(texts["config.json"], folder / "config.json"), str(folder / "config.json"))
-    metrics = download.parse_json(texts["metrics.json"], folder / "metrics.json") if "metrics.json" in texts else {}
-    if not isinstance(metrics, dict) or any(isinstance(v, (dict, list)) for v in metrics.values()):
-        raise WeightsError(f"{folder / 'metrics.json'} is not a flat JSON object", "remove it, or evaluate again")
-    texts.setdefault("README.md", card.body(spec, metrics).encode())
-    header = _header(folder / "model.safetensors")
-    for name, content in (*texts.items(), ("model.safetensors", header)):
-        text = content.decode()
-        if leak := _leak(text, folder) or (name != "config.json" and _host(text, spec)) or _host(spec.source, spec):
+    texts = {n: disk.read_text(folder / n) for n in FILES[1:] if (folder / n).is_file()}
+    config, figures = folder / "config.json", folder / "metrics.json"
+    spec = from_json(disk.parse_json(texts["config.json"], config), str(config))
+    metrics = disk.parse_json(texts.get("metrics.json", "{}"), figures)
+    if not isinstance(metrics, dict) or any(isinstance(v, dict) for v in metrics.values()):
+        raise WeightsError(f"{figures} is not a flat JSON object", "remove it, or evaluate again")
+    texts.setdefault("README.md", card.body(spec, metrics))
+    for name, text in {**texts, FILES[0]: _header(folder / FILES[0])}.items():
+        if leak := leaks.find_leak(text, folder) or _host(spec.source if name == "config.json" else text, spec):
             raise HubError(
                 f"{name} in {folder} contains {leak}; nothing was uploaded",
                 f"take it out of {name}; a push must not tell where or by whom it was made",
             )
-    return spec, metrics, texts
+    return _Model(folder, spec, metrics, texts)
 
 
-def _header(file):
-    """The JSON header of a .safetensors file, as bytes; its shapes and values are the loader's concern."""
+def _header(file: Path) -> str:
+    """The JSON header of a .safetensors file; its shapes and values are the loader's concern."""
     size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(size - 8, _MOST_HEADER):
-            raise WeightsError(f"{file} is not a whole .safetensors file")
-        header = stream.read(length)
     try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(size - 8, _MAX_HEADER):
+                raise ValueError("its header has no such length")
+            header = stream.read(length).decode()
         json.loads(header)
     except (ValueError, RecursionError):
         raise WeightsError(f"{file} is not a whole .safetensors file") from None
     return header
 
 
-_TOKEN = re.compile(r"\b(?:hf|gh[pousr]|github_pat|glpat|sk)[_\-][A-Za-z0-9_\-]{20,}")
-_HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:[\\/]+Users[\\/]+)[^\s\"'<>|]+")
-_VIDEO = re.compile(r"[^\s\"'/\\]+\.(?:mp4|avi|mkv|webm|mov|m4v|mpe?g|wmv|flv|ogv|3gp|mts)\b", re.IGNORECASE)
-
-
-def _leak(text, folder):
-    """What in `text` gives away a secret, this machine, its user or a video; empty where nothing does."""
-    if _TOKEN.search(text) or ((token := huggingface_hub.get_token()) and token in text):
-        return "what looks like an access token"
-    local = re.sub(r"https?://\S+", "", text)  # an address such as huggingface.co/user/name is meant to be read
-    for place in (Path.home(), Path.cwd(), folder.resolve()):
-        for form in {str(place), place.as_posix(), json.dumps(str(place))[1:-1]}:
-            if place != Path(place.anchor) and re.search(rf"(?<![\w.]){re.escape(form)}(?![\w\-])", local):
-                return f"a path of this machine ({form})"
-    if found := _HOME.search(local):
-        return f"a path in somebody's home folder ({found[0][:60]})"
-    user = _user()
-    if user and re.search(rf"[/\\]{re.escape(user)}[/\\]|\b{re.escape(user)}@", local):
-        return f"this machine's user name as a path or address ({user})"
-    if found := _VIDEO.search(local):
-        return f"the name of a video file ({card.escape(found[0][:60])})"
-    return ""
-
-
-def _host(text, spec):
-    """This machine's name where it is in `text` for no other reason: a computer may well be called `video`."""
+def _host(text: str, spec: ModelSpec) -> str:
+    """This machine's name where it is in `text` for no other reason."""
     figures = dict.fromkeys(("top1", "top5", "map", "majority", "val", "train", "epochs"), 0.5)
     checks = dict.fromkeys(("nonlocal_identical", "still_clip_error", "moving_clip_error"), 0.5)
     bare = dataclasses.replace(spec, source="", licence="")
-    expected = " ".join((card.body(bare, figures, checks), *figures, *spec.classes, "localhost format pt dtype shape"))
-    host = socket.gethostname()
-    for name in (host, host.partition(".")[0]):
-        if name and _says(text, name) and not _says(expected, name):
-            return f"this machine's name ({name})"
-    return ""
+    words = (
+        card.body(bare, figures, checks),
+        *figures,
+        *spec.classes,
+        "localhost format pt dtype shape interval groups",
+    )
+    return leaks.find_host(text, " ".join(words))
 
 
-def _user():
+def _contents(model: _Model, repo: Repo) -> Contents:
+    """The files as they will be on the Hub: of the model, README.md with the Hub's front matter, or of its Space."""
+    if repo.kind == "space":
+        return {name: text.encode() for name, text in hub_card.space(repo, model.spec).items()}
+    readme = hub_card.readme(model.texts["README.md"], repo.name, model.spec, model.metrics)
+    texts = {**model.texts, "README.md": readme}
+    return {FILES[0]: model.folder / FILES[0], **{n: texts[n].encode() for n in FILES if n in texts}}
+
+
+def _size(content: Path | bytes) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+# --- the repository
+
+
+def _state(repo: Repo) -> RepoState | None:
+    """The repository at its newest commit, or None where there is none."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a passwd entry
-        return ""
+        return hub_client.repo_state(repo, None, _OURS[repo.kind])
+    except HubError as error:
+        if type(error.__cause__) is huggingface_hub.errors.RepositoryNotFoundError:  # not its child for a gated one
+            return None
+        raise
 
 
-def _says(text, word):
-    return re.search(rf"(?<![\w\-]){re.escape(word)}(?![\w\-])", text) is not None
+def _repository(repo: Repo, private: bool) -> RepoState:
+    """The repository as it is, created if need be, and seen by those it was asked for."""
+    state = _state(repo)
+    if state is None:
+        sdk = "gradio" if repo.kind == "space" else None
+
+        def create() -> object:
+            client = hub_client.client()
+            return client.create_repo(repo.name, private=private, repo_type=repo.kind, space_sdk=sdk)
+
+        try:
+            hub_client.ask(repo, create)
+        except HubError as error:
+            if (
+                hub_client.status(error.__cause__) != 409
+            ):  # it exists: a try whose reply was lost, or somebody was first
+                raise
+        state = _state(repo)
+    if state is None:
+        raise HubError(f"{repo} was created, but this login may not see it", "check the rights of the token")
+    _refuse_visibility(repo, state, private)
+    if other := _other(repo, state):
+        raise HubError(f"{repo} holds {other}; nothing was uploaded", "push to another name")
+    return state
 
 
-def _front_matter(repo, spec, metrics):
-    """The YAML block that the Hub reads: searchable facts and, where there are any, the figures."""
-    results = _eval_results(spec, metrics)
-    named = {"eval_results": results, "model_name": repo.rpartition("/")[2]} if results else {}
-    data = huggingface_hub.ModelCardData(
-        library_name="nlzoo",
-        pipeline_tag="video-classification",
-        base_model=f"timm/{spec.backbone}" if "." in spec.backbone else None,
-        tags=["nlzoo", "non-local"] if spec.non_local else ["nlzoo"],
-        **_licence(spec.licence),
-        **named,
-    )
-    return f"---\n{data.to_yaml()}\n---\n\n"
-
-
-def _space_texts(model, spec):
-    """`SPACE_FILES` as bytes. Nothing in them is of this machine, but for the place that nlzoo came from where that is a public one."""
-    app = _APP.format(model=model)
-    data = huggingface_hub.SpaceCardData(
-        title=model.rpartition("/")[2],
-        sdk="gradio",
-        sdk_version=GRADIO,
-        python_version=PYTHON,
-        app_file="app.py",
-        models=[model],
-        tags=["nlzoo", "video-classification"],
-        **_licence(spec.licence),
-    )
-    forbids = "\nThe weights that its model was trained from are {}: no commercial use, of this page either.\n"
-    readme = _SPACE_CARD.format(
-        yaml=data.to_yaml(),
-        name=model.rpartition("/")[2],
-        model=model,
-        url=Repo(model).url,
-        limits=forbids.format(card.escape(spec.licence)) if "-nc" in spec.licence.lower() else "",
-    )
-    requirements = f"{_requirement()}\ntorch\n"
-    return {name: text.encode() for name, text in zip(SPACE_FILES, (app, requirements, readme))}
-
-
-_APP = '''"""The page of {model}, as `nlzoo push --space` wrote it; the next one writes it again."""
-
-import nlzoo
-from nlzoo.apps import serve
-from nlzoo.training import evaluate
-
-serve.serve(nlzoo.load("{model}"), evaluate.resolve_device(None), host="0.0.0.0", port=7860, name="{model}")
-'''
-_SPACE_CARD = """---
-{yaml}
----
-
-# {name}
-
-Drop a video on the page, and see what the model [{model}]({url}) says is in it, when, and what spoke for it.
-Made with nlzoo; videos are removed as soon as they are answered.
-{limits}
-If the model is private, the Space needs a secret `HF_TOKEN` that may read it.
-"""
-
-
-def _requirement():
-    """What pip is asked for in a Space: this version, or the commit of a public git address that it was installed from (PEP 610)."""
-    try:
-        summary = json.loads(importlib.metadata.distribution("nlzoo").read_text("direct_url.json") or "{}")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that nobody installed
-        summary = {}
-    commit = summary.get("vcs_info", {}).get("commit_id", "")
-    if re.fullmatch(r"https://[\w.\-/]+ [0-9a-f]{40}", f"{summary.get('url')} {commit}"):
-        return f"nlzoo[serve] @ git+{summary['url']}@{commit}"
-    return f"nlzoo[serve]=={__version__}"
-
-
-def _licence(licence):
-    if not licence:
-        return {}
-    slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")[:60]
-    return {"license": slug} if slug in _KNOWN_LICENCES else {"license": "other", "license_name": slug or "unknown"}
-
-
-def _eval_results(spec, metrics):
-    keys = [("top1", "top-1 accuracy"), ("map", "mean average precision")] + (
-        [("top5", "top-5 accuracy")] if spec.num_outputs > 5 else []
-    )
-    found = [(key, words, card.number(metrics, key)) for key, words in keys if card.number(metrics, key) is not None]
-    return [
-        huggingface_hub.EvalResult(
-            task_type="video-classification",
-            dataset_type="own",
-            dataset_name="validation videos of the author's own",
-            metric_type="mAP" if key == "map" else "accuracy",
-            metric_name=f"{words}, on the videos that chose the epoch",
-            metric_value=round(value, 4),
+def _refuse_visibility(repo: Repo, state: RepoState, private: bool) -> None:
+    if private and not state.private:
+        raise HubError(
+            f"{repo} is public on the Hub; nothing was committed",
+            "--public if everybody may see it; otherwise push to another name",
         )
-        for key, words, value in found
-    ]
+    if state.private and not private:
+        raise HubError(
+            f"{repo} is private on the Hub; nothing was committed",
+            "push without --public, or make it public in its settings on the Hub first",
+        )
 
 
-def _without_front_matter(text):
-    """A folder that was pulled has the block of its last push; the text after it is kept to the letter."""
-    return re.sub(r"\A---\n.*?\n---\n\n?", "", text, count=1, flags=re.DOTALL)
+def _other(repo: Repo, state: RepoState) -> str:
+    """What a repository holds that is not ours, in words; empty where nothing is, or an older push."""
+    if repo.kind == "model":
+        return f"a model of {state.library}" if state.library not in ("", "nlzoo") else ""
+    return "an app of another kind" if "app.py" in state.files and "nlzoo" not in state.tags else ""
 
 
-def _text(file):
-    if file.stat().st_size > MOST_TEXT:
-        raise WeightsError(f"{file} has {file.stat().st_size} bytes; at most {MOST_TEXT} are pushed")
-    content = file.read_bytes()
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        raise WeightsError(f"{file} is not UTF-8 text") from None
-    return content
+# --- the commit
+
+
+def _commit(repo: Repo, contents: Contents, state: RepoState, private: bool) -> tuple[str, int]:
+    """`(commit, uploaded bytes)`: at most one commit, on top of `state`, however often a reply is lost."""
+    parent, sent = state.commit, 0
+    for wait in (*hub_client.WAITS, None):
+        changed, gone = _difference(repo, contents, state)
+        if not changed and not gone:
+            return state.commit, sent
+        sent = sum(_size(content) for content in changed.values())
+        try:
+            return _send(repo, changed, gone, parent, private), sent
+        except HubError as error:
+            failure, cause = error, error.__cause__
+        moved = hub_client.status(cause) in (409, 412)
+        if not moved and not (isinstance(cause, Exception) and hub_client.may_pass(cause)):
+            raise failure
+        time.sleep(0 if moved or wait is None else wait)
+        state = hub_client.repo_state(repo, None, _OURS[repo.kind])  # is it already there?
+        if any(_difference(repo, contents, state)) and (moved or state.commit != parent):
+            raise _changed(repo) from cause
+    if not any(_difference(repo, contents, state)):
+        return state.commit, sent
+    raise failure
+
+
+def _send(repo: Repo, changed: Contents, gone: list[str], parent: str, private: bool) -> str:
+    """The commit that was made. What is large goes first, so that the repository can be looked at just before the commit."""
+    additions = [huggingface_hub.CommitOperationAdd(name, content) for name, content in changed.items()]
+    deletions = [huggingface_hub.CommitOperationDelete(name) for name in gone]
+    client, words = hub_client.client(), f"{repo.kind.capitalize()} by nlzoo"
+
+    def upload() -> None:
+        client.preupload_lfs_files(repo.name, additions, repo_type=repo.kind, free_memory=False)
+
+    def commit() -> str:
+        operations = [*additions, *deletions]
+        made = client.create_commit(
+            repo.name, operations, repo_type=repo.kind, commit_message=words, parent_commit=parent
+        )
+        return made.oid
+
+    hub_client.ask(repo, upload, tries=1)
+    state = hub_client.repo_state(repo)
+    _refuse_visibility(repo, state, private)
+    if state.commit != parent:
+        raise _changed(repo)
+    return hub_client.ask(repo, commit, tries=1)
+
+
+def _changed(repo: Repo) -> HubError:
+    return HubError(
+        f"{repo} changed on the Hub during the push; nothing of this push was committed",
+        "see what is new there, then push again",
+    )
+
+
+def _difference(repo: Repo, contents: Contents, state: RepoState) -> tuple[dict[str, Path | bytes], list[str]]:
+    """`(files to send, names to delete)`; only our own names are ever deleted, as metrics.json of an earlier model."""
+    changed = {n: c for n, c in contents.items() if n not in state.files or not state.files[n].is_same(c)}
+    return changed, [n for n in _OURS[repo.kind] if n in state.files and n not in contents]

@@ -27,6 +27,11 @@ from .errors import DiskError, WeightsError
 from .text import as_json, printable
 
 MAX_CONFIG = 16 * 2**20  # bytes; 100,000 class names fit
+_SUFFIXES = """
+    .264 .3g2 .3gp .asf .avi .flv .gif .h264 .h265 .hevc .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob
+    .webm .wmv
+"""
+VIDEO_EXTENSIONS = frozenset(_SUFFIXES.split())  # by which a file is a video
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # as `_hidden` names it
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -198,17 +203,40 @@ def cache_folder() -> Path:
 
 
 def read_json(file: Path) -> object:
-    """A JSON file that may come from anybody. Raises `WeightsError`."""
+    """A JSON file that may come from anybody: UTF-8, each key once. Raises `WeightsError`."""
+    return parse_json(read_text(file), file)
+
+
+def read_text(file: Path) -> str:
+    """A UTF-8 file of at most `MAX_CONFIG` bytes that may come from anybody, its line ends as they are. Raises `WeightsError`."""
     try:
         if file.stat().st_size > MAX_CONFIG:
             raise WeightsError(f"{printable(file)} is larger than {MAX_CONFIG} bytes")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return file.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise WeightsError(
             f"there is no {file.name} in {printable(file.parent)}", "nlzoo list shows the models that are here"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{printable(file)} could not be read ({error})", "make or fetch the model again") from None
+
+
+def parse_json(text: str, file: Path) -> object:
+    """What `file`, which holds `text`, says. Raises `WeightsError`."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{printable(file)} could not be read as JSON ({error})", "make or fetch the model again"
+        ) from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; readers differ in which of two equal keys counts."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        raise ValueError("an object has the same key twice")
+    return data
 
 
 def _hidden(path: Path, ending: str) -> Path:

@@ -1,37 +1,39 @@
-"""Models of the Hugging Face Hub on this machine: `locate`, `load`, `pull`. Nothing but four named files travels."""
+"""Models of the Hugging Face Hub on this machine: `locate`, `load`, `pull`.
 
-import hashlib
-import json
+Nothing but four named files travels, never code, and each is compared with the hash that the Hub lists before it is read.
+"""
+
+import contextlib
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import errors as theirs
+import huggingface_hub
 
 from ..core import files
-from ..core.errors import DiskError, UsageError, WeightsError
+from ..core.errors import DiskError, HubError, UsageError, WeightsError
 from ..core.model_spec import from_json
-from . import hub_client as client
-from . import zoo
-from .hub_client import FILES, MOST_TEXT, NEEDED, Repo
+from . import hub_client, zoo
+from .hub_client import RemoteFile, Repo, Unreachable
 
 if TYPE_CHECKING:
     from .network import Network  # `load` imports torch when it is called: pushing needs none
 
-_VIDEO = re.compile(r"\.(?:mp4|avi|mkv|webm|mov|m4v|mpe?g|wmv|flv|ogv|3gp|mts)\b", re.IGNORECASE)
+FILES = ("model.safetensors", "config.json", "README.md", "metrics.json")  # of a model: all that is pushed or pulled
+NEEDED = FILES[:2]
+MAX_WEIGHTS = 8 << 30  # bytes; the largest network that nlzoo builds has less than half
+_ORDER = (*FILES[1:], FILES[0])  # of fetching: where the weights are, all is; and they may be large
 
 
 def looks_like_repo(name: str) -> bool:
     """Whether `name` has the form `user/name`; ask only once no folder of that name is found. No network."""
     part = r"[A-Za-z0-9](?:[\w.\-]{0,94}[A-Za-z0-9_])?"
-    local = name.startswith(("weights/", "runs/")) or name.endswith((".safetensors", ".pth", ".pt", ".json"))
-    local = local or _VIDEO.search(name) or "--" in name or ".." in name
-    return bool(re.fullmatch(f"{part}/{part}", name)) and not local
-
-
-# --- pull
+    ending = os.path.splitext(name)[1].lower()
+    local = name.startswith(("weights/", "runs/")) or "--" in name or ".." in name
+    local = local or ending in {".safetensors", ".pth", ".pt", ".json", *files.VIDEO_EXTENSIONS}
+    return not local and re.fullmatch(f"{part}/{part}", name) is not None
 
 
 def locate(name: str) -> Path:
@@ -52,13 +54,17 @@ def locate(name: str) -> Path:
 def backbone_weights(repo: str) -> Path:
     """timm's `model.safetensors` of a 2-D backbone, from the cache or fetched into it (timm's own place).
 
-    Raises `HubError`. The cache is asked first and the Hub once, since the client would try ten times, aloud, before it said "offline".
+    The cache is asked first. Raises `HubError`.
     """
-    try:
-        return Path(client.api().hf_hub_download(repo, "model.safetensors", local_files_only=True))
-    except theirs.LocalEntryNotFoundError:
-        client.patiently(repo, lambda: client.repo_info(Repo(repo)))
-        return Path(client.patiently(repo, lambda: client.api().hf_hub_download(repo, "model.safetensors")))
+    cached = huggingface_hub.try_to_load_from_cache(repo, FILES[0])
+    if isinstance(cached, str):
+        return Path(cached)
+    state = hub_client.repo_state(Repo(repo), None, FILES[:1])
+    if not state.files:
+        raise HubError(f"{repo} on the Hub has no {FILES[0]}", "choose another backbone")
+    path = _fetch(repo, FILES[0], state.commit, state.files[FILES[0]])
+    _remember(path.parent, "main")
+    return path
 
 
 def load(name: str) -> "Network":
@@ -75,46 +81,79 @@ def load(name: str) -> "Network":
 def pull(repo: str, revision: str | None = None) -> Path:
     """The model `repo` in the Hub's cache on this machine, fetched as far as it is not there yet; the folder.
 
-    When the Hub cannot be reached, what was fetched before serves.
+    When the Hub cannot be reached, the last model that was fetched whole serves.
     Raises `HubError`, `WeightsError` for a repository that is not an nlzoo model, `DiskError`.
     """
-    client.quiet_without_terminal()
-    what = repo if revision is None else f"{repo}@{revision}"
     try:
-        info = client.patiently(what, lambda: client.repo_info(Repo(repo), revision))
-    except client.Unreachable:
-        if folder := _cached(repo, revision):
+        state = hub_client.repo_state(Repo(repo), revision, FILES)
+    except Unreachable:
+        if folder := _cached(repo, revision or "main"):
             return folder
         raise
-    sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
-    missing = [n for n in NEEDED if n not in sizes]
+    missing = [n for n in NEEDED if n not in state.files]
     if missing:
         raise WeightsError(f"{repo} on the Hub is not an nlzoo model: it has no {' and no '.join(missing)}")
-    if large := [n for n in FILES[1:] if sizes.get(n, 0) > MOST_TEXT]:
-        raise WeightsError(f"{large[0]} of {repo} has {sizes[large[0]]} bytes; at most {MOST_TEXT} are read")
-    config = client.patiently(what, lambda: client.api().hf_hub_download(repo, "config.json", revision=info.sha))
-    _accepted(Path(config), repo)  # before the weights, which may be large
-    return Path(client.patiently(what, lambda: _snapshot(repo, revision)))
+    for name, file in state.files.items():
+        most = MAX_WEIGHTS if name == FILES[0] else files.MAX_CONFIG
+        if file.size > most:
+            raise WeightsError(f"{name} of {repo} has {file.size} bytes; at most {most} are read")
+    for name in _ORDER:
+        if name in state.files:
+            path = _fetch(repo, name, state.commit, state.files[name])
+            if name == "config.json":
+                _check_config(path, repo)  # before the weights
+    _remember(path.parent, revision or "main")
+    return path.parent
 
 
-def _snapshot(repo, revision, **how):
-    return client.api().snapshot_download(repo, revision=revision, allow_patterns=list(FILES), **how)
+def _fetch(repo: str, name: str, commit: str, listed: RemoteFile) -> Path:
+    """A file in the cache that has the hash that the Hub lists. One that was damaged there is fetched again."""
+
+    def fetch() -> Path | None:
+        path = Path(hub_client.client().hf_hub_download(repo, name, revision=commit))
+        if path.parent.name == commit and listed.is_same(path):
+            return path
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        return None
+
+    path = hub_client.ask(repo, fetch) or hub_client.ask(repo, fetch)
+    if path is None:
+        raise HubError(
+            f"{name} of {repo} is not what the Hub lists: its size or hash is another",
+            "try again; if it stays so, ask who pushed it to push it again",
+        )
+    return path
 
 
-def _accepted(config, repo):
-    data = parse_json(config.read_bytes(), f"config.json of {repo}")
+def _check_config(file: Path, repo: str) -> None:
+    data = files.read_json(file)
     if not isinstance(data, dict) or "format" not in data:
         raise WeightsError(f"{repo} on the Hub is not an nlzoo model: its config.json is another program's")
     from_json(data, f"config.json of {repo}")
 
 
-def _cached(repo, revision):
-    """The whole model as an earlier pull left it in the cache, or None."""
-    try:
-        folder = Path(_snapshot(repo, revision, local_files_only=True))
-    except theirs.LocalEntryNotFoundError:
+def _remember(snapshot: Path, revision: str) -> None:
+    """Writes which commit a whole model has, where the client looks for it without the Hub."""
+    reference = snapshot.parents[1] / "refs" / revision
+    if revision != snapshot.name:
+        with contextlib.suppress(OSError, DiskError):  # of a cache that cannot be written
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(reference, snapshot.name)
+
+
+def _cached(repo: str, revision: str) -> Path | None:
+    """The whole model as an earlier pull left it in the cache, or None. Files there are named by their hash."""
+    found = [huggingface_hub.try_to_load_from_cache(repo, name, revision=revision) for name in FILES]
+    paths = [Path(path) for path in found if isinstance(path, str)]
+    if not {path.name for path in paths}.issuperset(NEEDED):
         return None
-    return folder if all((folder / n).is_file() for n in NEEDED) else None
+    for path in paths:
+        blob, size = path.resolve().name, path.stat().st_size
+        listed = RemoteFile(size, blob if len(blob) == 64 else "", blob)
+        if path.is_symlink() and not listed.is_same(path):
+            return None
+    return paths[0].parent
 
 
 def pull_to(repo: str, folder: Path, revision: str | None = None) -> Path:
@@ -122,41 +161,14 @@ def pull_to(repo: str, folder: Path, revision: str | None = None) -> Path:
 
     A folder that holds just this model already is left alone. Raises as `pull`, and `DiskError` where another is there.
     """
-
     folder = Path(folder)
     source = pull(repo, revision)
     names = [n for n in FILES if (source / n).is_file()]
     if not os.path.lexists(folder):
         return files.write_folder(folder, lambda part: [shutil.copyfile(source / n, part / n) for n in names])
-    if _equal(source, folder, names):
+    mine = [n for n in FILES if (folder / n).is_file()]
+    if mine == names and all(files.sha256(source / n) == files.sha256(folder / n) for n in names):
         return folder
     raise DiskError(
         f"{folder} exists and is not {repo} as it is on the Hub", f"move it away, or: nlzoo pull {repo} --name ANOTHER"
     )
-
-
-def _equal(source, folder, names):
-    mine = [n for n in FILES if (folder / n).is_file()]
-    return mine == names and all(hashes(chunks(source / n), 0) == hashes(chunks(folder / n), 0) for n in names)
-
-
-def chunks(file):
-    with open(file, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            yield chunk
-
-
-def hashes(chunks, size):
-    """`(sha256, git's blob hash)` in hex."""
-    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
-    for chunk in chunks:
-        sha256.update(chunk)
-        blob.update(chunk)
-    return sha256.hexdigest(), blob.hexdigest()
-
-
-def parse_json(content, where):
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{where} is not JSON ({error})") from None

@@ -26,6 +26,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from ..core import files
 from ..core.errors import UsageError, VideoError
 
 try:
@@ -33,11 +34,7 @@ try:
 except (ImportError, OSError):  # not installed, or its libraries do not load: PyAV reads everything
     decord = None
 
-_SUFFIXES = """
-    .264 .3g2 .3gp .asf .avi .flv .gif .h264 .h265 .hevc .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob
-    .webm .wmv
-"""
-EXTENSIONS = frozenset(_SUFFIXES.split())
+EXTENSIONS = files.VIDEO_EXTENSIONS
 DECODERS = ("auto", "decord", "pyav")
 PREFER_DECORD = False  # where it reads right it gives the same bits and costs more: docs/decoding.md has the figures
 MAX_SIDE = 8192  # pixels; an 8K frame is 7680 x 4320

@@ -247,7 +247,7 @@ def test_pull_of_a_revision(hub, machine, model):
 def test_visibility_is_never_changed_by_a_push(hub, machine, model, there, asked):
     hub.create("alice/waving", private=there)
     words = machine().refused(push(model, private=asked))
-    assert ("is private" if there else "is public") in words and "nothing was uploaded" in words
+    assert ("is private" if there else "is public") in words and "nothing was committed" in words
     assert hub.repos["alice/waving"].private is there and commits(hub) == [] and hub.objects == {}
 
 
@@ -414,7 +414,7 @@ def test_folders_that_are_no_model(hub, machine, model, tmp_path):
     (model / "config.json").write_text('{"format": 1}')
     assert "lacks 'backbone'" in one.refused(push(model), "WeightsError")
     (model / "config.json").write_text("{")
-    assert "is not JSON" in one.refused(push(model), "WeightsError")
+    assert "config.json could not be read as JSON" in one.refused(push(model), "WeightsError")
     shutil.rmtree(model)
     write_model(model)
     (model / "metrics.json").write_text("[1]")

@@ -21,12 +21,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nlzoo.apps import draw, explain, hub, pictures, predict, serve
+from nlzoo.apps import draw, explain, hub_card, pictures, predict, serve
 from nlzoo.core.errors import UsageError
 from nlzoo.core.model_spec import ModelSpec, NonLocal
 from nlzoo.core.text import printable
 from nlzoo.core.view_spec import ClipSpec
 from nlzoo.networks import checkpoint, model
+from nlzoo.networks.hub_client import Repo
 from nlzoo.videos import video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ class Page:
         self.folder, self.temp = folder, folder / "tmp"
         self.temp.mkdir()
         self.log = folder / "log"
-        text = hub._space_texts("alice/net", checkpoint.read_spec(folder / "alice/net"))["app.py"].decode()
+        text = hub_card.space(Repo("alice/net"), checkpoint.read_spec(folder / "alice/net"))["app.py"]
         end = 'host="0.0.0.0", port=7860, name="alice/net"'
         assert end in text
         text = text.replace(end, f"name={NAME!r}, most_seconds={MOST_SECONDS}, most_bytes={MOST_BYTES}")
