@@ -1,4 +1,4 @@
-"""Charts of a run's report, the door to matplotlib for them: SVG for lines and points, PNG and JPEG for what is made of pixels.
+"""Charts of a run's report, the door to matplotlib for them: SVG for lines and points, PNG and WebP for what is made of pixels.
 
 Unusual: nothing from outside is ever drawn as text, so no class name meets mathtext or lacks a glyph; the page's tables hold the names. Text
 stays text in the SVG, in the reader's own font. A chart has no background and the colours of `LIGHT`; `in_dark` gives the same one those of
@@ -6,11 +6,15 @@ stays text in the SVG, in the reader's own font. A chart has no background and t
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 WIDE = 4.6  # inches, of every chart of lines: at 320 pixels its text can still be read
@@ -34,38 +38,41 @@ LIGHT = Theme("#ffffff", "#f5f7fa", "#1b2129", "#566070", "#d8dee7", "#0b62b8")
 DARK = Theme("#13171d", "#1b212a", "#e7ebf1", "#a4afbf", "#353f4d", "#73b6ff")
 
 
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nlzoo",
+    "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "text.color": LIGHT.ink,
+    "axes.edgecolor": LIGHT.rule,
+    "axes.labelcolor": LIGHT.soft,
+    "xtick.color": LIGHT.soft,
+    "ytick.color": LIGHT.soft,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LIGHT.rule,
+    "grid.linewidth": 0.6,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+_DASHED = {"color": LIGHT.soft, "linewidth": 1.2, "linestyle": (0, (4, 3))}
+
+
 @contextmanager
-def _drawing(height):
-    """An empty figure in the colours of `LIGHT`."""
+def _drawing(height: float) -> Iterator["Figure"]:
+    """An empty figure in the colours of `LIGHT`, `height` inches high."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    look = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "nlzoo",
-        "text.parse_math": False,
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 9.5,
-        "text.color": LIGHT.ink,
-        "axes.edgecolor": LIGHT.rule,
-        "axes.labelcolor": LIGHT.soft,
-        "xtick.color": LIGHT.soft,
-        "ytick.color": LIGHT.soft,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.color": LIGHT.rule,
-        "grid.linewidth": 0.6,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "lines.solid_capstyle": "round",
-    }
-    with matplotlib.rc_context(look):
+    with matplotlib.rc_context(_STYLE):
         yield Figure((WIDE, height), layout="constrained")
 
 
@@ -76,32 +83,36 @@ def in_dark(svg: bytes) -> bytes:
     return svg
 
 
-def _svg(figure):
+def _svg(figure: "Figure") -> bytes:
     out = io.BytesIO()
-    figure.savefig(
-        out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
     return out.getvalue().replace(b"'DejaVu Sans'", FONTS.removesuffix(", sans-serif").encode())
 
 
-def interval(share: float, bounds: Sequence[float] | None, blind: float) -> bytes:
-    """A figure in [0, 1] as a dot on a line from 0 to 100 %, its interval as a bar, and a mark where an answer that never looks would be."""
+def interval(share: float, bounds: Sequence[float] | None, baseline: float, baseline_name: str) -> bytes:
+    """A figure in [0, 1] as a dot on a line from 0 to 100 %, its interval as a bar, and a mark at the baseline."""
     with _drawing(1.3) as figure:
         axes = figure.add_subplot()
         axes.axhline(0, color=LIGHT.rule, linewidth=1)
         if bounds:
             axes.plot(bounds, [0, 0], color=LIGHT.accent, linewidth=8, alpha=0.35, solid_capstyle="butt")
-        axes.plot([blind], [0], "|", color=LIGHT.soft, markersize=16, markeredgewidth=2.5, clip_on=False)
+        axes.plot([baseline], [0], "|", color=LIGHT.soft, markersize=16, markeredgewidth=2.5, clip_on=False)
         axes.plot([share], [0], "o", color=LIGHT.accent, markersize=10, clip_on=False)
-        for place, height, text in (
-            (share, 0.55, "this network" + (" and its 95 % interval" if bounds else "")),
-            (blind, -1.05, "without looking"),
-        ):
-            axes.text(place, height, text, ha="left" if place < 0.25 else "right" if place > 0.75 else "center")
+        name = "this network and its 95 % interval" if bounds else "this network"
+        for place, height, text in ((share, 0.55, name), (baseline, -1.05, baseline_name)):
+            axes.text(place, height, text, ha=_side(place))
         axes.set(xlim=(0, 1), ylim=(-1.2, 1), xticks=np.linspace(0, 1, 6), yticks=[])
         axes.xaxis.set_major_formatter(_percent)
         axes.spines["bottom"].set_visible(False)
         return _svg(figure)
+
+
+def _side(place: float) -> str:
+    """On which side of a place from 0 to 1 its name finds room."""
+    if place < 0.25:
+        return "left"
+    return "right" if place > 0.75 else "center"
 
 
 def curves(
@@ -115,50 +126,35 @@ def curves(
 
     with _drawing(2.7) as figure:
         axes = figure.add_subplot()
-        for name, colour in zip(lines, (LIGHT.soft, LIGHT.accent)[-len(lines) :]):
-            epochs = range(1, len(lines[name]) + 1)
-            axes.plot(
-                epochs, lines[name], color=colour, label=name, marker="o" if len(epochs) < 3 else None, markersize=4
-            )
-        last = list(lines.values())[-1]
+        for (name, values), colour in zip(lines.items(), (LIGHT.soft, LIGHT.accent)[-len(lines) :]):
+            marker = "o" if len(values) < 3 else None
+            axes.plot(range(1, len(values) + 1), values, color=colour, label=name, marker=marker, markersize=4)
         if level:
-            axes.axhline(level[1], color=LIGHT.soft, linewidth=1.2, linestyle=(0, (4, 3)), label=level[0])
+            axes.axhline(level[1], label=level[0], **_DASHED)
         axes.axvline(best, color=LIGHT.accent, linewidth=0.8, alpha=0.6)
-        axes.plot(
-            [best],
-            [last[best - 1]],
-            "o",
-            color=LIGHT.accent,
-            markersize=7,
-            clip_on=False,
-            zorder=3,
-            label=f"best epoch, {best}",
-        )
+        dot = {"markersize": 7, "clip_on": False, "zorder": 3, "label": f"best epoch, {best}"}
+        axes.plot([best], [values[best - 1]], "o", color=LIGHT.accent, **dot)
         axes.set_xlabel("epoch")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1 if share else None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if share:
-            axes.set_ylim(top=1)
             axes.yaxis.set_major_formatter(_percent)
         figure.legend(loc="outside upper left", ncols=3, handlelength=1.2, handletextpad=0.5, columnspacing=1.2)
         return _svg(figure)
 
 
 def calibration(bins: Sequence[dict]) -> bytes:
-    """A reliability diagram of rows of `confidence`, `accuracy` and `videos`: how sure the network was against how often it was right."""
+    """A reliability diagram of rows of `confidence`, `accuracy` and `videos`."""
+    confidence, accuracy, videos = ([row[key] for row in bins] for key in ("confidence", "accuracy", "videos"))
     with _drawing(3.5) as figure:
         axes, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
-        axes.plot(
-            [0, 1], [0, 1], color=LIGHT.soft, linewidth=1.2, linestyle=(0, (4, 3)), label="as sure as it is right"
-        )
-        sure, right, videos = ([b[key] for b in bins] for key in ("confidence", "accuracy", "videos"))
-        axes.plot(sure, right, color=LIGHT.accent, linewidth=1.2, label="this network", clip_on=False)
-        axes.scatter(
-            sure, right, 25 + 100 * np.array(videos) / max(videos), color=LIGHT.accent, clip_on=False, zorder=3
-        )
-        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="was right")
-        below.bar(sure, videos, width=0.025, color=LIGHT.accent)
-        below.set(xlabel="probability of its answer", ylabel="videos")
+        axes.plot([0, 1], [0, 1], label="perfectly calibrated", **_DASHED)
+        axes.plot(confidence, accuracy, color=LIGHT.accent, linewidth=1.2, label="this network", clip_on=False)
+        sizes = 25 + 100 * np.array(videos) / max(videos)
+        axes.scatter(confidence, accuracy, sizes, color=LIGHT.accent, clip_on=False, zorder=3)
+        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+        below.bar(confidence, videos, width=0.025, color=LIGHT.accent)
+        below.set(xlabel="confidence", ylabel="videos")
         for part in (axes.xaxis, axes.yaxis):
             part.set_major_formatter(_percent)
         below.yaxis.get_major_locator().set_params(integer=True, nbins=2)
@@ -166,40 +162,37 @@ def calibration(bins: Sequence[dict]) -> bytes:
         return _svg(figure)
 
 
-def _percent(value, _):
+def _percent(value: float, _: object) -> str:
     return f"{100 * value:.0f} %"
 
 
 def matrix(shares: np.ndarray, theme: Theme) -> bytes:
-    """PNG of float `(K, K)` shares in [0, 1], from the card's colour to the accent; small ones are lifted, so that a single error is seen."""
+    """PNG of float `(K, K)` shares in [0, 1], from the card's colour to the accent; small ones are lifted, so that one error is seen."""
     from matplotlib.colors import LinearSegmentedColormap
 
     scale = LinearSegmentedColormap.from_list("", [theme.card, theme.accent])
     times = max(1, -(-MATRIX_SIDE // len(shares)))
-    return _picture(scale(np.sqrt(shares), bytes=True)[..., :3].repeat(times, 0).repeat(times, 1), "png")
+    return image(scale(np.sqrt(shares), bytes=True)[..., :3].repeat(times, 0).repeat(times, 1), "png")
 
 
 def sheets(frames: np.ndarray) -> list[bytes]:
     """WebPs of uint8 `(T, H, W, 3)` frames, `IN_A_ROW` side by side in each."""
     rows = [frames[n : n + IN_A_ROW] for n in range(0, len(frames), IN_A_ROW)]
-    return [_picture(np.concatenate(list(row), 1), "webp") for row in rows]
+    return [image(np.concatenate(list(row), 1), "webp") for row in rows]
 
 
 def smaller(png: bytes) -> bytes:
     """The same picture as WebP, with a loss that is not seen."""
     from matplotlib.image import imread
 
-    return _picture(imread(io.BytesIO(png))[..., :3], "webp")
+    return image(imread(io.BytesIO(png)), "webp")
 
 
-def _picture(pixels, kind):
+def image(pixels: np.ndarray, kind: str) -> bytes:
+    """A "png" or "webp" of `(H, W, 3 or 4)` pixels, uint8 or from 0 to 1."""
     from matplotlib.image import imsave
 
     out = io.BytesIO()
-    imsave(
-        out,
-        pixels,
-        format=kind,
-        **({"metadata": {"Software": None}} if kind == "png" else {"pil_kwargs": {"quality": 82}}),
-    )
+    options = {"metadata": {"Software": None}} if kind == "png" else {"pil_kwargs": {"quality": 82}}
+    imsave(out, pixels, format=kind, **options)
     return out.getvalue()

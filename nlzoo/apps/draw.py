@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import UsageError
+from ..videos.encode import write_video
 
 SHAPES = ("disc", "square", "triangle", "star", "cross", "ring", "moon", "bar")
 TEXTURES = ("plain", "stripes", "checks", "dots", "halves")
@@ -80,7 +81,7 @@ def paint(canvas: np.ndarray, what: Sprite, y: float, x: float, radius: float, a
     canvas[top:bottom, left:right] += cover * (fill - canvas[top:bottom, left:right])
 
 
-def _depth(shape, u, v):
+def _depth(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """How far inside the shape a point is, in radii: positive inside, 0 on the rim; u, v broadcast to (h, w)."""
     r = np.hypot(u, v)
     if shape == "disc":
@@ -101,7 +102,7 @@ def _depth(shape, u, v):
     return np.minimum(0.95 - np.abs(u), 0.33 - np.abs(v))  # bar
 
 
-def _second_colour(texture, u, v):
+def _second_colour(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Where the second colour shows, 0 or 1; u, v broadcast to (h, w), one repeat long per unit."""
     if texture == "plain":
         return np.zeros(np.broadcast_shapes(u.shape, v.shape))
@@ -127,7 +128,7 @@ def background(rng: np.random.Generator, size: tuple[int, int], clutter: int = 5
     return canvas
 
 
-def _stretch(cells, length):
+def _stretch(cells: int, length: int) -> np.ndarray:
     """(length, cells) weights that interpolate `cells` values linearly along `length` pixels."""
     place = np.linspace(0, cells - 1, length)[:, None]
     return np.clip(1 - np.abs(place - np.arange(cells)), 0, 1)
@@ -141,58 +142,70 @@ def motion_clip(
     `seed` draws the motion and the noise, `scene` (default: the seed) the background and the sprite. Labels of one
     family with equal seed and scene hold the same frames in different orders. Raises `UsageError` for an unknown label.
     """
-    if label not in _MOTIONS:
-        raise UsageError(f"there is no motion class {label!r}", f"known: {', '.join(CLASSES)}")
+    _check_known(label)
     family, order = _MOTIONS[label]
     return _drawing(family, seed, frames, size, seed if scene is None else scene)[_order(order, frames)]
 
 
-def _drawing(family, seed, frames, size, scene):
+def _check_known(label: str) -> None:
+    if label not in _MOTIONS:
+        raise UsageError(f"there is no motion class {label!r}", f"known: {', '.join(CLASSES)}")
+
+
+def _drawing(family: str, seed: int, frames: int, size: tuple[int, int], scene: int) -> np.ndarray:
     """The frames of one family of classes as drawn, (T, H, W, 3) uint8; the order of showing comes later."""
     rng = np.random.default_rng([scene, 1])
     # Light on dark: where the edges of all sprites have one sign, motion is learnt in a tenth of the steps.
     ground = 0.4 * background(rng, size, clutter=3)
-    shape = rng.choice(["triangle", "moon", "bar"]) if family == "spin" else None  # what turns must show that it does
+    shape = rng.choice(["triangle", "moon", "bar"]) if family == "spin" else None  # a turn of these can be seen
     what = sprite(rng, shape)
     what = what._replace(colours=135 + what.colours * (120 / 255))
     rng = np.random.default_rng([seed, 2, *family.encode()])
-    height, width = size
-    radius = min(size) * rng.uniform(0.2, 0.28)
-    angle, tilt = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5)  # turns a little as it goes
-    y0, x0 = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
-    noise = rng.uniform(1, 6)
-    path = np.linspace(0, 1, frames)  # how far along, frame by frame
-    ys, xs, radii, angles = (np.full(frames, a) for a in (y0, x0, radius, angle))
-    if family == "vertical":
-        ys = _travel(rng, path, height, radius)[::-1]  # pixels count downwards; the drawing rises
-        xs = x0 + path * rng.uniform(-0.1, 0.1) * width
-        angles = angle + path * tilt
-    elif family == "horizontal":
-        xs = _travel(rng, path, width, radius)
-        ys = y0 + path * rng.uniform(-0.1, 0.1) * height
-        angles = angle + path * tilt
-    elif family == "spin":
-        radii = np.full(frames, radius * 1.5)
-        angles = angle + path * rng.uniform(0.3, 0.6) * np.pi
-    else:  # zoom
-        radii = radius * np.geomspace(rng.uniform(0.5, 0.7), rng.uniform(1.3, 1.7), frames)
-    clip = np.empty((frames, height, width, 3), np.uint8)
-    for t in range(frames):
+    path, noise = _path(rng, family, frames, size)
+    clip = np.empty((frames, *size, 3), np.uint8)
+    for t, place in enumerate(path):
         canvas = ground.copy()
-        paint(canvas, what, ys[t], xs[t], radii[t], angles[t])
+        paint(canvas, what, *place)
         canvas += rng.normal(0, noise, canvas.shape)
         clip[t] = np.clip(canvas, 0, 255)
     return clip
 
 
-def _travel(rng, path, length, radius):
+def _path(
+    rng: np.random.Generator, family: str, frames: int, size: tuple[int, int]
+) -> tuple[list[tuple[float, ...]], float]:
+    """(y, x, radius, angle) of the sprite in each frame, pixels and radians, and the standard deviation of the noise."""
+    height, width = size
+    radius = min(size) * rng.uniform(0.2, 0.28)
+    angle, tilt = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5)  # turns a little as it goes
+    y, x = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
+    noise = rng.uniform(1, 6)
+    time = np.linspace(0, 1, frames)
+    ys, xs, radii, angles = (np.full(frames, value) for value in (y, x, radius, angle))
+    if family == "vertical":
+        ys = _travel(rng, time, height, radius)[::-1]  # pixels count downwards; the drawing rises
+        xs = x + time * rng.uniform(-0.1, 0.1) * width
+        angles = angle + time * tilt
+    elif family == "horizontal":
+        xs = _travel(rng, time, width, radius)
+        ys = y + time * rng.uniform(-0.1, 0.1) * height
+        angles = angle + time * tilt
+    elif family == "spin":
+        radii = np.full(frames, radius * 1.5)
+        angles = angle + time * rng.uniform(0.3, 0.6) * np.pi
+    else:  # zoom
+        radii = radius * np.geomspace(rng.uniform(0.5, 0.7), rng.uniform(1.3, 1.7), frames)
+    return list(zip(ys, xs, radii, angles)), noise
+
+
+def _travel(rng: np.random.Generator, path: np.ndarray, length: int, radius: float) -> np.ndarray:
     """Positions, pixels, of a trip over 75 to 100 % of the room there is, from a random start; path (T,) in 0..1."""
     room = length - 2 * radius
     trip = room * rng.uniform(0.75, 1)
     return radius + rng.uniform(0, room - trip) + path * trip
 
 
-def _order(order, frames):
+def _order(order: str, frames: int) -> list[int]:
     """Which drawn frame is shown when: a permutation of 0..T-1, so that every order shows every frame once."""
     forward = list(range(frames))
     return {
@@ -218,10 +231,8 @@ def write_videos(
     A group, of `groups` (default: one per clip), is one scene: its clips share background and sprite, and hold every
     class of every drawing, so that a split by group leaks nothing. Height and width must be even (yuv420p).
     """
-    from ..videos.encode import write_video
-
-    if unknown := [c for c in classes if c not in _MOTIONS]:
-        raise UsageError(f"there is no motion class {unknown[0]!r}", f"known: {', '.join(CLASSES)}")
+    for label in classes:
+        _check_known(label)
     groups = min(groups or per_class, per_class)
     files = []
     for label in classes:

@@ -1,253 +1,126 @@
-"""Pictures of an explanation (`explain.Explanation`): arrows and heat over the frames as PNG, and the evidence as mp4 too.
+"""Pictures of an explanation (`explain.Explanation`): evidence and arrows over the frames as PNG, and the evidence as mp4 too.
+
+`evidence` and `arrows` say what is to be drawn. `strip` draws it as a file that stands alone, with a heading and a colour scale on white;
+`panel` draws it for a page, which brings the words: only the frames, narrow enough for a phone, on no ground of its own.
 
 Unusual: matplotlib's objects alone (a Figure and its canvas), since pyplot keeps state for the whole program; all frames lie in one pair of
-axes, so that an arrow can run from one to another. Names are drawn as they are: no mathtext, no TeX, and what the font lacks as codes.
+axes, so that an arrow can run from one to another. Names are drawn as they are: no mathtext, no TeX, and what the font lacks as escapes.
 """
 
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core import files
-from ..core.errors import DiskError
 from ..core.text import printable
 from ..videos import encode
+from .explain import Explanation, Key, Place, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FONT = "DejaVu Sans"  # matplotlib brings it
-COLUMNS = 8  # frames beside each other, at most
+COLUMNS, PANEL_COLUMNS = 8, 4  # frames beside each other, at most, of a strip and of a panel
+PANEL_LINES = 4  # of frames in a panel, before it becomes wider
 SIDE = 1.45  # of a frame, inches
-GAP, LABEL = 0.05, 0.2  # beside and above a frame, in parts of its side
+GAP = 0.05  # between frames, in parts of their side
 MARGIN, HEAD, BAR = 0.12, 0.55, 0.75  # around all, for the heading and for the colour scale, inches
-NEAR = 0.12  # too near for an arrow
+NEAR = 0.12  # too near for an arrow, in parts of a frame's side
 DPI = 110
 LONGEST = 40  # characters of a name
-GIVES, TAKES_AWAY = "#ffb000", "#7fb2ff"  # of arrows: weights above and below 0
-EVIDENCE, WEIGHTS, SIGNED = "magma", "viridis", (TAKES_AWAY, "#404040", GIVES)  # nobody has to tell red from green
+POSITIVE, NEGATIVE = "#ffb000", "#7fb2ff"  # of arrows, by the sign of the weight
+EVIDENCE, WEIGHTS, SIGNED = "magma", "viridis", "signed"  # colour maps; nobody has to tell red from green
 VIDEO_SIDE = 224  # pixels, at least, of each half of the mp4
 
 
-def write(explanation, folder: Path) -> list[Path]:
-    """Writes `evidence.png`, `evidence.mp4`, `res4-3-1.png` for the first query point of each block, …, and `explain.json`; gives their paths.
+@dataclass(frozen=True)
+class Drawing:
+    """Frames, and heat to lie over them."""
 
-    What an earlier one left there of these is replaced, or removed. Raises `DiskError`.
-    """
-    folder, count, written = Path(folder), {}, []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("res[2-5]-*-*.png"):
-            old.unlink()
-        written.append(folder / "evidence.png")
-        written[-1].write_bytes(evidence_strip(explanation))
-        for row in explanation.rows:
-            name = row.block.name.replace(" after ", "-")
-            count[name] = count.get(name, 0) + 1
-            written.append(folder / f"{name}-{count[name]}.png")
-            written[-1].write_bytes(arrow_strip(explanation, row))
-    except OSError as error:
-        raise DiskError(
-            f"{printable(folder)} could not be written ({error.strerror or error})",
-            "free some room, or choose another folder",
-        ) from error
-    evidence_video(explanation, folder / "evidence.mp4")
-    files.write_text(folder / "explain.json", files.to_json_text(explanation.summary()))
-    return [*written, folder / "evidence.mp4", folder / "explain.json"]
+    title: str
+    subtitle: str
+    frames: np.ndarray  # uint8 (T, S, S, 3)
+    heat: np.ndarray  # float32 (T', H', W')
+    colours: str  # EVIDENCE, WEIGHTS or SIGNED
+    limits: tuple[float, float]  # of the colours
+    ends: tuple[str, str]  # the limits in words
+    cover: tuple[float, float] = (1, 1)  # of a frame's height and width, by the heat
+    row: Row | None = None  # whose arrows are drawn
 
 
-def evidence_video(explanation, file: Path) -> None:
-    """mp4 of about four seconds: the frames, and beside them what in each speaks for the class. Raises `DiskError`."""
-    encode.write_video(file, _side_by_side(explanation), max(4, len(explanation.frames) // 4))
-
-
-def evidence_strip(explanation) -> bytes:
-    """PNG: the frames, and below them what in each speaks for the class."""
-    summary = f"Grad-CAM behind res5. Answered: {_short(explanation.answer)} {explanation.score:.2f}"
-    if explanation.of != explanation.answer:
-        summary += f"; {_short(explanation.of)} {explanation.of_score:.2f}"
-    return _strip(
-        explanation.frames,
-        explanation.evidence,
-        (1, 1),
-        EVIDENCE,
-        (0, 1),
-        ("none", "most"),
-        f"Evidence for {_short(explanation.of)}",
-        summary,
+def evidence(explanation: Explanation) -> Drawing:
+    """The frames, and the evidence for the target class in each."""
+    subtitle = f"Grad-CAM at res5. Predicted: {_short(explanation.prediction)} {explanation.score:.2f}"
+    if explanation.target_class != explanation.prediction:
+        subtitle += f"; {_short(explanation.target_class)} {explanation.target_score:.2f}"
+    title = f"Evidence for {_short(explanation.target_class)}"
+    return Drawing(
+        title, subtitle, explanation.frames, explanation.evidence, EVIDENCE, (0, 1), ("no evidence", "strongest")
     )
 
 
-def arrow_strip(explanation, row) -> bytes:
-    """PNG of one of its rows: arrows from the query point to its strongest keys across the frames, and below the weights of all keys."""
-    most = float(np.abs(row.weights).max())
+def arrows(explanation: Explanation, row: Row) -> Drawing:
+    """Arrows from the query point of `row` to its strongest keys across the frames, and the weights of all keys."""
+    highest = float(np.abs(row.weights).max())
     signed = bool((row.weights < 0).any())
-    keys = _held(row) if row.keys else "it takes nothing from anywhere"
-    return _strip(
+    return Drawing(
+        f"{row.block.name}: {row.block.form}, {row.block.span}",
+        f"From the circle in frame {row.query.frame}: {_shares(row)}" + (". Blue, dashed: negative" if signed else ""),
         explanation.frames,
         row.weights,
-        row.cover,
         SIGNED if signed else WEIGHTS,
-        (-most if signed else 0, most),
-        (f"−{most:.2g}" if signed else "0", f"{most:.2g}"),
-        f"{row.block.name}: {row.block.form}, {row.block.span}",
-        f"From the circle in frame {row.query.frame}: {keys}" + (". Blue, dashed: below 0" if signed else ""),
+        (-highest if signed else 0, highest),
+        (f"−{highest:.2g}" if signed else "0", f"{highest:.2g}"),
+        row.cover,
         row,
     )
 
 
-def _held(row):
-    """How much of all weight the drawn keys have."""
+def _shares(row: Row) -> str:
+    """How much of all weight the drawn keys hold."""
+    if not row.keys:
+        return "it attends to nothing"
     frames, height, width = row.weights.shape
-    seen = {"spacetime": frames * height * width, "space": height * width, "time": frames}[row.block.span]
-    return f"its {len(row.keys)} strongest keys of {seen} hold {row.share:.0%} of the weight; {len(row.keys) / seen:.0%} if all were alike"
+    total = {"spacetime": frames * height * width, "space": height * width, "time": frames}[row.block.span]
+    drawn = len(row.keys)
+    return f"its {drawn} strongest keys of {total} hold {row.share:.0%} of the weight; {drawn / total:.0%} if all were alike"
 
 
-def _strip(frames, heat, cover, colours, limits, ends, title, subtitle, row=None):
-    """The frames (T, S, S, 3), twice: plain with the arrows of `row`, and grey below `heat` (T', H', W') of the part `cover` of them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def write(explanation: Explanation, folder: Path) -> list[Path]:
+    """Writes `evidence.png`, `res4-3-1.png` for the first query point of each block, …, `evidence.mp4` and `explain.json`; gives their paths.
 
-    total = len(frames)
-    lines = -(-total // COLUMNS)
-    columns = -(-total // lines)
-    width, height = columns * (1 + GAP), lines * (2 + LABEL + GAP) + GAP
-    inches = max(width * SIDE, 5.6) + BAR + 2 * MARGIN, height * SIDE + HEAD + MARGIN
-    figure = Figure(inches, DPI, facecolor="white")
-    axes = figure.add_axes(
-        (MARGIN / inches[0], MARGIN / inches[1], width * SIDE / inches[0], height * SIDE / inches[1])
-    )
-
-    def corner(frame, band):
-        line = frame // columns
-        return frame % columns * (1 + GAP), line * (1 + LABEL) + LABEL if band == 0 else lines * (1 + LABEL) + line * (
-            1 + GAP
-        ) + 2 * GAP
-
-    grey, warm = _grey(frames), _coloured(heat, colours, limits)
-    for number in range(total):
-        x, y = corner(number, 0)
-        axes.imshow(frames[number], extent=(x, x + 1, y + 1, y), interpolation="bilinear")
-        _text(axes.text, x, y - 0.03, str(number), size=8, color="#555555")
-        x, y = corner(number, 1)
-        axes.imshow(grey[number], extent=(x, x + 1, y + 1, y), interpolation="bilinear")
-        axes.imshow(
-            warm[int((number + 0.5) * len(warm) / total)],
-            extent=(x, x + cover[1], y + cover[0], y),
-            interpolation="nearest",
-        )
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
-    if row:
-        _arrows(axes, row, corner)
-    _scale(figure, inches, width * SIDE, lines * SIDE, colours, limits, ends)
-    _text(figure.text, MARGIN / inches[0], 1 - 0.1 / inches[1], title, size=11, weight="bold", va="top")
-    _text(figure.text, MARGIN / inches[0], 1 - 0.33 / inches[1], subtitle, size=9, color="#444444", va="top")
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    return content.getvalue()
+    What an earlier call left there of these is replaced, or removed. Raises `DiskError`.
+    """
+    pictures = {"evidence.png": evidence(explanation)}
+    for block in explanation.blocks:
+        rows = [row for row in explanation.rows if row.block == block]
+        name = block.name.replace(" after ", "-")
+        pictures |= {f"{name}-{n}.png": arrows(explanation, row) for n, row in enumerate(rows, 1)}
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("res[2-5]-*-*.png"):
+            old.unlink()
+    except OSError as error:
+        raise files.not_written(folder, error) from error
+    for name, drawing in pictures.items():
+        files.write_bytes(folder / name, strip(drawing))
+    evidence_video(explanation, folder / "evidence.mp4")
+    files.write_json(folder / "explain.json", explanation.summary())
+    return [folder / name for name in (*pictures, "evidence.mp4", "explain.json")]
 
 
-def _arrows(axes, row, corner):
-    """From the query to each key, the weakest first, thicker and denser with the weight; a ring for one where the query itself is."""
-    from matplotlib.patches import Circle, FancyArrowPatch
-    from matplotlib.patheffects import withStroke
-
-    def at(place, band=0):
-        x, y = corner(place.frame, band)
-        return x + place.x, y + place.y
-
-    start = at(row.query)
-    for key in reversed(row.keys):
-        end, strength = at(key), abs(key.weight / row.keys[0].weight)
-        far, dense = np.hypot(end[0] - start[0], end[1] - start[1]), 0.2 + 0.8 * strength
-        look = dict(
-            color=GIVES if key.weight > 0 else TAKES_AWAY,
-            lw=0.8 + 1.8 * strength,
-            alpha=dense,
-            ls="-" if key.weight > 0 else "--",
-            clip_on=False,
-            path_effects=[withStroke(linewidth=2 + 2 * strength, foreground="black", alpha=0.7 * dense)],
-        )
-        if far < NEAR:
-            axes.add_patch(Circle(start, 0.09, fill=False, **look))
-        else:
-            bend = min(0.18, 0.4 / far) * (
-                -1 if end[0] >= start[0] else 1
-            )  # upwards, and no higher than a frame's label
-            axes.add_patch(
-                FancyArrowPatch(
-                    start,
-                    end,
-                    arrowstyle="-|>",
-                    mutation_scale=6 + 5 * strength,
-                    shrinkA=5,
-                    shrinkB=0,
-                    connectionstyle=f"arc3,rad={bend}",
-                    **look,
-                )
-            )
-    for band in (0, 1):
-        axes.add_patch(
-            Circle(
-                at(row.query, band),
-                0.05,
-                fill=False,
-                color="white",
-                lw=1.8,
-                zorder=5,
-                path_effects=[withStroke(linewidth=3.6, foreground="black")],
-            )
-        )
+def evidence_video(explanation: Explanation, file: Path) -> None:
+    """mp4 of about four seconds: the frames, and beside them the evidence in each. Raises `DiskError`."""
+    encode.write_video(file, _side_by_side(explanation), max(4, len(explanation.frames) // 4))
 
 
-def _scale(figure, inches, width, height, colours, limits, ends):
-    """The colour scale, beside the heat, which is `width` by `height` inches: what the colours look like on grey."""
-    tall = min(0.8 * height, 1.4)
-    left, bottom = MARGIN + width + 0.12, MARGIN + (height - tall) / 2
-    axes = figure.add_axes((left / inches[0], bottom / inches[1], 0.12 / inches[0], tall / inches[1]))
-    ramp = _coloured(np.linspace(*limits[::-1], 256)[:, None], colours, limits)
-    axes.imshow(0.3 * (1 - ramp[..., 3:]) + ramp[..., :3] * ramp[..., 3:], aspect="auto", extent=(0, 1, 0, 1))
-    axes.set(xticks=[], yticks=[])
-    for place, text in zip((0, 1), ends):
-        _text(axes.text, 1.5, place, text, size=8, va="center", color="#444444")
-
-
-def _text(draw, x, y, text, **look):
-    draw(x, y, _drawable(text), family=FONT, parse_math=False, usetex=False, **look)
-
-
-def _short(name):
-    """A name for a heading."""
-    name = printable(name)
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
-
-
-def _drawable(text):
-    """The text with the characters that the font lacks as codes."""
-    from matplotlib import font_manager
-
-    known = font_manager.get_font(font_manager.findfont(FONT)).get_charmap()
-    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
-
-
-def _grey(frames):
-    """(T, H, W, 3) uint8 as grey, darker frames for heat to lie on."""
-    light = frames @ np.array([0.299, 0.587, 0.114])
-    return np.repeat((0.75 * light).astype(np.uint8)[..., None], 3, 3)
-
-
-def _coloured(heat, colours, limits):
-    """(T, H, W) as RGBA, 0 to 1: what is strong is dense, what is 0 is not there."""
-    from matplotlib import colormaps
-    from matplotlib.colors import LinearSegmentedColormap
-
-    low, high = limits
-    scale = LinearSegmentedColormap.from_list("signed", SIGNED) if colours == SIGNED else colormaps[colours]
-    image = scale((heat - low) / max(high - low, 1e-30))
-    image[..., 3] = 0.85 * np.sqrt(np.abs(heat) / max(high, 1e-30)).clip(0, 1)
-    return image
-
-
-def _side_by_side(explanation):
+def _side_by_side(explanation: Explanation) -> np.ndarray:
     """uint8 (T, H, 2 W, 3): the frames, and the evidence over them, each at least `VIDEO_SIDE` wide."""
     over = _coloured(explanation.evidence, EVIDENCE, (0, 1))
     alpha = over[..., 3:]
@@ -256,3 +129,179 @@ def _side_by_side(explanation):
     times = -(-VIDEO_SIDE // explanation.frames.shape[2])
     both = both.repeat(times, 1).repeat(times, 2)
     return both[:, : both.shape[1] // 2 * 2]  # H.264 takes even sides
+
+
+# --- drawing
+
+
+class _Grid:
+    """Where frames lie, in parts of a frame's side: lines of plain ones (band 0), and below them the same with heat (band 1)."""
+
+    def __init__(self, frames: int, most: int):
+        self.lines = -(-frames // most)
+        self.columns = -(-frames // self.lines)
+        self.width = self.columns * (1 + GAP) - GAP
+        self.height = 2 * self.lines * (1 + GAP) - GAP
+
+    def corner(self, frame: int, band: int) -> tuple[float, float]:
+        line, column = divmod(frame, self.columns)
+        return column * (1 + GAP), (band * self.lines + line) * (1 + GAP)
+
+    def at(self, place: Place | Key, band: int = 0) -> tuple[float, float]:
+        x, y = self.corner(place.frame, band)
+        return x + place.x, y + place.y
+
+
+def strip(drawing: Drawing) -> bytes:
+    """PNG with a heading and a colour scale on white."""
+    grid = _Grid(len(drawing.frames), COLUMNS)
+    width, height = grid.width * SIDE, grid.height * SIDE
+    inches = max(width, 5.6) + BAR + 2 * MARGIN, height + HEAD + MARGIN
+    figure = _figure(inches)
+    figure.set_facecolor("white")
+    _draw(figure, (MARGIN / inches[0], MARGIN / inches[1], width / inches[0], height / inches[1]), grid, drawing)
+    _scale(figure, inches, width, height, drawing)
+    left = MARGIN / inches[0]
+    _text(figure.text, left, 1 - 0.1 / inches[1], drawing.title, size=11, weight="bold", va="top")
+    _text(figure.text, left, 1 - 0.33 / inches[1], drawing.subtitle, size=9, color="#444444", va="top")
+    return _png(figure)
+
+
+def panel(drawing: Drawing) -> bytes:
+    """PNG of the frames alone, on a transparent ground."""
+    frames = len(drawing.frames)
+    grid = _Grid(frames, max(PANEL_COLUMNS, min(COLUMNS, -(-frames // PANEL_LINES))))
+    figure = _figure((grid.width * SIDE, grid.height * SIDE))
+    figure.set_facecolor("none")
+    _draw(figure, (0, 0, 1, 1), grid, drawing)
+    return _png(figure)
+
+
+def ramp(drawing: Drawing) -> np.ndarray:
+    """uint8 (1, 128, 3): the colours of the heat over grey, from the lower limit to the higher."""
+    over = _coloured(np.linspace(*drawing.limits, 128)[None], drawing.colours, drawing.limits)
+    return (255 * (0.3 * (1 - over[..., 3:]) + over[..., :3] * over[..., 3:])).round().astype(np.uint8)
+
+
+def _figure(inches: tuple[float, float]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(inches, DPI)
+
+
+def _png(figure: "Figure") -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()
+
+
+def _draw(figure: "Figure", bounds: tuple[float, ...], grid: _Grid, drawing: Drawing) -> None:
+    """The frames, twice: plain with the arrows, and grey below the heat, in the part `bounds` of the figure."""
+    axes = figure.add_axes(bounds)
+    grey, warm = _grey(drawing.frames), _coloured(drawing.heat, drawing.colours, drawing.limits)
+    height, width = drawing.cover
+    for n, plain in enumerate(drawing.frames):
+        x, y = grid.corner(n, 0)
+        axes.imshow(plain, extent=(x, x + 1, y + 1, y), interpolation="bilinear")
+        _text(axes.text, x + 0.04, y + 0.04, str(n), size=8, color="white", va="top", path_effects=[_outline(2)])
+        x, y = grid.corner(n, 1)
+        axes.imshow(grey[n], extent=(x, x + 1, y + 1, y), interpolation="bilinear")
+        heat = warm[int((n + 0.5) * len(warm) / len(grey))]
+        axes.imshow(heat, extent=(x, x + width, y + height, y), interpolation="nearest")
+    axes.set(xlim=(0, grid.width), ylim=(grid.height, 0))
+    axes.set_axis_off()
+    if drawing.row:
+        _draw_arrows(axes, drawing.row, grid)
+
+
+def _draw_arrows(axes: "Axes", row: Row, grid: _Grid) -> None:
+    """From the query to each key, the weakest first, thicker and denser with the weight; a ring for one where the query itself is."""
+    from matplotlib.patches import Circle
+
+    for key in reversed(row.keys):
+        _draw_arrow(axes, grid.at(row.query), grid.at(key), key.weight, abs(key.weight / row.keys[0].weight))
+    for band in (0, 1):
+        centre = grid.at(row.query, band)
+        ring = {"color": "white", "lw": 1.8, "zorder": 5, "path_effects": [_outline(3.6)]}
+        axes.add_patch(Circle(centre, 0.05, fill=False, **ring))
+
+
+def _draw_arrow(
+    axes: "Axes", start: tuple[float, float], end: tuple[float, float], weight: float, strength: float
+) -> None:
+    """`strength`: of the weight against the strongest, 0 to 1."""
+    from matplotlib.patches import Circle, FancyArrowPatch
+
+    dense = 0.2 + 0.8 * strength
+    style: dict[str, Any] = {
+        "color": POSITIVE if weight > 0 else NEGATIVE,
+        "lw": 0.8 + 1.8 * strength,
+        "alpha": dense,
+        "ls": "-" if weight > 0 else "--",
+        "clip_on": False,
+        "path_effects": [_outline(2 + 2 * strength, 0.7 * dense)],
+    }
+    length = np.hypot(end[0] - start[0], end[1] - start[1])
+    if length < NEAR:
+        axes.add_patch(Circle(start, 0.09, fill=False, **style))
+        return
+    bend = min(0.18, 0.4 / length) * (-1 if end[0] >= start[0] else 1)  # upwards, and not far
+    path = {"arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 5, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch(start, end, mutation_scale=6 + 5 * strength, **path, **style))
+
+
+def _outline(width: float, alpha: float = 1) -> Any:
+    """A black line around a white or coloured one."""
+    from matplotlib.patheffects import withStroke
+
+    return withStroke(linewidth=width, foreground="black", alpha=alpha)
+
+
+def _scale(figure: "Figure", inches: tuple[float, float], width: float, height: float, drawing: Drawing) -> None:
+    """The colour scale, beside the frames, which are `width` by `height` inches."""
+    tall = min(0.8 * height, 1.4)
+    left, bottom = MARGIN + width + 0.12, MARGIN + (height - tall) / 2
+    axes = figure.add_axes((left / inches[0], bottom / inches[1], 0.12 / inches[0], tall / inches[1]))
+    axes.imshow(ramp(drawing).transpose(1, 0, 2)[::-1], aspect="auto", extent=(0, 1, 0, 1))
+    axes.set(xticks=[], yticks=[])
+    for place, text in enumerate(drawing.ends):
+        _text(axes.text, 1.5, place, text, size=8, va="center", color="#444444")
+
+
+def _text(draw: Callable, x: float, y: float, text: str, **style: Any) -> None:
+    draw(x, y, _drawable(text), family=FONT, parse_math=False, usetex=False, **style)
+
+
+def _short(name: str) -> str:
+    """A name for a heading."""
+    name = printable(name)
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+
+
+def _drawable(text: str) -> str:
+    """The text with the characters that the font lacks as escapes."""
+    from matplotlib import font_manager
+
+    known = font_manager.get_font(font_manager.findfont(FONT)).get_charmap()
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
+
+
+def _grey(frames: np.ndarray) -> np.ndarray:
+    """(T, H, W, 3) uint8 as grey, darker frames for heat to lie on."""
+    light = frames @ np.array([0.299, 0.587, 0.114])
+    return np.repeat((0.75 * light).astype(np.uint8)[..., None], 3, 3)
+
+
+def _coloured(heat: np.ndarray, colours: str, limits: tuple[float, float]) -> np.ndarray:
+    """(…, H, W) as RGBA (…, H, W, 4), 0 to 1: what is strong is dense, what is 0 is transparent."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    low, high = limits
+    signed = LinearSegmentedColormap.from_list(SIGNED, (NEGATIVE, "#404040", POSITIVE))
+    colour_map = signed if colours == SIGNED else colormaps[colours]
+    image = colour_map((heat - low) / max(high - low, 1e-30))
+    image[..., 3] = 0.85 * np.sqrt(np.abs(heat) / max(high, 1e-30)).clip(0, 1)
+    return image
