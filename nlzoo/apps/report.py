@@ -24,7 +24,7 @@ from ..core import files, model_spec, recipe_spec
 from ..core.errors import UsageError, WeightsError
 from ..core.skipped import Skipped
 from ..core.text import printable
-from ..networks import card, checkpoint, describe
+from ..networks import card, checkpoint, describe, zoo
 from ..training import evaluate, metrics, train
 from ..videos import clips, listing, loader, scanning, splits
 from . import charts, explain, pictures
@@ -82,6 +82,12 @@ class Facts:
 
 
 # --- what there is
+
+
+def find(run: str | None) -> Path:
+    """The run's folder that a user's word means: a path, a name in runs/, or the newest finished run. Raises `UsageError`."""
+    places = [zoo.newest_run().parent] if run is None else [Path(run), zoo.RUNS / run]
+    return next((place for place in places if (place / "config.json").is_file()), places[0])
 
 
 def gather(run: Path, device: torch.device, workers: int = 0, progress=lambda done, total: None) -> Facts:
@@ -342,7 +348,7 @@ def _drawn(facts):
     losses = {"training": [e.train_loss for e in epochs], "validation": [e.loss for e in epochs]}
     score = {"mAP" if several else "top-1": [e.score for e in epochs]}
     return {
-        "headline": _both(charts.interval(summary[key], _intervals(facts)[key], facts.chance)),
+        "headline": _both(charts.interval(summary[key], _intervals(facts)[key], facts.chance, "without looking")),
         "loss": _both(charts.curves(losses, best)),
         "score": _both(charts.curves(score, best, share=True, level=("without looking", facts.chance))),
         "calibration": None if several else _both(charts.calibration(summary["calibration"])),
@@ -377,9 +383,11 @@ def _reasoned(clip, summary):
         "clip": clip,
         "told": summary,
         "name": os.path.basename(clip.path),
-        "evidence": _picture(charts.smaller(pictures.evidence_strip(summary)), "webp"),
+        "evidence": _picture(charts.smaller(pictures.panel(pictures.evidence(summary))), "webp"),
         "frame": int(summary.evidence.sum((1, 2)).argmax()),
-        "rows": [(row, _picture(charts.smaller(pictures.arrow_strip(summary, row)), "webp")) for row in rows],
+        "rows": [
+            (row, _picture(charts.smaller(pictures.panel(pictures.arrows(summary, row))), "webp")) for row in rows
+        ],
     }
 
 

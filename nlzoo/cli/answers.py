@@ -131,12 +131,14 @@ def probe_(
 def explain_(
     model: Model,
     video: Annotated[Path, typer.Argument(help="A video file.")],
-    of: Annotated[str | None, typer.Option(help="The class that evidence is wanted for; the answered one.")] = None,
+    target_class: Annotated[
+        str | None, typer.Option("--class", "--of", help="The class to show evidence for; the predicted one.")
+    ] = None,
     at: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FRAME,Y,X",
-            help="A point that arrows start from: frame of the clip, from 0; y and x, 0 to 1. May be repeated.",
+            help="A point to draw arrows from: frame of the clip, from 0; y and x from 0 to 1. May be repeated.",
         ),
     ] = None,
     points: Annotated[
@@ -146,20 +148,20 @@ def explain_(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Show where an answer comes from: what the non-local blocks look at, and which parts of the video speak for the class; PNG and mp4."""
+    """Show the evidence for a prediction: where the non-local blocks attend to, and Grad-CAM, as PNG and mp4."""
     from ..apps import explain, pictures
     from ..networks import checkpoint, download
     from ..training import evaluate
 
-    asked = [explain.point(text) for text in at or ()]
-    device = evaluate.resolve_device(device)
-    net = checkpoint.load_model(download.locate(model)).to(device)
-    summary = explain.explain(net, video, device, of, asked, points)
-    files = pictures.write(summary, folder := out or Path(f"explain-{video.stem}"))
-    console.result(
-        {**summary.summary(), "files": [str(f) for f in files]},
-        f"{explain.in_words(summary)}\nwrote {len(files)} files into {printable(folder)}",
-    )
+    folder = out or Path(f"explain-{video.stem}")
+    at_points = [explain.parse_point(text) for text in at or ()]
+    on = evaluate.resolve_device(device)
+    pictures.check(folder)
+    net = checkpoint.load_model(download.locate(model)).to(on)
+    explanation = explain.explain(net, video, on, target_class, at_points, points)
+    written = [str(file) for file in pictures.write(explanation, folder)]
+    lines = [str(explanation), "wrote", *(f"  {printable(file)}" for file in written)]
+    console.result(explanation.summary() | {"files": written}, "\n".join(lines))
 
 
 def report(
@@ -169,18 +171,15 @@ def report(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Write RUN/report.html: curves, classes, confusions, calibration, best and worst clips, on one page that needs nothing else."""
-    from ..apps import report as pages
-    from ..core.text import printable
-    from ..networks import zoo
+    """Write RUN/report.html: curves, confusion matrix, calibration, best and worst predictions, on one page."""
+    from ..apps import report as reports
     from ..training import evaluate
     from ..videos import pool
 
-    device = evaluate.resolve_device(device)
-    places = [zoo.newest_run().parent] if run is None else [Path(run), zoo.RUNS / run]
-    folder = next((p for p in places if (p / "config.json").is_file()), places[0])
-    with console.progress("looking at the run's videos") as bar:
-        file = pages.write(folder, device, pool.default_workers(str(device)), bar)
+    on = evaluate.resolve_device(device)
+    folder = reports.find(run)
+    with console.progress("predicting the validation videos") as bar:
+        file = reports.write(folder, on, pool.default_workers(str(on)), bar)
     console.result({"report": str(file)}, f"wrote {printable(file)}")
 
 

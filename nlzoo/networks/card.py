@@ -57,16 +57,15 @@ def title(spec: ModelSpec) -> str:
 
 
 def usage(address: str) -> str:
-    """The lines that load the model from `address`, a folder or `user/name`."""
-    return (
-        "```python\n"
-        "import nlzoo\n"
-        f'net = nlzoo.load("{address}")  # (B, 3, T, H, W) normalised RGB clips to (B, classes) logits\n'
-        "```\n\n"
-        "```sh\n"
-        f"nlzoo predict {address} VIDEO\n"
-        "```"
-    )
+    """The lines that load the model from `address`, a folder or `user/name`, in Markdown."""
+    python, shell = usage_lines(address)
+    return f"```python\n{python}\n```\n\n```sh\n{shell}\n```"
+
+
+def usage_lines(address: str) -> tuple[str, str]:
+    """What loads the model in Python, and what asks it in a shell."""
+    load = f'net = nlzoo.load("{address}")  # (B, 3, T, H, W) normalised RGB clips to (B, classes) logits'
+    return f"import nlzoo\n{load}", f"nlzoo predict {address} VIDEO"
 
 
 def addressed(text: str, repo: str) -> str:

@@ -23,6 +23,7 @@ from nlzoo.networks.layers import NonLocalBlock
 from nlzoo.videos import clips, video
 
 CPU = torch.device("cpu")
+BLOCK = explain.Block("res4 after 3", "gaussian", "spacetime", 0.1, "")
 HOSTILE = ('<script>alert("1")</script> & \'$x^2$', "\x1b[31m[red]\nzwei 😀 中文 \udcff", "$\\frac{" * 30)
 
 
@@ -113,7 +114,7 @@ def test_a_query_points_at_its_twin(subsample, seed):
     """Two places alike in all the clip: the one's strongest key is the other, and the drawn point lies on it, odd sizes or not."""
     block, x = NonLocalBlock(8, "gaussian", subsample=subsample), 0.1 * torch.randn(1, 8, 6, 7, 9)
     x[0, :, 1, 2, 3] = x[0, :, 4, 5, 6] = 10 * torch.eye(8)[seed % 8]
-    row = explain._row(None, explain.weights_of(block, x, (1, 2, 3)), (1, 2, 3), x.shape[2:], 12)
+    row = explain.row_of(BLOCK, explain.weights_of(block, x, (1, 2, 3)), (1, 2, 3), x.shape[2:], 12)
     assert row.query == (3, 2.5 / 7, 3.5 / 9)  # twice as many frames as the grid has
     twin = next(k for k in row.keys if k.frame == 9)
     assert twin.weight > 0.49 and abs(twin.y - 5.5 / 7) <= 0.5 / 7 + 1e-9 and abs(twin.x - 6.5 / 9) <= 0.5 / 9 + 1e-9
@@ -150,11 +151,14 @@ def file(tmp_path, seed):
 def test_the_answer_is_predicts(file, multi_label):
     net = network(multi_label=multi_label)
     summary = explain.explain(net, file, CPU)
-    (name, score), *_ = next(predict.predict(net, [file], CPU))["scores"].items()
-    assert summary.answer == summary.of == name and summary.score == summary.of_score == pytest.approx(score, abs=1e-6)
+    (name, score), *_ = predict.predict(net, [file], device=CPU)[0]["scores"].items()
+    assert (
+        summary.prediction == summary.target_class == name
+        and summary.score == summary.target_score == pytest.approx(score, abs=1e-6)
+    )
     other = next(c for c in "abc" if c != name)
-    asked = explain.explain(net, file, CPU, of=other)
-    assert asked.answer == name and asked.of == other and asked.of_score < asked.score
+    asked = explain.explain(net, file, CPU, target_class=other)
+    assert asked.prediction == name and asked.target_class == other and asked.target_score < asked.score
     assert (
         summary.frames.shape == (8, 64, 64, 3)
         and summary.frames.dtype == np.uint8
@@ -184,7 +188,7 @@ def stretched(values, size, axis):
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_evidence_is_grad_cam_by_hand(multi_label, pools, seed):
     net, clip, kept = network(multi_label=multi_label, pools=pools), moving(seed), []
-    summary = explain.explain_clip(net, clip, CPU, of="b")
+    summary = explain.explain_clip(net, clip, CPU, target_class="b")
     net.layer4.register_forward_hook(lambda module, inputs, output: kept.append(output))
     logits = net(clips.to_input(clip[None], net.spec.clip))
     kept[0].retain_grad()
@@ -199,7 +203,7 @@ def test_evidence_is_grad_cam_by_hand(multi_label, pools, seed):
             1
         )
     else:
-        assert not summary.evidence.any() and "speaks for b" in summary.notes[-1]
+        assert not summary.evidence.any() and "evidence for b in the clip" in summary.notes[-1]
 
 
 def test_evidence_lies_where_the_class_does(seed):
@@ -210,7 +214,7 @@ def test_evidence_lies_where_the_class_does(seed):
     with torch.no_grad():
         there = net.forward_features(clips.to_input(clip[None], net.spec.clip))[0]
         net.fc.weight[0] = there[:, 6, down, right] - there.mean((1, 2, 3))
-    heat = explain.explain_clip(net, clip, CPU, of="a").evidence
+    heat = explain.explain_clip(net, clip, CPU, target_class="a").evidence
     t, y, x = np.unravel_index(heat.argmax(), heat.shape)
     assert t >= 4 and y // 32 == down and x // 32 == right
 
@@ -285,7 +289,7 @@ def test_what_is_said_where_there_is_nothing_to_draw(seed, tmp_path):
         and not summary.rows
         and "res3 after 1 has not been trained: it adds nothing" in summary.notes
     )
-    assert "adds nothing" in explain.in_words(summary)
+    assert "adds nothing" in str(summary)
     assert len(explain.explain_clip(net, moving(seed), CPU, at=[(0, 0.5, 0.5)]).rows) == 1  # asked for, so shown
     nn.init.ones_(block.bn.bias)
     summary = explain.explain_clip(net, moving(seed), CPU)
@@ -299,23 +303,23 @@ def test_a_query_that_takes_nothing(seed):
     (block,) = (m for m in net.modules() if isinstance(m, NonLocalBlock))
     nn.init.zeros_(block.w_f.weight)
     summary = explain.explain_clip(net, moving(seed), CPU, at=[(0, 0.5, 0.5)])
-    assert summary.rows[0].keys == () and summary.rows[0].share == 0 and "takes nothing" in " ".join(summary.notes)
-    assert Image.open(io.BytesIO(pictures.arrow_strip(summary, summary.rows[0]))).size[0] > 900
+    assert summary.rows[0].keys == () and summary.rows[0].share == 0 and "attends to nothing" in " ".join(summary.notes)
+    assert Image.open(io.BytesIO(pictures.strip(pictures.arrows(summary, summary.rows[0])))).size[0] > 900
 
 
 def test_refusals(tmp_path, file):
     net = network(classes=HOSTILE)
     with pytest.raises(errors.UsageError, match=r"does not know class '\\\\x1b'") as caught:
-        explain.explain(net, file, CPU, of="\x1b")
+        explain.explain(net, file, CPU, target_class="\x1b")
     assert "script" in caught.value.hint and "\x1b" not in caught.value.hint
     for bad in ((8, 0.5, 0.5), (-1, 0.5, 0.5), (0, 1.1, 0.5), (0, 0.5, float("nan"))):
         with pytest.raises(errors.UsageError, match="outside the clip") as caught:
             explain.explain(net, file, CPU, at=[bad])
         assert "0 to 7" in caught.value.hint
-    assert explain.point("3,0.5, .25") == (3, 0.5, 0.25)
+    assert explain.parse_point("3,0.5, .25") == (3, 0.5, 0.25)
     for bad in ("", "3", "1,2", "1,2,3,4", "a,b,c", "1.5,0,0"):
-        with pytest.raises(errors.UsageError, match="no point FRAME,Y,X"):
-            explain.point(bad)
+        with pytest.raises(errors.UsageError, match="not a point FRAME,Y,X"):
+            explain.parse_point(bad)
     (tmp_path / "no.mp4").write_bytes(b"no video")
     with pytest.raises(errors.VideoError, match="no.mp4"):
         explain.explain(net, tmp_path / "no.mp4", CPU)
@@ -337,7 +341,7 @@ def test_pictures_with_any_names(tmp_path, seed):
     net = network(classes=HOSTILE, form="dot")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        summary = explain.explain(net, name, CPU, of=HOSTILE[1], points=1)
+        summary = explain.explain(net, name, CPU, target_class=HOSTILE[1], points=1)
         files = pictures.write(summary, tmp_path / "out")
     assert [f.name for f in files] == ["evidence.png", "res3-1-1.png", "res4-1-1.png", "evidence.mp4", "explain.json"]
     for f in files[:3]:
@@ -350,7 +354,7 @@ def test_pictures_with_any_names(tmp_path, seed):
     assert np.abs(halves[:, :, :256] - summary.frames.repeat(4, 1).repeat(4, 2)).mean() < 12  # 4:2:0
     kept = json.loads(files[4].read_text())
     assert kept == summary.summary() and kept["of"] == HOSTILE[1]
-    assert "\x1b" not in explain.in_words(summary) and "\udcff" not in kept["path"]
+    assert "\x1b" not in str(summary) and "\udcff" not in kept["path"]
 
 
 def test_a_strip_shows_the_frames_and_the_heat_over_them(seed):
@@ -361,7 +365,7 @@ def test_a_strip_shows_the_frames_and_the_heat_over_them(seed):
     hot, evidence = int(rng.integers(11)), np.zeros((11, 64, 64), np.float32)
     evidence[hot] = 1
     summary = explain.Explanation("", "a", 1, "a", 1, frames, evidence, (), (), ())
-    image = pixels(pictures.evidence_strip(summary))
+    image = pixels(pictures.strip(pictures.evidence(summary)))
     for n, shade in enumerate(shades):
         grey = int(0.75 * shade @ np.array([0.299, 0.587, 0.114]))
         assert (np.abs(image - shade).max(2) <= 1).sum() > 20_000
@@ -376,8 +380,8 @@ def test_arrows_run_to_the_frames_of_the_keys(seed):
     keys = (explain.Key(5, 0.25, 0.25, 0.5), explain.Key(5, 0.75, 0.75, -0.25))
     row = explain.Row(block, explain.Place(3, 0.5, 0.5), keys, 1.0, weights, (1, 1))
     summary = explain.Explanation("", "a", 1, "a", 1, frames, np.zeros((8, 64, 64), np.float32), (block,), (row,), ())
-    image = pixels(pictures.arrow_strip(summary, row))
-    plain = pixels(pictures.arrow_strip(summary, dataclasses.replace(row, keys=())))
+    image = pixels(pictures.strip(pictures.arrows(summary, row)))
+    plain = pixels(pictures.strip(pictures.arrows(summary, dataclasses.replace(row, keys=()))))
     top_half = image[int(image.shape[0] * 0.2) : image.shape[0] // 2]
     touching = np.abs(image - plain).max(2)[int(image.shape[0] * 0.2) : image.shape[0] // 2].max(0) > 30
     step = pictures.SIDE * pictures.DPI * (1 + pictures.GAP)
