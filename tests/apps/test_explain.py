@@ -287,7 +287,7 @@ def test_what_is_said_where_there_is_nothing_to_draw(seed, tmp_path):
     assert (
         summary.blocks[0].change == 0
         and not summary.rows
-        and "res3 after 1 has not been trained: it adds nothing" in summary.notes
+        and "res3 after 1 is not trained: it adds nothing" in summary.notes
     )
     assert "adds nothing" in str(summary)
     assert len(explain.explain_clip(net, moving(seed), CPU, at=[(0, 0.5, 0.5)]).rows) == 1  # asked for, so shown

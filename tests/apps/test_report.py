@@ -199,7 +199,7 @@ def test_every_figure_is_that_of_the_metrics(run, facts, page):
     assert share == said.scores[losses.argmax()].max() and facts.worst[0].right == (
         (top,) == said.items[losses.argmax()].labels
     )
-    assert facts.why[0][1].answer == facts.best[0].answers[0][0] and facts.why[0][1].score == pytest.approx(
+    assert facts.why[0][1].prediction == facts.best[0].answers[0][0] and facts.why[0][1].score == pytest.approx(
         facts.best[0].answers[0][1], abs=1e-6
     )
 

@@ -434,9 +434,12 @@ def test_explain_by_the_command(nlzoo, trained, tmp_path):
     }
     code, out, err = nlzoo("explain", trained, video_, "--points", 1, "--out", "pictures")
     assert code == 0 and "res3 after 1: embedded, spacetime" in out and "\x1b[31m" not in out + err
+    assert [line.strip() for line in out.splitlines()[-4:]] == [
+        f"pictures/{name}" for name in ("evidence.png", "res3-1-1.png", "evidence.mp4", "explain.json")
+    ]
     for words, said in (
-        (["--of", "nobody"], "does not know class"),
-        (["--at", "here"], "no point"),
+        (["--class", "nobody"], "does not know class"),
+        (["--at", "here"], "not a point"),
         (["--at", "9,0,0"], "outside the clip"),
     ):
         code, _, err = nlzoo("explain", trained, video_, *words)
