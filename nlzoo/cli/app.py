@@ -184,6 +184,6 @@ def _fail_usage(problem: Any) -> int:
         return problem.exit_code
     near = getattr(problem, "possibilities", None)
     message = problem.message if near else problem.format_message()
-    command = problem.ctx.command_path if problem.ctx else "nlzoo"
+    command = " ".join(["nlzoo", *(word for word in sys.argv[1:2] if not word.startswith("-"))])
     hint = f"did you mean {' or '.join(near)}?" if near else f"{command} --help lists arguments and options"
     return _fail(UsageError(message[:1].lower() + message[1:].rstrip("."), hint))

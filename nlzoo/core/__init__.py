@@ -6,5 +6,5 @@ files       files and folders that are there whole or not at all, sha256, the ca
 *_spec      what a model, a view of a video and a training recipe are, as frozen dataclasses
 bounds      checks of single values; changes: presets with changes, `strong,flip=no`
 tables      rows as CSV, JSON lines, Parquet
-progress    how long work says how far it is
+progress    how long work reports its progress
 """

@@ -1,6 +1,6 @@
-"""Every failure that is the user's to mend, with its exit code.
+"""Every failure that the user can fix, with its exit code.
 
-A library module raises one of these; `cli.main` catches `NlzooError` once and prints `error:` and `hint:`.
+A library module raises one of these; `cli.app.main` catches `NlzooError` once and prints `error:` and `hint:`.
 Anything else is a bug and keeps its traceback.
 """
 
@@ -10,7 +10,7 @@ from .text import printable
 
 
 class NlzooError(Exception):
-    """What went wrong, where, what there is instead (`message`), and what to do next (`hint`)."""
+    """`message` says what went wrong, where, and what there is instead; `hint` says what to do next."""
 
     exit_code = 1
 
@@ -21,7 +21,7 @@ class NlzooError(Exception):
 
 
 class UsageError(NlzooError):
-    """A flag, a name or a combination of them that cannot be."""
+    """An option, a name or a combination of them that is not possible."""
 
     exit_code = 2
 
@@ -46,7 +46,7 @@ class WeightsError(NlzooError):
 
 
 class DiskError(NlzooError):
-    """A folder that cannot be written, or no room left."""
+    """A file or folder that cannot be written, or a full disk."""
 
     exit_code = 5
 
@@ -64,7 +64,7 @@ class DivergedError(NlzooError):
 
 
 class Stopped(NlzooError):
-    """A signal ended the run, and all is saved: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """A signal ended the run, and everything is saved. Exit code 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
 
     def __init__(self, message: str, hint: str, exit_code: int):
         super().__init__(message, hint)
@@ -72,6 +72,6 @@ class Stopped(NlzooError):
 
 
 class OutOfMemory(NlzooError):
-    """Out of memory even with one clip per step."""
+    """Not enough memory, even with one clip a step."""
 
     exit_code = 8

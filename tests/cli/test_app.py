@@ -1,0 +1,124 @@
+"""Help that a person can use, and one kind of error for whatever is wrong with a command line."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from test_console import on_terminal
+from typer.main import get_command
+
+from nlzoo.cli.app import app
+
+COMMANDS = get_command(app).commands
+HEAVY = ("torch", "timm", "av", "decord", "huggingface_hub", "numpy")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_shows_each_command_whole_in_its_panel(nlzoo, monkeypatch, flag):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = nlzoo(flag)
+    assert code == 0 and not err
+    lines = [line.strip("│╭╮╰╯─ ") for line in out.splitlines()]
+    assert len(COMMANDS) == 17
+    for name, command in COMMANDS.items():
+        assert f"{name:8}  {command.short_help}" in lines
+    assert [panel for panel in lines if panel in {c.rich_help_panel for c in COMMANDS.values()}] == [
+        "Networks",
+        "Videos",
+        "Training",
+        "Results",
+        "Hub",
+        "This machine",
+    ]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_every_option_and_ends_with_examples(nlzoo, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = nlzoo(name, "-h")
+    assert code == 0 and not err and all(len(line) <= 80 for line in out.splitlines())
+    words = " ".join(re.sub(r"[│╭╮╰╯─*]", " ", out).split())
+    for parameter in COMMANDS[name].params:
+        for part in (*parameter.opts, *parameter.secondary_opts):
+            assert part in words
+    examples = out[out.index("Examples:") :].split("\n")[1:]
+    examples = [line.strip() for line in examples if line.strip()]
+    assert examples and all(line.startswith(f"nlzoo {name}") for line in examples)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_are_commands_that_there_are(name):
+    for line in COMMANDS[name].epilog.split("\n\n")[1:]:
+        program, command, *words = line.split()
+        assert program == "nlzoo" and command == name
+        known = {
+            option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert {word for word in words if word.startswith("-")} <= known
+        COMMANDS[name].make_context(name, words)
+
+
+@pytest.mark.parametrize(
+    "words, message, hint",
+    [
+        (["fintune", "videos"], "there is no command 'fintune'", "did you mean finetune?"),
+        (["xyzzy"], "there is no command 'xyzzy'", "the commands: inflate, import, list, info, check, prepare"),
+        (["finetune", "v", "--epoch", "3"], "no such option: --epoch", "did you mean --epochs"),
+        (["predict", "--xyzzy"], "no such option: --xyzzy", "nlzoo predict --help"),
+        (["--xyzzy"], "no such option: --xyzzy", "nlzoo --help"),
+        (["finetune"], "missing argument 'videos'", "nlzoo finetune --help"),
+        (["finetune", "v", "--epochs", "few"], "invalid value for '--epochs'", "nlzoo finetune --help"),
+        (["finetune", "v", "--epochs", "0"], "invalid value for '--epochs'", "nlzoo finetune --help"),
+        (["finetune", "v", "--lr"], "option '--lr' requires an argument", "nlzoo finetune --help"),
+        (["list", "all"], "got unexpected extra argument", "nlzoo list --help"),
+        (["pull", "no-slash"], "'no-slash' is not user/name", "nlzoo pull"),
+        (["\x1b[31m"], "there is no command '\\x1b[31m'", "the commands"),
+    ],
+)
+def test_a_wrong_command_line_is_an_error_like_any_other(nlzoo, words, message, hint):
+    code, out, err = nlzoo(*words)
+    first, second = err.splitlines()
+    assert (code, out) == (2, "")
+    assert first.startswith(f"error: {message}") and second.startswith("hint: ") and hint in second
+    code, out, err = nlzoo(*words[:1], "--json", *words[1:])
+    assert (code, err) == (2, "")
+    answer = json.loads(out)
+    assert set(answer) == {"error", "hint", "exit_code"} and answer["exit_code"] == 2
+    assert hint in answer["hint"]
+
+
+def test_no_command_shows_the_help_and_is_an_error(nlzoo):
+    code, out, err = nlzoo()
+    assert code == 2 and "finetune" in out + err and "error" not in out + err
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = (
+        "import sys; sys.argv = ['nlzoo', '--help']\nfrom nlzoo.cli import app as cli\n"
+        f"try: cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and "finetune" in done.stdout
+
+
+def test_a_terminal_is_told_that_work_has_begun_before_anything_heavy_is_imported(tmp_path):
+    code = (
+        f"import os, sys; os.chdir({str(tmp_path)!r}); sys.argv = ['nlzoo', 'list']\n"
+        "from nlzoo.cli import app as cli, console\nwas = console.status\n"
+        f"def status(text): was(text + str([m for m in {HEAVY} if m in sys.modules]))\n"
+        "console.status = status\ntry: cli.main()\nexcept SystemExit as stop: assert not stop.code\n"
+    )
+    assert on_terminal(code).decode().startswith("starting …[]\r\x1b[2K")
+    piped = subprocess.run([sys.executable, "-m", "nlzoo", "list"], cwd=tmp_path, capture_output=True, check=True)
+    assert b"starting" not in piped.stdout + piped.stderr
+
+
+def test_the_reader_of_a_pipe_may_leave(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "nlzoo", "list"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as started:
+        started.stdout.close()
+        err = started.stderr.read()
+    assert b"Traceback" not in err and started.returncode in (1, 141)
