@@ -130,10 +130,10 @@ def list_(json: Json = False) -> None:
     """The models in weights/ and the finished runs in runs/, newest first, and the starts that can be fetched."""
     import dataclasses
 
-    from ..networks import checkpoint, zoo
     from ..networks import pretrained as starts
+    from ..networks import zoo
 
-    models = [{"model": str(p), **zoo.summary(checkpoint.read_spec(p))} for p in zoo.models()]
+    models = [{"model": str(p), **zoo.summary(zoo.read_spec(p))} for p in zoo.models()]
     runs = [{k: zoo.result(p)[k] for k in ("run", "model", "top1", "majority", "val")} for p in zoo.runs()]
     known = {"starts": starts.known(), "backbones": starts.backbones()}
     console.result(

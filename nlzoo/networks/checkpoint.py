@@ -17,6 +17,7 @@ from .foreign import Weights, read_weights
 from .model import build
 from .network import Network
 from .unpickle import MAX_TENSORS as MAX_TENSORS  # `state` keeps to it too
+from .zoo import read_spec
 
 NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")  # of a tensor
 
@@ -41,12 +42,6 @@ def save_model(folder: Path, net: Network, metrics: dict | None = None, readme: 
         shutil.copymode(part / "config.json", part / "model.safetensors")  # safetensors lets nobody else read its file
 
     return files.write_folder(Path(folder), fill)
-
-
-def read_spec(folder: Path) -> model_spec.ModelSpec:
-    """The `config.json` of a model folder. Raises `WeightsError`."""
-    file = files.current(Path(folder)) / "config.json"
-    return model_spec.from_json(files.read_json(file), str(file))
 
 
 def load_model(folder: Path) -> Network:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core import files
 from ..core.errors import DiskError, UsageError, WeightsError
 from ..core.model_spec import ModelSpec, from_json
 
@@ -47,6 +48,12 @@ def embedded_file(name: str) -> Path:
 def is_model(folder: Path) -> bool:
     """Whether this is a model folder of an inflated or fine-tuned network."""
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The `config.json` of a model folder. Raises `WeightsError`."""
+    file = files.current(Path(folder)) / "config.json"
+    return from_json(files.read_json(file), str(file))
 
 
 def models(root: Path = WEIGHTS) -> list[Path]:

@@ -26,7 +26,7 @@ from nlzoo.core.errors import UsageError
 from nlzoo.core.model_spec import ModelSpec, NonLocal
 from nlzoo.core.text import printable
 from nlzoo.core.view_spec import ClipSpec
-from nlzoo.networks import checkpoint, model
+from nlzoo.networks import checkpoint, model, zoo
 from nlzoo.networks.hub_client import Repo
 from nlzoo.videos import video
 
@@ -52,7 +52,7 @@ class Page:
         self.folder, self.temp = folder, folder / "tmp"
         self.temp.mkdir()
         self.log = folder / "log"
-        text = hub_card.space(Repo("alice/net"), checkpoint.read_spec(folder / "alice/net"))["app.py"]
+        text = hub_card.space(Repo("alice/net"), zoo.read_spec(folder / "alice/net"))["app.py"]
         end = 'host="0.0.0.0", port=7860, name="alice/net"'
         assert end in text
         text = text.replace(end, f"name={NAME!r}, most_seconds={MOST_SECONDS}, most_bytes={MOST_BYTES}")

@@ -103,6 +103,15 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     assert done.stdout.splitlines()[-1] == "[]" and "finetune" in done.stdout
 
 
+def test_the_list_needs_nothing_heavy(tmp_path):
+    code = (
+        "import sys; sys.argv = ['nlzoo', 'list']\nfrom nlzoo.cli import app as cli\n"
+        f"try: cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]" and "nl5-i3d-r50-8x8.authors" in done.stdout
+
+
 def test_a_terminal_is_told_that_work_has_begun_before_anything_heavy_is_imported(tmp_path):
     code = (
         f"import os, sys; os.chdir({str(tmp_path)!r}); sys.argv = ['nlzoo', 'list']\n"

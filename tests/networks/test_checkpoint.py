@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from nlzoo.core import files, model_spec, view_spec
 from nlzoo.core.errors import DiskError, WeightsError
-from nlzoo.networks import checkpoint, model
+from nlzoo.networks import checkpoint, model, zoo
 from nlzoo.networks.inflate import depths
 
 
@@ -59,7 +59,7 @@ def test_one_that_stepped_aside_is_found_and_goes_back(net, tmp_path, monkeypatc
     """Where two names cannot change places: after a kill between the two renames, and when the second fails."""
     folder = checkpoint.save_model(tmp_path / "m[0]", net)
     aside = folder.rename(tmp_path / ".m[0].0123abcd.old")
-    assert files.current(folder) == aside and checkpoint.read_spec(folder) == net.spec
+    assert files.current(folder) == aside and zoo.read_spec(folder) == net.spec
     assert (
         torch.equal(checkpoint.load_model(folder).fc.bias, net.fc.bias)
         and checkpoint.read_blueprint(folder).spec == net.spec

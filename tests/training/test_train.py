@@ -9,7 +9,7 @@ import torch
 from nlzoo.apps import draw
 from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import DivergedError, UsageError, VideoError
-from nlzoo.networks import checkpoint, model
+from nlzoo.networks import checkpoint, model, zoo
 from nlzoo.training import evaluate, recipe, train
 from nlzoo.videos import listing, loader, scanning
 
@@ -327,6 +327,6 @@ def test_a_long_clip_run_starts_from_a_short_one_with_fresh_blocks(videos, tmp_p
     config, notes = train.plan(found, "v", "x", "cpu", fresh=False, frames=64, val="0.25", seed=0, epochs=1)
     assert config.recipe.bn == "frozen" and any("long clips" in n for n in notes)
     train.finetune(plain, found, dataclasses.replace(config, workers=0), tmp_path / "run")
-    assert checkpoint.read_spec(tmp_path / "run" / "last").clip.frames == 12
+    assert zoo.read_spec(tmp_path / "run" / "last").clip.frames == 12
     with pytest.raises(UsageError, match="this one has some"):
         model.add_blocks(plain, "5")
