@@ -186,7 +186,7 @@ def to_json(report: Report) -> dict:
 
 def in_words(report: Report) -> str:
     """The report for a person: classes, kinds of files, problems, warnings, and whether training could start."""
-    rows = [("class", "clips", "seconds: min", "median", "max", "sizes")]
+    rows: list[tuple[str, ...]] = [("class", "clips", "seconds: min", "median", "max", "sizes")]
     for label, c in report.classes.items():
         sizes = _few([f"{size} ({number})" for size, number in c.sizes], 3)
         rows.append((printable(label), str(c.clips), *(f"{seconds:.1f}" for seconds in c.seconds), sizes))

@@ -85,11 +85,12 @@ def _located(rows: list[Row], root: Path) -> tuple[list[Item], list[Skipped]]:
     seen: dict[tuple, tuple[Row, Item]] = {}
     for row in rows:
         found = _find_stem(row, by_stem) if row.stems else _find_path(row.item, base, here)
-        problem = found if isinstance(found, Skipped) else _repeated(row, found, seen)
-        if problem:
-            skipped.append(problem)
-        else:
+        if isinstance(found, Item):
+            found = _repeated(row, found, seen) or found
+        if isinstance(found, Item):
             used.append(found)
+        else:
+            skipped.append(found)
     return used, skipped
 
 

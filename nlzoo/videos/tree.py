@@ -49,7 +49,8 @@ def walk(root: Path) -> Tree:
             files.add(real)
             tree.videos.append(path)
 
-    folders, links = [("", os.path.realpath(root))], []
+    folders: list[tuple[str, str]] = [("", os.path.realpath(root))]  # (path, real or linked path) to be entered
+    links: list[tuple[str, str]] = []
     while folders or links:
         if folders:
             path, real = folders.pop()

@@ -1,0 +1,107 @@
+"""Scans that account for every file and every class: used, skipped with a reason, ignored, or refused by name."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from nlzoo.core.errors import VideoError
+from nlzoo.videos import listing, scanning, splits
+
+
+def test_each_file_is_used_skipped_or_ignored(tree):
+    root = tree(
+        *(f"dog/{i}.mp4" for i in range(6)),
+        *(f"cat/deep/er/{i}.MP4" for i in range(4)),
+        "stray.mp4",
+        "cat/.hidden.mp4",
+        "cat/__MACOSX/x.mp4",
+        ".ipynb_checkpoints/y.mp4",
+    )
+    (root / "notes.txt").write_text("x")
+    (root / "dog" / "broken.mp4").write_bytes(b"not a video")
+    found = scanning.scan(root)
+    assert found.classes == ("cat", "dog") and len(found.items) == 10
+    assert [(s.path, s.code) for s in found.skipped] == [
+        ("dog/broken.mp4", "unreadable"),
+        ("stray.mp4", "outside_class"),
+    ]
+    assert all(i.frames == 12 and i.seconds == pytest.approx(0.5) for i in found.items)
+    assert found.ignored >= 2
+
+
+def test_too_many_bad_files_stop_with_the_table(tree):
+    root = tree("a/1.mp4", "a/2.mp4", "b/1.mp4")
+    (root / "b" / "x.mp4").write_bytes(b"")
+    os.mkfifo(root / "b" / "pipe.mp4")
+    with pytest.raises(VideoError, match="2 of 5 .*\n.*pipe.mp4"):
+        scanning.scan(root)
+
+
+@pytest.mark.parametrize(
+    "names, words", [((), "no videos"), (("dog/1.mp4",), "one class"), (("1.mp4", "2.mp4"), "cannot be used")]
+)
+def test_folders_that_cannot_be_used(tree, names, words):
+    root = tree(*names)
+    root.mkdir(exist_ok=True)
+    with pytest.raises(VideoError, match=words):
+        scanning.scan(root)
+
+
+def test_train_and_val_folders_are_honoured_and_test_is_kept_apart(tree):
+    root = tree("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "val/b/2.mp4", "val/b/3.mp4", "test/a/9.mp4")
+    found = scanning.split(scanning.scan(root), "0.25", 0)
+    assert found.classes == ("a", "b")
+    assert [len(scanning.items_in(found, part)) for part in (listing.TRAIN, listing.VAL, listing.TEST)] == [2, 3, 1]
+
+
+def test_equal_bytes_share_a_group(tree, seed):
+    rng = np.random.default_rng(seed)
+    root = tree(*sorted({f"{c}/s{rng.integers(9)}_take_{rng.integers(1000)}.mp4" for c in "abc" for _ in range(12)}))
+    copies = [i.path for i in scanning.scan(root).items][::5]
+    for n, path in enumerate(copies):
+        shutil.copy(root / path, root / "abc"[n % 3] / f"other{n}_take_{n}.mp4")
+    found = scanning.scan(root)
+    groups = {i.path: i.group for i in found.items}
+    assert all(groups[path] == groups[f"{'abc'[n % 3]}/other{n}_take_{n}.mp4"] for n, path in enumerate(copies))
+    assert not splits.straddling(scanning.split(found, "0.3", seed % 100).items)
+
+
+def test_parts_of_a_video_are_videos_of_their_own(tree, tmp_path):
+    tree("x.mp4", "y.mp4")
+    table = tmp_path / "videos" / "list.csv"
+    table.write_text(
+        "path,label,start,end\nx.mp4,a,0,0.25\nx.mp4,b,0.25,\ny.mp4,a,,\ny.mp4,b,7,8\nnone.mp4,a,,\nx.mp4,c,0.1,0.2\n"
+    )
+    with pytest.raises(VideoError, match="2 of 5|1 of 3|y.mp4: its part"):
+        scanning.scan(table)
+    table.write_text(table.read_text().replace("y.mp4,b,7,8\n", ""))
+    with pytest.raises(VideoError, match="1 of 3.*\n.*none.mp4"):
+        scanning.scan(table)
+    table.write_text(table.read_text().replace("none.mp4,a,,\n", ""))
+    found = scanning.scan(table)
+    assert [(i.path, i.labels[0], i.frames) for i in found.items] == [
+        ("x.mp4", "a", 6),
+        ("x.mp4", "c", 2),
+        ("x.mp4", "b", 6),
+        ("y.mp4", "a", 12),
+    ]
+    assert not found.skipped
+    assert len({i.group for i in found.items}) == 2
+
+
+def test_what_is_gone_from_a_kinetics_list_stops_nothing(tree):
+    root = tree("x/abc_000010_000020.mp4", "y/def_000001_000011.mp4")
+    rows = "\n".join(f"y,gone{n},1,11,train" for n in range(30))
+    (root / "list.csv").write_text(
+        f"label,youtube_id,time_start,time_end,split\nx,abc,10,20,train\ny,def,1,11,train\n{rows}\n"
+    )
+    found = scanning.scan(root / "list.csv")
+    assert [i.path for i in found.items] == ["x/abc_000010_000020.mp4", "y/def_000001_000011.mp4"]
+    assert len(found.skipped) == 30 and all(s.code == "not_found" for s in found.skipped)
+
+
+def test_labels_that_are_left_out(tree):
+    root = tree("a/1.mp4", "b/1.mp4", "c/1.mp4")
+    assert scanning.scan(root, ("a", "c")).classes == ("a", "c")
