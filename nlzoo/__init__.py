@@ -17,6 +17,7 @@ _MODULES = {
     "inflate_": "networks.inflate",
     "insert_nonlocal_": "networks.inflate",
     "build": "networks.model",
+    "finetune": "training.finetune",
     "load": "networks.download",
     "evaluate": "training.evaluate",
     "predict": "apps.predict",

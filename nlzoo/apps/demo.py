@@ -4,7 +4,6 @@ The classes hold the same frames in different orders (draw.py), so that whoever 
 The same backbone is trained twice, with and without an eye for time, on the same clips with the same recipe.
 """
 
-import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +15,15 @@ from ..core.errors import HubError
 from ..core.model_spec import Inflation
 from ..networks import card, checkpoint, describe, model
 from ..networks.zoo import new_run
-from ..training import train
+from ..training.callbacks import Callbacks
+from ..training.finetune import finetune
 from ..videos import listing, scanning
 from . import draw, predict, report
 
 FOLDER = Path("nlzoo-demo")
 CLASSES = draw.DEMO
 PER_CLASS, FRAMES, SIZE = 24, 24, (96, 128)  # of the drawn videos
-CLIP = {"frames": 8, "stride": None, "size": 64}
+CLIP = {"frames": 8, "size": 64}
 EPOCHS, LR = 12, 3e-3  # the recipe of finetune otherwise; so small a network takes a higher rate
 NETWORKS = {"video": ("i3d", "res3:1,res4:1"), "frames": ("c2d", "none")}
 
@@ -48,15 +48,15 @@ def run(say: Callable[[str], None]) -> dict:
             say(describe.in_words(net, checks))
         readme = card.body(net.spec, None, checks.summary())
         start = checkpoint.save_model(FOLDER / "weights" / name, net, readme=readme)
-        net.spec = dataclasses.replace(net.spec, clip=dataclasses.replace(net.spec.clip, **CLIP))
-        model.set_head(net, found.classes)
-        config, _ = train.plan(
-            found, str(videos), str(start), "cpu", epochs=EPOCHS, lr=LR, batch=None, val="0.25", seed=0
+        callbacks = Callbacks(
+            lambda epoch: say(
+                f"epoch {epoch.epoch}/{EPOCHS}: train loss {epoch.train_loss:.3f}, val top-1 {epoch.top1:.3f}"
+            )
         )
-        talk = train.Callbacks(
-            lambda line: say(f"epoch {line.epoch}/{EPOCHS}: train loss {line.train_loss:.3f}, top-1 {line.top1:.3f}")
+        run = new_run(name, named=False, root=FOLDER / "runs")
+        results[name] = finetune(
+            videos, start, callbacks, name=run.name, runs=run.parent, epochs=EPOCHS, lr=LR, device="cpu", **CLIP
         )
-        results[name] = train.finetune(net, found, config, new_run(name, named=False, root=FOLDER / "runs"), talk)
     best = results["video"]
     item = random.Random(0).choice(scanning.items_in(found, listing.VAL))
     (answer,) = predict.predict(best.model, videos / item.path, device=device)

@@ -7,13 +7,11 @@ autoescape, so nothing has to be remembered where a name is shown, and what is m
 
 import base64
 import csv
-import json
 import os
 import re
 import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,7 @@ from ..core.errors import UsageError, WeightsError
 from ..core.skipped import Skipped
 from ..core.text import printable
 from ..networks import card, checkpoint, describe, zoo
-from ..training import evaluate, metrics, train
+from ..training import evaluate, metrics, run_folder
 from ..videos import clips, listing, loader, scanning, splits
 from . import charts, explain, pictures
 
@@ -37,10 +35,6 @@ MANY = 40  # rows of a table from which on it is folded
 NAMED = 20  # classes of a confusion matrix that is a table; more make a picture
 LISTED = 20  # confusions beside such a picture, and classes above a folded table
 LOST = 200  # videos that are listed as skipped
-_SAID = re.compile(
-    r"(?:[\d-]{10} [\d:]{8}  )?(recipe|epochs|batch|lr|bn|precision|loss|augment|memory:) (.*)"
-)  # in log.txt, of `train.plan`
-_SPLIT = re.compile(r".{19}  ((?:split|grouped|each) .*): \d+ groups to train, ")
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,8 @@ class Facts:
     finished: bool
     spec: model_spec.ModelSpec
     config: recipe_spec.TrainConfig
-    epochs: tuple[train.Epoch, ...]  # at least one
-    chosen: train.Epoch  # the best of them, whose network is kept
+    epochs: tuple[run_folder.Epoch, ...]  # at least one
+    chosen: run_folder.Epoch  # the best of them, whose network is kept
     figures: dict  # `metrics.full` of that network, computed anew
     chance: float  # what an answer that never looks gets
     items: tuple[listing.Item, ...]  # of the run, those that are still there
@@ -111,7 +105,7 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress=lambda do
         known,
         config,
         epochs,
-        reduce(lambda a, b: b if b.better_than(a) else a, epochs),
+        run_folder.best_epoch(epochs),
         metrics.full(said.scores, said.items, known.classes, known.multi_label),
         metrics.chance(known.classes, scanning.items_in(found, listing.TRAIN), said.items, known.multi_label),
         found.items,
@@ -142,15 +136,8 @@ def _config(run):
 
 
 def _epochs(run):
-    """The lines of metrics.jsonl; a kill may have cut the last one short."""
-    file = run / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if file.is_file() else []
-    try:
-        epochs = tuple(train.Epoch(**json.loads(line)) for line in lines if line.endswith("\n"))
-    except (ValueError, TypeError) as error:
-        raise WeightsError(
-            f"{printable(file)} could not be read ({printable(str(error))})", "begin the run again under another name"
-        ) from None
+    """The lines of metrics.jsonl."""
+    epochs = tuple(run_folder.read_epochs(run))
     if not epochs:
         raise UsageError(
             f"{printable(run)} has no epoch behind it, so there is nothing to report yet",
@@ -216,23 +203,21 @@ def _true(names, item):
     return [n for n in names[TOP:] if n in item.labels][:TOP]
 
 
-def _lines(run):
-    file = run / "log.txt"
-    return file.read_text(encoding="utf-8", errors="backslashreplace").splitlines() if file.is_file() else []
+def _date(run: Path) -> str:
+    """The day of the last event; "" where the run is of before there were events."""
+    events = run_folder.read_events(run)
+    return events[-1]["time"][:10] if events else ""
 
 
-def _date(run):
-    return next((line[:10] for line in reversed(_lines(run)) if re.match(r"\d{4}-\d\d-\d\d \d\d:", line)), "")
+def _rule(run: Path, dataset: scanning.Dataset) -> str:
+    """As the run was started: the groups in its list do not tell what made them."""
+    rules = [event["grouped_by"] for event in run_folder.read_events(run) if event["code"] == "started"]
+    return str(splits.Rule(**rules[-1]) if rules else dataset.grouped_by)
 
 
-def _rule(run, found):
-    """As the run said it: the groups in its list do not tell what made them."""
-    return next((m[1] for line in reversed(_lines(run)) if (m := _SPLIT.match(line))), str(found.grouped_by))
-
-
-def _reasons(run):
-    """What was filled in and why, as it was said last."""
-    return tuple({m[1].rstrip(":"): m[2] for line in _lines(run) if (m := _SAID.fullmatch(line))}.items())
+def _reasons(run: Path) -> tuple[tuple[str, str], ...]:
+    """What was filled in and why."""
+    return tuple((decision.label, decision.text) for decision in run_folder.read_decisions(run))
 
 
 def _skipped(run):

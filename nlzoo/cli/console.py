@@ -69,6 +69,11 @@ def only_errors() -> None:
     _state.muted = True
 
 
+def is_muted() -> bool:
+    """Whether this process is not the one that talks."""
+    return _state["mute"]
+
+
 def log_to(file: Path | None) -> None:
     """From now on messages go to this file too, with the time, after the earlier ones. Raises `DiskError`."""
     _state.log_file = file

@@ -1,7 +1,9 @@
 """Options and arguments that several commands share."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,3 +33,8 @@ Val = Annotated[
 Model = Annotated[
     str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, or user/name on the Hub.")
 ]
+
+
+def picked(options: type, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a command that are fields of the dataclass `options`."""
+    return {field.name: parameters[field.name] for field in dataclasses.fields(options) if field.name in parameters}

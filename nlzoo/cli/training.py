@@ -1,16 +1,28 @@
 """The command that trains: finetune."""
 
+import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import NlzooError, UsageError
+from ..core.errors import NlzooError
 from ..core.text import printable
 from . import console
+<<<<<<< HEAD
 from .options import Classes, Decoder, Device, Json, Val, Videos
+=======
+from .options import Classes, Decoder, Device, Json, Model, Val, Videos, picked
+>>>>>>> b8b325e (nlzoo.finetune is the call of the command: options, plan, step, run folder and dry run are modules of training)
 from .videos import tell_scan
+
+if TYPE_CHECKING:  # torch is imported when a command runs
+    from ..training.callbacks import Callbacks, Event, Step
+    from ..training.dry_run import Rehearsal
+    from ..training.run_folder import Epoch, Result, SeedResults
 
 
 def finetune(
@@ -72,50 +84,22 @@ def finetune(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Train a classifier on your videos, keep best and last. The same command goes on with a run that was stopped."""
-    from types import SimpleNamespace
+    """Train a classifier on your videos, keep best and last. The same command resumes a run that was stopped."""
+    from ..training import engine
+    from ..training import finetune as training
+    from ..training.options import FinetuneOptions
 
-    asked = SimpleNamespace(**locals())
-    from ..networks import zoo
-    from ..training import engine, evaluate
-
+    options = picked(FinetuneOptions, locals())
     if gpus > 1 and engine.ranks()[1] == 1:
         raise typer.Exit(engine.launch(_without(sys.argv[1:], "--gpus"), gpus, device, console.warn))
     if engine.ranks()[0]:
         console.only_errors()
-    base = zoo.folder_name(name or (videos.stem if videos.is_file() else videos.resolve().name))
-    with engine.distributed_errors():
-        engine.set_current_gpu()
-        here = engine.begin(evaluate.resolve_device(device), track)
-        results = [
-            _run(asked, here, seed + n, base if seeds == 1 else f"{base}-s{seed + n}", name is not None or seeds > 1)
-            for n in range(seeds)
-        ]
-    for result in results if here.main and not dry_run else ():  # here, where no rank waits for another
-        _report(Path(result["run"]), here.device)
-    if seeds > 1:
-        console.result(
-            _over_seeds(results), "\n".join(map(_in_words, results)) + "\n" + _seeds_in_words(_over_seeds(results))
-        )
-    elif results[0] is not None:
-        console.result(results[0], _in_words(results[0]))
+    with _callbacks() as callbacks:
+        outcome = training.finetune(videos, start, callbacks, **options)
+    _show(outcome, device)
 
 
-def _report(run, device):
-    """The run's page; the run has finished, whatever becomes of that."""
-    from ..apps import report
-    from ..videos import pool
-
-    if (run / "report.html").exists():
-        return
-    try:
-        with console.progress("writing the report") as bar:
-            console.log(f"report {report.write(run, device, pool.default_workers(str(device)), bar)}")
-    except NlzooError as problem:
-        console.warn(f"there is no report: {problem.message}; nlzoo report {printable(run)} tries again")
-
-
-def _without(words, option):
+def _without(words: list[str], option: str) -> list[str]:
     """The command line without an option and its value."""
     out, skip = [], False
     for word in words:
@@ -125,237 +109,195 @@ def _without(words, option):
     return out
 
 
-def _run(asked, here, seed, base, named):
-    """One run, begun or gone on with: its result as a dict; None after `--dry-run`."""
-    import dataclasses
+# --- what is said on the way
 
-    from ..networks import zoo
-    from ..training import train
-    from ..videos import scanning
+_EVENTS = {  # by the code of an event; the values are its own
+    "starting_from": "starting from {folder}",
+    "inflating": "no model in weights/: inflating {backbone} --nl {nl}",
+    "images_only": "it has seen images only; on a small set a network trained on Kinetics is often 10 to 20 points "
+    "better: nlzoo list",
+    "resuming": "resuming {run} with the settings that it was started with",
+    "videos_gone": "{videos} of its videos cannot be used any more: it will not end as it would have",
+    "passed_over": "passed over {name}: {reason}",
+    "resumed": "resumed from step {step} of {steps}, in epoch {epoch}",
+    "stopped_early": "stopped early: no better epoch in the last {epochs}",
+    "out_of_memory": "out of memory: each batch is now taken in {parts} parts; batch and rate stay as they are",
+}
+_PHASES = {
+    "scan": "scanning",
+    "rehearse": "overfitting one batch",
+    "range_test": "range test of the learning rate",
+    "validate": "validation",
+}
 
-    run = zoo.unfinished_run(base, named)
-    if asked.seeds > 1 and (zoo.RUNS / base / "result.json").is_file():
-        return zoo.result(zoo.RUNS / base)
-    if asked.resume:
-        if not run:
-            raise UsageError(
-                f"there is no unfinished run {zoo.RUNS / base}{'' if named else '-N'} to go on with",
-                "leave --resume out to begin one",
-            )
-        net, found, config = _recorded(run, here)
-    else:
-        with console.progress(f"scanning {printable(str(asked.videos))}") as bar:
-            found = scanning.split(scanning.scan(asked.videos, asked.classes or (), bar), asked.val, seed)
-        tell_scan(found)
-        net, config = _planned(asked, found, here, seed)
-        if asked.dry_run:
-            return _rehearse(net, found, config)
-        if not run:
-            run = zoo.new_run(base, named)
-        elif here.main:  # the GPU of another rank has another name
-            _refuse_other(run, config, net, found)
-    run = Path(here.broadcast(str(run)))
-    here.agree("the videos or the recipe", (found.items, config.recipe))
 
-    def ready():  # the folder is ours; while videos were scanned another process may have worked there
-        if (run / "result.json").exists():
-            raise UsageError(f"{run} has finished meanwhile", "nlzoo list shows its result; --name NEW begins another")
-        if not asked.resume and (run / "config.json").exists():
-            _refuse_other(run, config, net, found)
-        console.log_to(run / "log.txt")
+@contextmanager
+def _callbacks() -> Iterator["Callbacks"]:
+    """What a run says, in words: on the terminal, and in log.txt once there is a folder for it."""
+    from ..training.callbacks import Callbacks
 
-    talk = train.Callbacks(_tell_epoch, say=console.log)
-    with console.progress("training") as bar:
-        talk = dataclasses.replace(talk, step=bar)
+    with console.progress("finetune") as bar:
         try:
-            result = train.finetune(net, found, config, run, talk, here, ready)
+            yield Callbacks(
+                epoch=_tell_epoch,
+                step=lambda step: bar(step.done, step.total, _step_in_words(step)),
+                log=lambda event: console.log(event_in_words(event)) if event_in_words(event) else None,
+                warn=lambda event: console.warn(event_in_words(event)),
+                dataset=tell_scan,
+                folder=lambda run: console.log_to(run / "log.txt" if run else None),
+            )
         finally:
             console.log_to(None)
-    return dataclasses.asdict(result)
 
 
-def _planned(asked, found, here, seed):
-    """`(net, config)` of what is asked, with what is filled in told."""
-    import dataclasses
+def event_in_words(event: "Event") -> str:
+    """A sentence or several lines; "" for what need not be said."""
+    values = event.values
+    if event.code == "planned":
+        processes = f", {values['world']} processes" if values["world"] > 1 else ""
+        return "\n".join([f"on {values['device']}{processes}: {values['clip']}", *map(str, values["decisions"])])
+    if event.code == "other_versions":
+        changes = "; ".join(f"{key} {then} then, {now} now" for key, (then, now) in values["changed"].items())
+        return f"the checkpoint was written by other versions ({changes}): the last bits may differ"
+    if event.code == "time_left":
+        return f"about {values['minutes']} minutes to go" if values["minutes"] > 2 else ""
+    safe = {name: printable(value) if isinstance(value, str) else value for name, value in values.items()}
+    return _EVENTS.get(event.code, "").format(**safe)
 
-    from ..networks import model
-    from ..training import recipe, train
 
-    source, net = _starting_model(asked.start)
-    fresh = net.spec.inflation.init != "imported" and not net.spec.classes
-    if fresh:
-        console.log(
-            "it has seen images only; on a small set a network trained on Kinetics is often 10 to 20 points better: nlzoo list"
-        )
-    clip = net.spec.clip
-    if asked.frames or asked.stride:
-        clip = recipe.lengthen(net, asked.frames or clip.frames, asked.stride or clip.stride).spec.clip
-    clip = dataclasses.replace(
-        clip, size=asked.size or (112 if here.device.type == "cpu" else 224), fps=asked.fps or clip.fps
-    )
-    net.spec = dataclasses.replace(net.spec, clip=clip)
-    if asked.nl:
-        model.add_blocks(net, asked.nl)
-    if (net.spec.classes, net.spec.multi_label) != (found.classes, found.multi_label):
-        model.set_head(net, found.classes, found.multi_label)
-    lr = None if asked.lr in (None, "auto") else _number(asked.lr)
-    config, notes = train.plan(
-        found,
-        str(asked.videos),
-        str(source),
-        str(here.device),
-        here.world,
-        fresh,
-        net.spec.clip.frames,
-        recipe=asked.recipe,
-        epochs=asked.epochs,
-        batch=asked.batch,
-        lr=lr,
-        val=asked.val,
-        seed=seed,
-        augment=asked.augment,
-        decoder=asked.decoder,
-        cache=str(asked.cache) if asked.cache else None,
-    )
-    if asked.lr == "auto":
-        with console.progress("range test") as bar:
-            rate = here.broadcast(float(f"{train.find_rate(net, found, config, train.Callbacks(step=bar)):.1g}"))
-        config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, lr=rate))
-        notes.append(f"lr {rate:g} (by a range test)")
-    part = -(-config.recipe.batch // (config.recipe.accumulate * here.world))
-    need = recipe.memory_estimate(net, net.spec.clip, part, config.recipe)
+def _step_in_words(step: "Step") -> str:
+    if step.phase != "train":
+        return _PHASES[step.phase]
+    left = f", {step.seconds_left / 60:.0f} min left" if step.seconds_left > 90 else ""
+    return f"epoch {step.epoch}/{step.epochs}, {step.waiting:.0%} of the time waiting for videos{left}"
+
+
+def _tell_epoch(epoch: "Epoch") -> None:
+    figure = "mAP" if epoch.top1 is None else "top-1"
+    note = f", {epoch.failed} videos unreadable" if epoch.failed else ""
     console.log(
-        "\n".join(
-            [
-                f"on {here.device}{f', {here.world} processes' if here.world > 1 else ''}: {net.spec.clip}",
-                *notes,
-                f"memory: about {1.2 * need / 2**30:.1f} GiB for a step of {part} clips in float32",
-            ]
-        )
+        f"epoch {epoch.epoch}: train loss {epoch.train_loss:.3f}, val {figure} {epoch.score:.3f}, "
+        f"val loss {epoch.loss:.3f}, {epoch.seconds:.0f} s of which {epoch.data_seconds:.0f} s waiting for videos{note}"
     )
-    return net, config
 
 
-def _number(text):
+# --- what came out
+
+
+def _show(outcome: "Result | SeedResults | Rehearsal", device: str | None) -> None:
+    """The outcome as JSON or in words, after the reports of the runs."""
+    from ..training.dry_run import Rehearsal
+    from ..training.run_folder import SeedResults
+
+    if isinstance(outcome, Rehearsal):
+        console.result(dataclasses.asdict(outcome), _rehearsal_in_words(outcome))
+        return
+    several = isinstance(outcome, SeedResults)
+    results = outcome.runs if isinstance(outcome, SeedResults) else [outcome]
+    for result in results if not console.is_muted() else ():
+        _report(Path(result.run), device)
+    value = outcome.as_json() if isinstance(outcome, SeedResults) else dataclasses.asdict(outcome)
+    text = "\n".join(map(_result_in_words, results))
+    console.result(value, f"{text}\n{_seeds_in_words(value)}" if several else text)
+
+
+def _report(run: Path, device: str | None) -> None:
+    """The run's page; the run has finished, whatever becomes of that."""
+    from ..apps import report
+    from ..training import evaluate
+    from ..videos import pool
+
+    if (run / "report.html").exists():
+        return
     try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"--lr {text!r} is no number", "for example --lr 3e-4, or --lr auto") from None
+        with console.progress("writing the report") as bar:
+            on = evaluate.resolve_device(device)
+            console.log(f"report {report.write(run, on, pool.default_workers(on.type), bar)}")
+    except NlzooError as problem:
+        console.warn(f"there is no report: {problem.message}; nlzoo report {printable(run)} tries again")
 
 
-def _recorded(run, here):
-    """`(net, found, config)` of a run as it was begun."""
-    import dataclasses
-
-    from ..core import files, model_spec, recipe_spec
-    from ..networks import model
-    from ..videos import scanning
-
-    summary = files.read_json(run / "config.json")
-    net = model.build(model_spec.from_json(summary.get("model"), str(run / "config.json")))
-    config = dataclasses.replace(recipe_spec.train_config(summary.get("train")), device=str(here.device))
-    found = scanning.scan(run / "videos.csv")
-    if found.classes != net.spec.classes:
-        raise UsageError(
-            f"{run} was begun with videos of {len(net.spec.classes)} classes, and those of {len(found.classes)} are still there",
-            "put the videos back, or begin a new run with another --name",
-        )
-    console.log(f"going on with {run} as it was begun")
-    if found.skipped:
-        console.warn(f"{len(found.skipped)} of its videos cannot be used any more: it will not end as it would have")
-    return net, scanning.split(found, config.val, config.seed), config
-
-
-def _refuse_other(run, config, net, found):
-    """An unfinished run is gone on with only where the same is asked."""
-    from ..core.model_spec import to_json
-    from ..training import train
-
-    if changes := train.difference(run, config, to_json(net.spec), found):
-        rows = "\n".join(f"  {line}" for line in changes[:20])
-        raise UsageError(
-            f"{run} is unfinished, and was begun otherwise:\n{rows}",
-            "--resume goes on with it as it was begun; --name NEW begins another",
-        )
-
-
-def _rehearse(net, found, config):
-    """Says what a run would take, and begins none."""
-    from ..training import train
-
-    with console.progress("dry run") as bar:
-        summary = train.rehearse(net, found, config, train.Callbacks(step=bar, say=console.log))
-    verdict = (
-        "learnt by heart"
-        if summary["learns"]
-        else "NOT learnt by heart: look at the videos (nlzoo check), or try another --lr"
-    )
-    console.result(
-        summary,
-        f"one batch, {train.REHEARSAL} steps: loss {summary['first_loss']:.3f} to {summary['last_loss']:.3f}: {verdict}\n"
-        f"about {summary['bytes'] / 2**30:.1f} GiB, {summary['seconds_a_step']} s a step, {summary['steps']} steps: {summary['minutes']} minutes, "
-        "and the validations; nothing was written",
-    )
-
-
-def _starting_model(start):
-    """`(folder, net)`: the one asked for, the newest in weights/, or the default, made now."""
-    from ..core.model_spec import Inflation
-    from ..networks import card, checkpoint, download, model, zoo
-
-    if start:
-        folder = download.locate(start)
-    elif newest := zoo.models():
-        folder = newest[0]
-    else:
-        console.log("no model in weights/: inflating resnet50 --nl 5")
-        net, checks = model.inflate("resnet50", None, Inflation(), "5", download.backbone_weights)
-        readme = card.body(net.spec, None, checks.summary())
-        folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
-    console.log(f"starting from {folder}")
-    return folder, checkpoint.load_model(folder)
-
-
-def _tell_epoch(line):
-    note = f", {line.failed} videos unreadable" if line.failed else ""
-    console.log(
-        f"epoch {line.epoch}: train loss {line.train_loss:.3f}, {_figure(line)} {line.score:.3f}, loss {line.loss:.3f}, "
-        f"{line.seconds:.0f} s of which {line.data_seconds:.0f} s waiting for videos{note}"
-    )
-
-
-def _figure(summary):
-    return "mAP" if summary.top1 is None else "top-1"
-
-
-def _in_words(result):
-    key, figure, chance = (
-        ("map", "mAP", "equal scores for all")
-        if result["top1"] is None
-        else ("top1", "top-1", "always the most frequent class")
-    )
+def _rehearsal_in_words(rehearsal: "Rehearsal") -> str:
+    verdict = "it does NOT overfit: look at the videos (nlzoo check), or try another --lr"
+    if rehearsal.learns:
+        verdict = "it overfits, as it should"
     return (
-        f"{figure} {result[key]:.3f} on {result['val']} videos ({chance}: {result['majority']:.3f}); epoch {result['best_epoch']} of "
-        f"{result['epochs']}, the best on these videos; the last had {result['last_' + key]:.3f}\n"
-        f"model {result['model']}\nnext: nlzoo predict {result['run']} VIDEO    nlzoo push {result['run']}"
+        f"one batch again and again: loss {rehearsal.first_loss:.3f} to {rehearsal.last_loss:.3f}: {verdict}\n"
+        f"about {rehearsal.bytes / 2**30:.1f} GiB, {rehearsal.seconds_a_step} s a step, {rehearsal.steps} steps: "
+        f"{rehearsal.minutes} minutes, and the validations; nothing was written"
     )
 
 
-def _over_seeds(results):
-    """The results, and mean and standard deviation (of a sample) of the last and the best epochs' figures."""
-    from statistics import mean, stdev
+def _result_in_words(result: "Result") -> str:
+    figure, value, last = "top-1", result.top1, result.last_top1
+    if value is None:
+        figure, value, last = "mAP", result.map, result.last_map
+    return (
+        f"{figure} {value:.3f} on {result.val} videos (majority-class baseline: {result.majority:.3f}); "
+        f"epoch {result.best_epoch} of {result.epochs}, the best on these videos; the last had {last:.3f}\n"
+        f"model {result.model}\nnext: nlzoo predict {result.run} VIDEO    nlzoo push {result.run}"
+    )
 
-    key = "map" if results[0]["top1"] is None else "top1"
-    summary = {}
-    for name in (key, f"last_{key}"):
-        values = [r[name] for r in results]
-        summary |= {f"{name}_mean": mean(values), f"{name}_std": stdev(values)}
-    return {"runs": results, **summary}
 
-
-def _seeds_in_words(summary):
+def _seeds_in_words(summary: dict[str, Any]) -> str:
     key = "map" if "map_mean" in summary else "top1"
+<<<<<<< HEAD
     return (
         f"over {len(summary['runs'])} seeds: last epoch {summary[f'last_{key}_mean']:.3f} ± {summary[f'last_{key}_std']:.3f}, "
         f"best epoch {summary[f'{key}_mean']:.3f} ± {summary[f'{key}_std']:.3f}"
+=======
+    last, best = (f"{summary[f'{n}_mean']:.3f} ± {summary[f'{n}_std']:.3f}" for n in (f"last_{key}", key))
+    return f"over {len(summary['runs'])} seeds: last epoch {last}, best epoch {best}"
+
+
+def probe(
+    model: Model,
+    videos: Videos,
+    val: Val = "0.25",
+    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
+    size: Annotated[
+        int | None, typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Folder in runs/.")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """The fast baseline: a linear classifier on a model's features, nothing else trained. It becomes a model too: minutes instead of hours."""
+    from ..networks import card, checkpoint, download, zoo
+    from ..training import evaluate, metrics
+    from ..training import probe as linear
+    from ..videos import pool, scanning
+
+    net = checkpoint.load_model(download.locate(model))
+    device = evaluate.resolve_device(device)
+    net.spec = dataclasses.replace(
+        net.spec, clip=dataclasses.replace(net.spec.clip, size=size or (112 if device.type == "cpu" else 224))
+    )
+    with console.progress("scanning") as bar:
+        found = scanning.split(scanning.scan(videos, (), bar), val, seed)
+    tell_scan(found)
+    with console.progress("looking at videos") as bar:
+        done = linear.probe(net, found, device, pool.default_workers(str(device)), progress=bar)
+    for skipped in [*done.bad, *done.said.bad]:
+        console.warn(f"skipped {skipped}")
+    figures = metrics.full(done.said.scores, done.said.items, found.classes, found.multi_label)
+    chance = metrics.chance(found.classes, done.train, done.said.items, found.multi_label)
+    summary = {k: figures[k] for k in ("top1", "top5", "map") if k in figures}
+    base = zoo.folder_name(name or f"{videos.stem if videos.is_file() else videos.resolve().name}-probe")
+    run = zoo.new_run(base, name is not None)
+    summary |= {"majority": chance, "train": len(done.train), "val": figures["videos"]}
+    folder = checkpoint.save_model(run / "best", net, summary, card.body(net.spec, summary))
+    console.result(
+        {
+            "run": str(run),
+            "model": str(folder),
+            "classes": list(found.classes),
+            "train": len(done.train),
+            "val": figures["videos"],
+            "majority": chance,
+            "C": done.strength,
+            **figures,
+        },
+        f"{metrics.in_words(figures)}\nan answer that never looks: {chance:.3f}\nmodel {folder}",
+>>>>>>> b8b325e (nlzoo.finetune is the call of the command: options, plan, step, run folder and dry run are modules of training)
     )

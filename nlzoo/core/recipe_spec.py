@@ -32,9 +32,7 @@ class Recipe:
     bn: str = "train"  # frozen: statistics and affine of all BN but the non-local blocks' own
     precise_bn: int = 0  # batches over which BN's statistics are computed anew before a validation; 0: none
     layer_decay: float = 1.0  # a residual block's rate as a share of the next one's; 1: all the same
-    unfreeze: float = (
-        0.0  # share of the run until which only the head and the non-local blocks train; 0: all train at once
-    )
+    unfreeze: float = 0.0  # share of the run until which only head and non-local blocks train; 0: all train at once
     ema: float = 0.0  # decay of the moving average of weights that is validated and kept; 0: none
     clip_norm: float = 5.0  # of the gradient; 0: not clipped
     early_stop: int = 0  # epochs without a better score after which a run ends; 0: never
@@ -75,7 +73,7 @@ class Recipe:
         self._check_milestones()
         if self.loss == "bce" and (self.balance != "none" or self.label_smoothing):
             raise UsageError(
-                f"balance {self.balance} and label_smoothing {self.label_smoothing:g} are for one label a video (loss ce)",
+                f"balance {self.balance} and label_smoothing {self.label_smoothing:g} are for one label a video",
                 "with loss=bce leave balance at none and label_smoothing at 0",
             )
 
@@ -120,7 +118,7 @@ _PAPER = Recipe(
 )
 RECIPES = {
     "small": Recipe(),  # measured on some 50 clips (docs/training.md)
-    # 400,000 steps on the 235,000 training clips of Kinetics-400, a tenth at 150,000 and 300,000 (paper; the authors' configs)
+    # 400,000 steps on the 235,000 training clips of Kinetics-400, a tenth at 150,000 and 300,000 (paper, authors' code)
     "paper": _PAPER,
     "paper-long": dataclasses.replace(_PAPER, lr=0.0025, epochs=27, batch=16, bn="frozen", precise_bn=0),
     # 200,000 steps on 7,985 videos, a tenth at 75,000 and 150,000; 8 clips a step is what the rate says by the paper's own rule
@@ -131,12 +129,18 @@ LARGE_SET = 50_000  # training clips from which on the paper's recipe is taken
 CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
 EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
 BATCH, GPU_BATCH = 4, 16
+SIZE, GPU_SIZE = 112, 224  # pixels, of clips of a network that was not trained on videos
+
+
+def default_size(device: str) -> int:
+    """Side of the clip, pixels, where neither the user nor the network's training says it. `device`: cpu, cuda, …"""
+    return SIZE if device == "cpu" else GPU_SIZE
 
 
 def change_recipe(recipe: Recipe, **changes) -> Recipe:
-    """`recipe` with these fields; a new batch without a new rate scales the rate: in proportion (sgd), by the square root (adamw).
+    """`recipe` with these fields changed. A new batch without a new rate scales the rate.
 
-    Raises `UsageError` for a value that cannot be.
+    SGD: in proportion; AdamW: by the square root. Raises `UsageError` for a value that cannot be.
     """
     changed = dataclasses.replace(recipe, **changes)
     if "batch" not in changes or "lr" in changes:
@@ -171,6 +175,33 @@ def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
     return change_recipe(presets[first], **values)
 
 
+@dataclass(frozen=True)
+class Decision:
+    """A setting that was filled in, and why; kept in a run's config.json."""
+
+    code: str  # the setting: recipe, epochs, batch, lr, bn, precision, loss, augment, memory
+    value: str | int | float
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """The setting, as people call it."""
+        return {"bn": "BatchNorm", "lr": "learning rate"}.get(self.code, self.code)
+
+    @property
+    def text(self) -> str:
+        """Value and reason."""
+        value = f"{self.value:.3g}" if isinstance(self.value, float) else str(self.value)
+        value = "trainable" if (self.code, value) == ("bn", "train") else value
+        return f"{value} ({self.reason})"
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.text}"
+
+
+GIVEN = "given"  # the reason of what the user asked for
+
+
 def auto_recipe(
     training_clips: int,
     classes: int,
@@ -179,8 +210,8 @@ def auto_recipe(
     fresh: bool,
     long: bool,
     multi_label: bool = False,
-) -> tuple[Recipe, list[str]]:
-    """The recipe of a run that asked for none, and a line on each decision, the field first, with its reason.
+) -> tuple[Recipe, list[Decision]]:
+    """The recipe of a run that asked for none, and why each of its settings is what it is.
 
     `batch`: clips a step, None: by the device. `device`: cpu, cuda, … `fresh`: the network never saw a video (it comes
     from `inflate`). `long`: its clips have `LONG_CLIP` frames or more. Raises `UsageError` for a batch that cannot be.
@@ -196,28 +227,23 @@ def auto_recipe(
         bn="frozen" if settled else "train",
         epochs=max(MIN_EPOCHS, min(most, -(-CLIPS_SEEN // training_clips))),
     )
-    return recipe, _reasons(recipe, base, preset, training_clips, classes, batch, device, settled)
-
-
-def _reasons(recipe, base, preset, training_clips, classes, batch, device, settled):
-    side = "under" if preset == "small" else "not under"
     rule = "by the square root of the batch" if recipe.optimizer == "adamw" else "in proportion to the batch"
-    frozen = "long clips on a network trained on videos: few of them fit in a step (paper)"
-    trained = (
-        "with it frozen, small sets learnt nothing"
-        if preset == "small"
-        else "as in the paper; its statistics over 200 batches before a validation"
-    )
-    rate = f"{base.lr:g} for {base.batch} clips a step, {rule}"
-    lines = [
-        f"recipe {preset} ({training_clips} training clips of {classes} classes, {side} {LARGE_SET:,})",
-        f"epochs {recipe.epochs} (for {training_clips} training clips on {device})",
-        f"batch {recipe.batch}" + (f" (on {device})" if batch is None else ""),
-        f"lr {recipe.lr:.3g} ({rate})",
-        f"bn {'frozen' if settled else 'trained'} ({frozen if settled else trained})",
-        f"precision {'float32' if device == 'cpu' else 'bf16 where it is there, otherwise float32'} (on {device})",
+    bn = "small sets learn nothing with it frozen" if few else "its statistics over 200 batches before a validation"
+    if settled:
+        bn = "long clips on a network trained on videos: few of them fit in a step"
+    precision = ("fp32", "on a CPU") if cpu else ("auto", f"bf16 where the {device} device has it, otherwise fp32")
+    side = "under" if few else "not under"
+    decisions = [
+        Decision("recipe", preset, f"{training_clips} training clips of {classes} classes, {side} {LARGE_SET:,}"),
+        Decision("epochs", recipe.epochs, f"for {training_clips} training clips on {device}"),
+        Decision("batch", recipe.batch, f"on {device}" if batch is None else GIVEN),
+        Decision("lr", recipe.lr, f"{base.lr:g} for {base.batch} clips a step, {rule}"),
+        Decision("bn", recipe.bn, bn),
+        Decision("precision", *precision),
     ]
-    return lines + (["loss bce (a video may have several labels)"] if recipe.loss == "bce" else [])
+    if multi_label:
+        decisions.append(Decision("loss", "bce", "a video may have several labels"))
+    return recipe, decisions
 
 
 @dataclass(frozen=True)
@@ -253,5 +279,5 @@ def train_config(data: dict) -> TrainConfig:
         return TrainConfig(**{**data, "recipe": Recipe(**recipe), "augment": Augment(**data["augment"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"the settings of the run are not this version's ({error!r})", "begin it again under another name"
+            f"the settings of the run are not this version's ({error!r})", "start it again under another name"
         ) from None

@@ -18,7 +18,9 @@ from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import NlzooError, UsageError, VideoError, WeightsError
 from nlzoo.core.text import printable
 from nlzoo.networks import checkpoint, describe, model
-from nlzoo.training import evaluate, metrics, train
+from nlzoo.training import evaluate, metrics, plan, run_folder, train
+from nlzoo.training.engine import Engine
+from nlzoo.training.options import FinetuneOptions
 from nlzoo.videos import listing, loader, scanning
 
 CPU = torch.device("cpu")
@@ -44,14 +46,13 @@ def trained(source, run, epochs=1):
         found.classes,
         found.multi_label,
     )
-    config, notes = train.plan(
-        found, str(source), "weights/x", "cpu", epochs=epochs, batch=3, lr=1e-3, val="0.5", seed=0
-    )
-    train.finetune(net, found, dataclasses.replace(config, workers=0), run)
-    (run / "log.txt").write_text(
-        "2026-01-02 03:04:05  split by the moon: 3 groups to train, 1 to validate, 0 in both\n"
-        "2026-01-02 03:04:05  on cpu: 4 frames\n" + "\n".join(notes) + "\n"
-    )
+    options = FinetuneOptions(epochs=epochs, batch=3, lr=1e-3, val="0.5")
+    config, decisions = plan.plan(found, str(source), "weights/x", options, Engine(CPU))
+    train.train(net, found, dataclasses.replace(config, workers=0), run, decisions=decisions)
+    events = run_folder.read_events(run)
+    events[0]["grouped_by"] = {"code": "field", "field": 7}
+    events[-1]["time"] = "2026-01-02 03:04:05"
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return run
 
 
@@ -237,7 +238,7 @@ def test_the_page_has_all_parts(run, facts, page):
         "6 videos of 2 groups to train, 6 videos of 2 groups to validate" in seen.text
         and "0 groups are in both" in seen.text
     )
-    assert "the moon" in seen.text and "trained 2026-01-02" in seen.text
+    assert "Clips are grouped by the 7th field of the file name" in seen.text and "trained 2026-01-02" in seen.text
     assert (
         "under 50,000" in seen.text
         and ["train", "3"] not in seen.tables["settings"]
@@ -364,7 +365,7 @@ def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path):
             (shutil.rmtree if (tmp_path / "r" / name).is_dir() else os.remove)(tmp_path / "r" / name)
         return tmp_path / "r"
 
-    half = copy("result.json", "log.txt", "skipped.csv", "environment.json")
+    half = copy("result.json", "events.jsonl", "skipped.csv", "environment.json")
     with open(half / "metrics.jsonl", "a") as opened:
         opened.write('{"epoch": 3, "train_l')
     written = report.write(half, CPU)
@@ -372,7 +373,7 @@ def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path):
     assert (
         written == half / "report.html"
         and "This run has not finished: 2 of 2 epochs" in seen.text
-        and "no log.txt" in seen.text
+        and "What was not asked for was filled in" in seen.text
     )
     for missing, kind in (
         ("config.json", UsageError),

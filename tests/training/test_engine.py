@@ -21,7 +21,9 @@ from nlzoo.apps import draw
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import DiskError, DivergedError, Stopped, UsageError
 from nlzoo.networks import checkpoint, model
-from nlzoo.training import engine, evaluate, state, train
+from nlzoo.training import engine, evaluate, plan, state, train
+from nlzoo.training.engine import Engine
+from nlzoo.training.options import FinetuneOptions
 from nlzoo.videos import listing, loader, scanning
 
 RANKS = 2
@@ -85,18 +87,10 @@ def trained(run, found, recipe, here=None, nl="none"):
     )
     model.set_head(net, found.classes)
     torch.nn.init.normal_(net.fc.weight, std=0.1)
-    config, _ = train.plan(
-        found,
-        "videos",
-        "tiny",
-        "cpu",
-        here.world if here else 1,
-        recipe=recipe,
-        val="0.25",
-        seed=3,
-        augment="light,mixup=0",
-    )
-    return train.finetune(net, found, dataclasses.replace(config, workers=0), run, engine=here)
+    engine = here or Engine(torch.device("cpu"))
+    options = FinetuneOptions(recipe=recipe, seed=3, augment="light,mixup=0")
+    config, _ = plan.plan(found, "videos", "tiny", options, engine)
+    return train.train(net, found, dataclasses.replace(config, workers=0), run, engine=here)
 
 
 def rows(run):
@@ -413,16 +407,16 @@ def test_what_is_killed_hangs_or_is_stopped_ends_whole_and_goes_on_to_the_same_b
     assert state.load(run).step == step
     if few:
         code, _, err = Started(here, ["nlzoo", *words(name)]).end()
-        assert code == 0 and err.count("going on from step") == 1 and bits(run) == bits(finished[0])
+        assert code == 0 and err.count("resumed from step") == 1 and bits(run) == bits(finished[0])
         return
     code, err = disturbed("hung", lambda started: os.kill(started.pids(1)[0], signal.SIGSTOP), NLZOO_HUNG_SECONDS="20")
-    assert f"going on from step {step} of" in err
+    assert f"resumed from step {step} of" in err
     assert code == 1 and "rank 0 has lost another of the 2 processes" in err and "20 s" in err
     code, err = disturbed("Ctrl-C", lambda started: os.killpg(started.process.pid, signal.SIGINT))
     assert code == 130 and err.count("stopped by SIGINT") == 1
     disturbed("parent killed", lambda started: started.process.kill())
     code, _, err = Started(here, ["nlzoo", *words(name)]).end()
-    assert code == 0 and err.count("going on from step") == 1, err
+    assert code == 0 and err.count("resumed from step") == 1, err
     print(took)
     assert bits(run) == bits(finished[0])
 
@@ -432,7 +426,7 @@ def test_a_bug_in_one_rank_is_shown_and_ends_all(rank, here, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(f"""import os
 if os.environ.get("RANK") == "{rank}":
     import nlzoo.training.train
-    def bug(job):
+    def bug(*_):
         raise KeyError("a bug")
     nlzoo.training.train._end_epoch = bug
 """)

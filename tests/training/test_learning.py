@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import network
+from test_train import CPU, network, planned
 from torch import nn
 
 from nlzoo import NonLocalBlock
-from nlzoo.training import engine, train
+from nlzoo.training import step
 from nlzoo.videos import listing, scanning
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -19,7 +19,7 @@ GOLDEN = Path(__file__).parent / "golden_losses.json"
 # --- what a block sees: positions that nothing else joins
 
 
-def same_or_other(device, count, rng):
+def same_or_other(task, count, rng):
     """Clips `(N, 8, 4, 2, 2)` with two marks of four kinds each, and whether they are of one kind.
 
     time: the marks lie at one position of two frames; space: at two positions of one frame.
@@ -29,8 +29,8 @@ def same_or_other(device, count, rng):
     for clip, same in zip(x, label):
         first, second = rng.integers(4), rng.integers(1, 4)
         kinds = first, first if same else (first + second) % 4
-        times = rng.permutation(4)[:2] if device == "time" else [rng.integers(4)] * 2
-        places = [rng.integers(4)] * 2 if device == "time" else rng.permutation(4)[:2]
+        times = rng.permutation(4)[:2] if task == "time" else [rng.integers(4)] * 2
+        places = [rng.integers(4)] * 2 if task == "time" else rng.permutation(4)[:2]
         for kind, t, place in zip(kinds, times, places):
             clip[kind, t, place // 2, place % 2] += 2
             clip[4 + kind, t, place // 2, place % 2] -= 2
@@ -78,16 +78,14 @@ def first_losses(folder, recipe="small", count=20):
     )
     found = scanning.Dataset(folder, items, (), 0)
     net = network(found.classes)
-    config, _ = train.plan(
-        found, "videos", "start", "cpu", recipe=recipe, epochs=4, batch=4, lr=None, val="0.25", seed=7
-    )
-    job = train._job(net, found, config, folder, train.Callbacks(), engine.Engine(torch.device("cpu")), train.Stop())
+    config, _ = planned(found, recipe=recipe, epochs=4, batch=4, seed=7)
+    job = step.prepare(net, found, config, CPU)
     rng, losses = np.random.default_rng(11), []
-    for step in range(count):
-        indices = rng.permutation(len(job.source))[:4].tolist()
+    for n in range(count):
+        indices = rng.permutation(len(job.train_clips))[:4].tolist()
         pixels = torch.from_numpy(rng.integers(0, 256, (4, 1, 4, 32, 32, 3), np.uint8))
-        loss, seen, _ = train._step(job, indices, pixels, [], 0)
-        job.step = step + 1
+        loss, seen, _ = step.train_step(job, indices, pixels, [])
+        job.progress.step = n + 1
         losses.append(loss / seen)
     return losses
 

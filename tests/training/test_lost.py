@@ -30,11 +30,15 @@ from nlzoo.cli import app as cli
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import OutOfMemory
 from nlzoo.networks import checkpoint, model
-from nlzoo.training import state, train
+from nlzoo.training import plan, state, step, train
+from nlzoo.training.callbacks import Callbacks
+from nlzoo.training.engine import Engine
+from nlzoo.training.options import FinetuneOptions
 from nlzoo.videos import scanning
 
 REPO = Path(__file__).resolve().parents[2]
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+CPU = Engine(torch.device("cpu"))
 RULES = ("--frames", "8", "--size", "32", "--epochs", "3", "--batch", "4")
 OFTEN = "from nlzoo.training import train; train.SAVE_SHARE = 1e9"  # a checkpoint after every step
 
@@ -176,7 +180,7 @@ def newest(run):
 
 def said_step(said):
     """The step that a start says it goes on from; None where it began anew or did not come so far."""
-    found = re.search(r"going on from step (\d+)", said)
+    found = re.search(r"resumed from step (\d+)", said)
     return int(found[1]) if found else None
 
 
@@ -339,7 +343,7 @@ def test_a_kill_before_the_first_checkpoint_or_after_the_last_is_gone_on_from(pl
     assert list((tmp_path / "a" / "runs").iterdir()) == [run]
 
 
-SLOW_STEP = "import time; from nlzoo.training import train; step = train._step; train._step = lambda *a: (print('in a step', flush=True), time.sleep(300))"
+SLOW_STEP = "import time; from nlzoo.training import train; step = train.train_step; train.train_step = lambda *a: (print('in a step', flush=True), time.sleep(300))"
 SLOW_LOOK = """
 import time
 from nlzoo.training import evaluate
@@ -411,13 +415,13 @@ LATE = """
 import time
 from pathlib import Path
 from nlzoo.training import train
-begin = train.finetune
+begin = train.train
 def late(*a, **k):
     print("waiting", flush=True)
     while not Path("{file}").exists():
         time.sleep(0.05)
     return begin(*a, **k)
-train.finetune = late
+train.train = late
 """
 
 
@@ -476,7 +480,7 @@ def test_the_same_command_goes_on_and_another_is_refused_with_what_differs(place
     code, said = finished(tune(place, folder, "--lr", "1e-3", name=None))
     assert (
         code == 2
-        and "runs/videos-1 is unfinished, and was begun otherwise:\n  train.recipe.lr: 0.0005 then, 0.001 now\nhint: --resume"
+        and "runs/videos-1 is unfinished, and was started with different settings:\n  train.recipe.lr: 0.0005 then, 0.001 now\nhint: --resume"
         in said
     ), said
     assert kept == {p: p.read_bytes() for p in begun.rglob("*") if p.is_file()}
@@ -729,13 +733,13 @@ def test_nan_in_the_middle_of_a_run_leaves_best_and_the_steps_before(place, tmp_
 
 DIVERGES = """
 import torch
-from nlzoo.training import train
-inner, calls = train._inputs, [0]
+from nlzoo.training import step, train
+inner, calls = step._inputs, [0]
 def inputs(*a):
     calls[0] += 1
     pixels, target = inner(*a)
     return (pixels * float("nan") if calls[0] == {step} else pixels), target
-train._inputs = inputs
+step._inputs = inputs
 """
 
 
@@ -780,17 +784,22 @@ class Narrow(torch.nn.Module):
 
 def small(place, folder, monkeypatch, most=100, **recipe):
     """A run of two epochs in this process; its outcome and what it said."""
-    wrap = train._wrap
-    monkeypatch.setattr(train, "_wrap", lambda job: (wrap(job), setattr(job, "model", Narrow(job.model, most)))[0])
+    wrap = step.Learner.wrap
+
+    def narrow(learner):
+        wrap(learner)
+        learner.model = Narrow(learner.model, most)
+
+    monkeypatch.setattr(step.Learner, "wrap", narrow)
     found = scanning.split(scanning.scan(place.videos), "0.25", 0)
     net = checkpoint.load_model(place.start)
     net.spec = model_spec.dataclasses.replace(net.spec, clip=view_spec.ClipSpec(4, None, 32))
     model.set_head(net, found.classes)
     words = "small,epochs=2,batch=4," + ",".join(f"{k}={v}" for k, v in recipe.items())
-    config, _ = train.plan(found, "videos", "x", "cpu", recipe=words.strip(","), val="0.25", seed=0)
+    config, _ = plan.plan(found, "videos", "x", FinetuneOptions(recipe=words.strip(",")), CPU)
     said = []
-    train.finetune(net, found, config, folder, train.Callbacks(say=said.append))
-    monkeypatch.setattr(train, "_wrap", wrap)
+    train.train(net, found, config, folder, Callbacks(log=said.append))
+    monkeypatch.setattr(step.Learner, "wrap", wrap)
     return outcome(folder), said
 
 
@@ -799,10 +808,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits_and_changes_nothing_else(
     place, tmp_path, monkeypatch, most, parts
 ):
     got, said = small(place, tmp_path / "a", monkeypatch, most, bn="frozen")
-    assert [s for s in said if "out of memory" in s] == [
-        f"out of memory: each batch is now taken in {n} parts; batch and rate stay as they are"
-        for n in (2, 4)[: parts // 2]
-    ]
+    assert [event.values["parts"] for event in said if event.code == "out_of_memory"] == [2, 4][: parts // 2]
     asked, _ = small(place, tmp_path / "b", monkeypatch, bn="frozen", accumulate=parts)
     plain, _ = small(place, tmp_path / "c", monkeypatch, bn="frozen")
     assert got == asked and state.load(tmp_path / "a").meta["at"]["accumulate"] == parts
@@ -826,16 +832,9 @@ def test_a_kill_after_the_epoch_that_stopped_early_trains_no_further(place, tmp_
         net = checkpoint.load_model(place.start)
         net.spec = model_spec.dataclasses.replace(net.spec, clip=view_spec.ClipSpec(4, None, 32))
         model.set_head(net, found.classes)
-        config, _ = train.plan(
-            found,
-            "videos",
-            "x",
-            "cpu",
-            recipe="small," + ",".join(f"{k}={v}" for k, v in words.items()),
-            val="0.25",
-            seed=0,
-        )
-        done.append(train.finetune(net, found, config, tmp_path / "a"))
+        recipe = "small," + ",".join(f"{k}={v}" for k, v in words.items())
+        config, _ = plan.plan(found, "videos", "x", FinetuneOptions(recipe=recipe), CPU)
+        done.append(train.train(net, found, config, tmp_path / "a"))
         lines = outcome(tmp_path / "a")
         assert len(lines[0]) == done[0].epochs < 6 and before in (None, lines)
         before = lines

@@ -205,7 +205,12 @@ def test_the_loss_follows_the_labels():
             True,
             False,
             "small",
-            ["batch 4 (on cpu)", "bn trained", "precision float32", "35 training clips of 5 classes, under 50,000"],
+            [
+                "batch 4 (on cpu)",
+                "BatchNorm: trainable (",
+                "precision float32",
+                "35 training clips of 5 classes, under 50,000",
+            ],
         ),
         (
             35,
@@ -214,10 +219,10 @@ def test_the_loss_follows_the_labels():
             True,
             False,
             "small,batch=16,epochs=30",
-            ["epochs 30 (for 35 training clips on cuda)", "lr 0.001 (0.0005 for 4 clips a step"],
+            ["epochs: 30 (for 35 training clips on cuda)", "learning rate: 0.001 (0.0005 for 4 clips a step"],
         ),
-        (35, 9, "cpu", False, False, "small,batch=9", ["lr 0.00075", "by the square root of the batch"]),
-        (20_000, None, "cuda", True, False, "small,batch=16,epochs=5", ["epochs 5"]),
+        (35, 9, "cpu", False, False, "small,batch=9", ["learning rate: 0.00075", "by the square root of the batch"]),
+        (20_000, None, "cuda", True, False, "small,batch=16,epochs=5", ["epochs: 5 ("]),
         (49_999, None, "cpu", True, True, "small,epochs=5", []),
         (
             50_000,
@@ -226,20 +231,24 @@ def test_the_loss_follows_the_labels():
             True,
             False,
             "paper,batch=16,epochs=5",
-            ["lr 0.0025 (0.01 for 64 clips a step, in proportion", "not under 50,000"],
+            ["learning rate: 0.0025 (0.01 for 64 clips a step, in proportion", "not under 50,000"],
         ),
-        (50_000, 32, "cuda", True, True, "paper,batch=32,epochs=5", ["bn trained"]),
-        (50_000, 8, "cuda", False, True, "paper-long,batch=8,epochs=5", ["bn frozen"]),
-        (400, None, "cuda", False, True, "small,batch=16,epochs=30,bn=frozen", ["bn frozen (long clips"]),
+        (50_000, 32, "cuda", True, True, "paper,batch=32,epochs=5", ["BatchNorm: trainable ("]),
+        (50_000, 8, "cuda", False, True, "paper-long,batch=8,epochs=5", ["BatchNorm: frozen ("]),
+        (400, None, "cuda", False, True, "small,batch=16,epochs=30,bn=frozen", ["BatchNorm: frozen (long clips"]),
     ],
 )
 def test_what_is_chosen_where_nothing_was_asked(clips, batch, device, fresh, long, expected, words):
-    how, lines = recipe_spec.auto_recipe(clips, 5, batch, device, fresh, long)
-    assert how == recipe_spec.parse_recipe(expected)
+    chosen, decisions = recipe_spec.auto_recipe(clips, 5, batch, device, fresh, long)
+    assert chosen == recipe_spec.parse_recipe(expected)
+    lines = list(map(str, decisions))
     assert all(any(w in line for line in lines) for w in words), lines
-    assert [line.split()[0] for line in lines] == ["recipe", "epochs", "batch", "lr", "bn", "precision"]
-    several, lines = recipe_spec.auto_recipe(clips, 5, batch, device, fresh, long, multi_label=True)
-    assert several == recipe_spec.for_labels(how, True) and lines[-1].startswith("loss bce")
+    assert [d.code for d in decisions] == ["recipe", "epochs", "batch", "lr", "bn", "precision"]
+    values = {d.code: d.value for d in decisions if d.code in ("epochs", "batch", "lr", "bn")}
+    assert values == {name: getattr(chosen, name) for name in values}
+    several, decisions = recipe_spec.auto_recipe(clips, 5, batch, device, fresh, long, multi_label=True)
+    assert several == recipe_spec.for_labels(chosen, True)
+    assert str(decisions[-1]) == "loss: bce (a video may have several labels)"
 
 
 # -- rates ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,179 @@
+"""`nlzoo.finetune`: a classifier from a folder of videos. `nlzoo finetune` makes the same call."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..core import files, model_spec, recipe_spec
+from ..core.errors import UsageError
+from ..core.recipe_spec import Decision, TrainConfig
+from ..core.text import printable
+from ..networks import model, zoo
+from ..networks.network import Network
+from ..videos import scanning
+from . import dry_run, evaluate, plan, run_folder, train
+from . import engine as engines
+from .callbacks import Callbacks, Event, Step
+from .dry_run import Rehearsal
+from .engine import Engine
+from .options import FinetuneOptions
+from .run_folder import Result, SeedResults
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """All that a run is made of."""
+
+    net: Network
+    dataset: scanning.Dataset
+    config: TrainConfig
+    decisions: list[Decision]
+
+
+def finetune(
+    videos: str | Path, start: str | Path | None = None, callbacks: Callbacks = Callbacks(), **options: Any
+) -> Result | SeedResults | Rehearsal:
+    """Trains a classifier on `videos`, a folder or a list, and keeps it in a run folder, as `best` and `last`.
+
+    `start`: a model folder, a run, a name in weights/ or runs/, or user/name on the Hub; None: the newest in weights/,
+    or else resnet50 with five non-local blocks. `options`: those of `FinetuneOptions`; what is left out is filled in.
+    An unfinished run of the same name and settings is resumed; with other settings it is a `UsageError`. `seeds` above
+    1 give `SeedResults`, `dry_run` a `Rehearsal`. Raises what `train.train` does, and what scanning the videos does.
+    """
+    asked = FinetuneOptions(**options)
+    with engines.distributed_errors():
+        engines.set_current_gpu()
+        engine = engines.begin(evaluate.resolve_device(asked.device), asked.track)
+        videos, first = Path(videos), str(start) if start else None
+        named = asked.name is not None or asked.seeds > 1
+        base = zoo.folder_name(asked.name or (videos.stem if videos.is_file() else videos.resolve().name))
+        if asked.dry_run:
+            return _rehearse(videos, first, asked, engine, callbacks)
+        if asked.seeds == 1:
+            return _run(videos, first, asked, engine, callbacks, base, named)
+        results = []
+        for seed in range(asked.seed, asked.seed + asked.seeds):
+            finished = asked.runs / f"{base}-s{seed}"
+            if (finished / run_folder.RESULT).is_file():
+                results.append(run_folder.read_result(finished))
+                continue
+            one = dataclasses.replace(asked, seed=seed)
+            results.append(_run(videos, first, one, engine, callbacks, finished.name, named))
+        return SeedResults(results)
+
+
+def _rehearse(
+    videos: Path, start: str | None, options: FinetuneOptions, engine: Engine, callbacks: Callbacks
+) -> Rehearsal:
+    planned = _plan(videos, start, options, engine, callbacks)
+    return dry_run.rehearse(planned.net, planned.dataset, planned.config, callbacks, engine)
+
+
+def _run(
+    videos: Path,
+    start: str | None,
+    options: FinetuneOptions,
+    engine: Engine,
+    callbacks: Callbacks,
+    base: str,
+    named: bool,
+) -> Result:
+    """One run, started or resumed."""
+    run = zoo.unfinished_run(base, named, options.runs)
+    if options.resume:
+        run = run or _only_unfinished(base, named, options.runs)
+        planned = _recorded(run, engine, callbacks)
+    else:
+        planned = _plan(videos, start, options, engine, callbacks)
+        if run is None:
+            run = zoo.new_run(base, named, options.runs)
+        elif engine.main:  # the GPU of another rank has another name
+            _refuse_other(run, planned)
+    run = Path(engine.broadcast(str(run)))
+    engine.agree("the videos or the recipe", (planned.dataset.items, planned.config.recipe))
+
+    def ready() -> None:
+        """The folder is ours; while videos were scanned another process may have worked there."""
+        if (run / run_folder.RESULT).exists():
+            raise UsageError(f"{run} has finished meanwhile", "nlzoo list shows its result; --name NEW starts another")
+        if not options.resume and (run / run_folder.CONFIG).exists():
+            _refuse_other(run, planned)
+        callbacks.folder(run)
+
+    try:
+        return train.train(
+            planned.net, planned.dataset, planned.config, run, callbacks, engine, planned.decisions, ready
+        )
+    finally:
+        callbacks.folder(None)
+
+
+def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Engine, callbacks: Callbacks) -> _Planned:
+    """The run that is asked for; what is filled in is said."""
+
+    def scanned(done: int, total: int) -> None:
+        callbacks.step(Step("scan", done, total))
+
+    dataset = scanning.split(scanning.scan(videos, options.classes or (), scanned), options.val, options.seed)
+    callbacks.dataset(dataset)
+    folder, net = plan.starting_model(start, callbacks)
+    fresh = net.spec.inflation.init != "imported" and not net.spec.classes
+    if fresh:
+        callbacks.log(Event("images_only"))
+    plan.fit_network(net, dataset, options, engine.device)
+    config, decisions = plan.plan(dataset, str(videos), str(folder), options, engine, fresh, net.spec.clip.frames)
+    if options.lr == "auto":
+        rate = float(f"{dry_run.find_rate(net, dataset, config, callbacks, engine):.1g}")
+        recipe = dataclasses.replace(config.recipe, lr=engine.broadcast(rate))
+        config = dataclasses.replace(config, recipe=recipe)
+        decisions = [decision for decision in decisions if decision.code != "lr"]
+        decisions.append(Decision("lr", recipe.lr, "by a range test"))
+    decisions.append(plan.memory(net, config))
+    values = {"device": str(engine.device), "world": engine.world, "clip": net.spec.clip, "decisions": decisions}
+    callbacks.log(Event("planned", values))
+    return _Planned(net, dataset, config, decisions)
+
+
+def _recorded(run: Path, engine: Engine, callbacks: Callbacks) -> _Planned:
+    """An unfinished run with the settings that it was started with."""
+    settings: Any = files.read_json(run / run_folder.CONFIG)
+    net = model.build(model_spec.from_json(settings.get("model"), str(run / run_folder.CONFIG)))
+    config = recipe_spec.train_config(settings.get("train"))
+    config = dataclasses.replace(config, device=str(engine.device))
+    dataset = scanning.scan(run / "videos.csv")
+    if dataset.classes != net.spec.classes:
+        raise UsageError(
+            f"{run} was started with videos of {len(net.spec.classes)} classes; "
+            f"those of {len(dataset.classes)} are still there",
+            "put the videos back, or start a new run with another --name",
+        )
+    callbacks.log(Event("resuming", {"run": str(run)}))
+    if dataset.skipped:
+        callbacks.warn(Event("videos_gone", {"videos": len(dataset.skipped)}))
+    return _Planned(net, scanning.split(dataset, config.val, config.seed), config, [])
+
+
+def _only_unfinished(base: str, named: bool, runs: Path) -> Path:
+    """The one unfinished run, whatever its name. Raises `UsageError` where there is none, or several."""
+    unfinished = [] if named else zoo.unfinished_runs(runs)
+    if not unfinished:
+        raise UsageError(
+            f"there is no unfinished run {runs / base}{'' if named else '-N'} to resume",
+            "leave --resume out to start one",
+        )
+    if len(unfinished) > 1:
+        names = ", ".join(printable(run.name) for run in unfinished)
+        raise UsageError(f"several runs in {runs} are unfinished: {names}", "choose one with --name")
+    return unfinished[0]
+
+
+def _refuse_other(run: Path, planned: _Planned) -> None:
+    """An unfinished run is resumed only with the settings that it was started with."""
+    spec = model_spec.to_json(planned.net.spec)
+    changes = run_folder.difference(run, planned.config, spec, planned.dataset)
+    if changes:
+        rows = "\n".join(f"  {line}" for line in changes[:20])
+        raise UsageError(
+            f"{run} is unfinished, and was started with different settings:\n{rows}",
+            "--resume continues it with its own settings; --name NEW starts another",
+        )

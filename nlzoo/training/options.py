@@ -1,0 +1,54 @@
+"""What `nlzoo.finetune` can be told beside the videos and the model to start from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import UsageError
+from ..core.recipe_spec import parse_recipe
+from ..core.view_spec import parse_augment
+from ..networks.zoo import RUNS
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """None is filled in by `plan`. Raises `UsageError` for what can be refused before any video is opened."""
+
+    recipe: str | None = None  # a preset with changes to it (docs/training.md)
+    epochs: int | None = None
+    batch: int | None = None  # clips a step, over all processes
+    lr: float | str | None = None  # a rate, or auto: by a range test
+    frames: int | None = None  # of a clip
+    stride: int | None = None  # source frames from one to the next
+    fps: float | None = None  # rate at which the stride counts
+    size: int | None = None  # side of the clip, pixels
+    nl: str | None = None  # fresh non-local blocks for a network without any
+    classes: Sequence[str] | None = None  # only these
+    augment: str | None = None  # a preset with changes to it (docs/augmentation.md)
+    val: str = "0.25"  # a share of the groups, a fold, or names of groups
+    seed: int = 0  # of the split, the order, all that is drawn
+    seeds: int = 1  # runs, with `seed` and those after it
+    cache: Path | None = None  # folder of decoded frames
+    decoder: str = "auto"
+    track: str | None = None  # tensorboard, wandb or trackio
+    resume: bool = False  # the unfinished run with the settings that it was started with, whatever else is asked
+    dry_run: bool = False  # memory, time and whether one batch can be learnt; nothing is written
+    name: str | None = None  # of the run's folder; None: by the videos, with a number
+    device: str | None = None  # None: the GPU when there is one
+    runs: Path = RUNS  # folder of the run's folder
+
+    def __post_init__(self) -> None:
+        if self.recipe:
+            parse_recipe(self.recipe)
+        if self.augment:
+            parse_augment(self.augment)
+        self.rate()
+
+    def rate(self) -> float | None:
+        """The learning rate that was given; None where it is to be found."""
+        if self.lr is None or self.lr == "auto":
+            return None
+        try:
+            return float(self.lr)
+        except ValueError:
+            raise UsageError(f"--lr {self.lr!r} is not a number", "for example --lr 3e-4, or --lr auto") from None

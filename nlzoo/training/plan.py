@@ -1,0 +1,135 @@
+"""What a run will be: the settings that were not given are filled in, each with its reason."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..core.model_spec import Inflation
+from ..core.recipe_spec import (
+    GIVEN,
+    LONG_CLIP,
+    Decision,
+    TrainConfig,
+    auto_recipe,
+    change_recipe,
+    default_size,
+    for_labels,
+    parse_recipe,
+)
+from ..core.text import printable
+from ..core.view_spec import Augment, default_augment, parse_augment
+from ..networks import card, checkpoint, download, model, zoo
+from ..networks.network import Network
+from ..videos import listing, pool, scanning
+from . import recipe as recipes
+from .callbacks import Callbacks, Event
+from .engine import Engine
+from .options import FinetuneOptions
+
+_SIDED = re.compile(r"left|right|clockwise", re.IGNORECASE)  # classes that a mirror swaps
+# those that it may not swap, but a user should think of it
+_DIRECTED = re.compile(r"open|clos|push|pull|enter|exit|towards|away|forward|backward", re.IGNORECASE)
+
+
+def starting_model(start: str | None, callbacks: Callbacks) -> tuple[Path, Network]:
+    """`(folder, network)`: the one asked for, the newest in weights/, or the default, made now."""
+    models = zoo.models()
+    if start:
+        folder = download.locate(start)
+    elif models:
+        folder = models[0]
+    else:
+        callbacks.log(Event("inflating", {"backbone": "resnet50", "nl": "5"}))
+        net, checks = model.inflate("resnet50", None, Inflation(), "5", download.backbone_weights)
+        readme = card.body(net.spec, None, checks.summary())
+        folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
+    callbacks.log(Event("starting_from", {"folder": str(folder)}))
+    return folder, checkpoint.load_model(folder)
+
+
+def fit_network(net: Network, dataset: scanning.Dataset, options: FinetuneOptions, device: torch.device) -> None:
+    """Gives `net` the clip and the blocks that were asked for and a head for the classes, in place. Raises `UsageError`.
+
+    What was not asked for is that of the network; the size only where it was trained on videos.
+    """
+    spec = net.spec
+    clip = spec.clip
+    if options.frames or options.stride:
+        clip = recipes.lengthen(net, options.frames or clip.frames, options.stride or clip.stride).spec.clip
+    size = options.size or (clip.size if spec.classes else default_size(device.type))
+    net.spec = dataclasses.replace(spec, clip=dataclasses.replace(clip, size=size, fps=options.fps or clip.fps))
+    if options.nl:
+        model.add_blocks(net, options.nl)
+    if (spec.classes, spec.multi_label) != (dataset.classes, dataset.multi_label):
+        model.set_head(net, dataset.classes, dataset.multi_label)
+
+
+def plan(
+    dataset: scanning.Dataset,
+    videos: str,
+    start: str,
+    options: FinetuneOptions,
+    engine: Engine,
+    fresh: bool = True,
+    frames: int = 8,
+) -> tuple[TrainConfig, list[Decision]]:
+    """The run's config, with what was not asked for filled in, and the decisions.
+
+    `fresh`: the network never saw a video; `frames`: of its clips.
+    """
+    total = len(scanning.items_in(dataset, listing.TRAIN))
+    kind = engine.device.type
+    num_classes, several = len(dataset.classes), dataset.multi_label
+    auto, decisions = auto_recipe(total, num_classes, options.batch, kind, fresh, frames >= LONG_CLIP, several)
+    asked = {"epochs": options.epochs, "batch": options.batch, "lr": options.rate()}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if options.recipe:
+        recipe = change_recipe(for_labels(parse_recipe(options.recipe, auto), several), **given)
+        decisions = [Decision("recipe", str(recipe), GIVEN)]
+    else:
+        recipe = change_recipe(auto, **({"lr": auto.lr} | given))  # the automatic rate knows the batch already
+        decisions = [decision for decision in decisions if decision.code not in given]
+        decisions += [Decision(name, value, GIVEN) for name, value in given.items()]
+    changes, decision = augmentation(options.augment, total, dataset.classes)
+    config = TrainConfig(
+        videos,
+        start,
+        val=options.val,
+        seed=options.seed,
+        device=str(engine.device),
+        workers=pool.default_workers(kind),
+        recipe=recipe,
+        augment=changes,
+        decoder=options.decoder,
+        cache=str(options.cache) if options.cache else None,
+        world=engine.world,
+    )
+    return config, [*decisions, decision]
+
+
+def augmentation(text: str | None, training_clips: int, classes: Sequence[str]) -> tuple[Augment, Decision]:
+    """What is changed in training clips: by default little for few clips, and no mirroring where a class names a side."""
+    preset, reason = default_augment(training_clips)
+    changes, reasons = parse_augment(text or preset), [GIVEN if text else reason]
+    if "flip" not in (text or ""):
+        sided = [name for name in classes if _SIDED.search(name)]
+        directed = [name for name in classes if _DIRECTED.search(name)]
+        if sided:
+            changes = dataclasses.replace(changes, flip=False)
+            reasons.append(f"not mirrored: class {printable(sided[0])!r} names a side")
+        elif directed and changes.flip:
+            reasons.append(
+                f"mirrored, though class {printable(directed[0])!r} has a direction; flip=no if left and right matter"
+            )
+    return changes, Decision("augment", str(changes), "; ".join(reasons))
+
+
+def memory(net: Network, config: TrainConfig) -> Decision:
+    """What a step takes, in words: the estimate in float32 with a fifth more for what it does not count."""
+    recipe = config.recipe
+    clips = -(-recipe.batch // (recipe.accumulate * config.world))
+    need = recipes.memory_estimate(net, net.spec.clip, clips, recipe)
+    return Decision("memory", f"about {1.2 * need / 2**30:.1f} GiB", f"for a step of {clips} clips in float32")

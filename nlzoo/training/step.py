@@ -1,0 +1,313 @@
+"""One optimiser step: what it works with, what it changes, and what a checkpoint must therefore hold.
+
+A `Job` is fixed for the length of a run. What changes is in two places: `Learner` holds the tensors, `Progress` the
+counts. Randomness is keyed by (seed, epoch, index) and (seed, step), so no generator has to be kept.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..core.errors import DivergedError, OutOfMemory
+from ..core.recipe_spec import Recipe, TrainConfig
+from ..core.stopping import Stop
+from ..core.text import printable
+from ..networks.model import moving_average
+from ..networks.network import Network
+from ..videos import augment, clips, listing, loader, scanning
+from . import metrics, run_folder, state
+from . import recipe as recipes
+from .callbacks import Callbacks, Event
+from .engine import Engine
+
+Keys = list[tuple[int, int]]  # (epoch, index) of clips
+Failures = list[tuple[int, str]]  # (index, reason) of clips that could not be read
+Batch = tuple[list[int], torch.Tensor | None, Failures]  # as `loader.load` gives it
+
+
+@dataclass
+class Progress:
+    """How far a run is; with the tensors of `Learner`, all that a checkpoint holds."""
+
+    step: int = 0  # steps taken
+    epoch: int = 0  # in training, from 0
+    batches: int = 0  # of it that are done
+    total: float = 0.0  # sum of the losses of its clips so far
+    seen: int = 0  # these clips
+    failed: int = 0  # its videos that could not be read
+    seconds: float = 0.0  # of it
+    waited: float = 0.0  # of these, waiting for clips
+    spent: float = 0.0  # seconds of the whole run
+    accumulate: int = 1  # parts of a batch; doubles where memory is short
+    lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
+
+    def next_epoch(self, line: run_folder.Epoch) -> None:
+        """An epoch is over."""
+        self.lines = [*self.lines, dataclasses.asdict(line)]
+        self.epoch += 1
+        self.batches = self.seen = self.failed = 0
+        self.total = self.seconds = self.waited = 0.0
+
+    def restore(self, step: int, saved: dict[str, Any]) -> None:
+        """Becomes what a checkpoint of `step` says."""
+        for name, value in {**saved, "step": step}.items():
+            setattr(self, name, value)
+
+    @property
+    def epochs(self) -> list[run_folder.Epoch]:
+        """Those that are over."""
+        return [run_folder.Epoch(**line) for line in self.lines]
+
+
+class Learner:
+    """A network and everything that its training changes."""
+
+    def __init__(self, net: Network, recipe: Recipe, engine: Engine) -> None:
+        net.to(engine.device)
+        net.drop_rate = recipe.dropout
+        recipes.checkpoint_activations_(net, recipe.checkpointing)
+        recipes.train_mode_(net, recipe)
+        recipes.staged(net, recipe, 0.0)
+        self.net, self.recipe, self.engine = net, recipe, engine
+        self.ema = moving_average(net, recipe.ema) if recipe.ema else None
+        self.optimizer = recipes.optimizer(net, recipe)
+        self.scaler = recipes.scaler(recipe, engine.device)
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Sets `model`: the network as training calls it, compiled and spread over the ranks. Anew when stages unfreeze."""
+        self.model = self.engine.wrapped(torch.compile(self.net) if self.recipe.compile else self.net)
+
+    @property
+    def kept(self) -> Network:
+        """The network that is validated and saved."""
+        return self.ema.module if self.ema else self.net
+
+    def packed(self) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        """`(tensors, plans)` for a checkpoint."""
+        tensors: dict[str, torch.Tensor] = {}
+        plans = {}
+        values = {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+        }
+        for name, value in values.items():
+            packed, plans[name] = state.pack(name, value)
+            tensors |= packed
+        return tensors, plans
+
+    def restore(self, loaded: state.Loaded) -> None:
+        """Becomes what the checkpoint holds."""
+        values: Any = {name: state.unpack(loaded.tensors, plan) for name, plan in loaded.meta["plans"].items()}
+        self.net.load_state_dict(values["net"])
+        self.optimizer.load_state_dict(values["optimizer"])
+        self.scaler.load_state_dict(values["scaler"])
+        if self.ema:
+            self.ema.module.load_state_dict(values["ema"])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every step of a run works with."""
+
+    config: TrainConfig
+    engine: Engine
+    learner: Learner
+    train_clips: loader.Clips
+    val_clips: loader.Clips
+    targets: torch.Tensor  # of train_clips: classes (N,), or float (N, K) of 0 and 1 for several labels
+    class_weights: torch.Tensor | None  # (K,) in the loss
+    steps: int  # of the whole run
+    callbacks: Callbacks
+    stop: Stop
+    run: Path | None  # its folder; None: nothing is written
+    progress: Progress
+
+    @property
+    def net(self) -> Network:
+        """The network in training."""
+        return self.learner.net
+
+    def log(self, code: str, **values: object) -> None:
+        """Says what happened, and keeps it in the run's folder."""
+        if self.run and self.engine.main:
+            run_folder.append_event(self.run, code, self.progress.step, values)
+        self.callbacks.log(Event(code, values))
+
+
+def prepare(
+    net: Network,
+    dataset: scanning.Dataset,
+    config: TrainConfig,
+    engine: Engine,
+    callbacks: Callbacks = Callbacks(),
+    stop: Stop | None = None,
+    run: Path | None = None,
+) -> Job:
+    """The job of training `net`, whose head fits the classes of `dataset`, which is split. `net` goes to the device."""
+    recipe = config.recipe
+
+    def side(part: str) -> loader.Clips:
+        return loader.Clips(
+            dataset.root,
+            tuple(scanning.items_in(dataset, part)),
+            net.spec.clip,
+            config.augment,
+            seed=config.seed,
+            decoder=config.decoder,
+            cache=Path(config.cache) if config.cache else None,
+        )
+
+    train_clips = side(listing.TRAIN)
+    targets = torch.from_numpy(metrics.targets(train_clips.items, net.spec.classes))
+    if not net.spec.multi_label:
+        targets = targets.argmax(1)
+    weights = None
+    if recipe.balance == "loss":
+        weights = recipes.class_weights(targets.tolist(), len(net.spec.classes)).to(engine.device)
+    job = Job(
+        config,
+        engine,
+        Learner(net, recipe, engine),
+        train_clips,
+        side(listing.VAL),
+        targets,
+        weights,
+        0,
+        callbacks,
+        stop or Stop(),
+        run,
+        Progress(accumulate=recipe.accumulate),
+    )
+    return dataclasses.replace(job, steps=recipe.epochs * len(batches(job, 0)))
+
+
+def batches(job: Job, epoch: int) -> list[Keys]:
+    """Keys of an epoch, `batch` clips at a time over all ranks: views of one video count as so many clips."""
+    config = job.config
+    size = max(1, config.recipe.batch // config.augment.repeats)
+    if config.recipe.balance != "sampler":
+        return loader.epoch_batches(len(job.train_clips), size, config.seed, epoch)
+    order = recipes.balanced_order(job.targets.tolist(), config.seed, epoch)
+    return [[(epoch, i) for i in order[n : n + size]] for n in range(0, len(order), size)]
+
+
+def train_step(job: Job, indices: list[int], pixels: torch.Tensor | None, bad: Failures) -> tuple[float, int, int]:
+    """One step on this rank's part of a batch: `(sum of the clips' losses, clips, failed videos)`, of all ranks.
+
+    `pixels`: uint8 `(B, V, T, H, W, 3)` of the clips `indices`; None where none could be read. Raises `DivergedError`,
+    and leaves weights and statistics as they were, where a loss or gradient is not finite; and `OutOfMemory`.
+    """
+    recipe, learner, engine = job.config.recipe, job.learner, job.engine
+    step = job.progress.step
+    if recipes.staged(job.net, recipe, step / job.steps):
+        learner.wrap()
+    key = job.config.seed * 1_000_003 + step
+    for group in learner.optimizer.param_groups:
+        group["lr"] = group["base"] * recipes.rate_factor(recipe, step, job.steps)
+    inputs, target = _inputs(job, indices, pixels, key)
+    count, failed = map(int, engine.all_reduce_sum([len(inputs), len(bad)]))
+    if not count:
+        return 0.0, 0, failed
+    statistics = [buffer.clone() for buffer in job.net.buffers()]
+    loss = _gradients(job, inputs, target, count, key, statistics)
+    learner.scaler.unscale_(learner.optimizer)
+    norm = nn.utils.clip_grad_norm_(job.net.parameters(), recipe.clip_norm or math.inf).item()
+    (loss,) = engine.all_reduce_sum([loss])
+    overflow_is_left_out = learner.scaler.is_enabled()  # it takes no step then
+    if not math.isfinite(loss) or not (math.isfinite(norm) or overflow_is_left_out):
+        _put_back(job.net, statistics)
+        names = engine.all_gather([os.path.basename(job.train_clips.items[i].path) for i in indices])
+        raise DivergedError(
+            f"loss {loss}, gradient {norm} at step {step + 1}, on {', '.join(map(printable, names))}",
+            f"the weights before this step are kept; try --lr {recipe.lr / 3:.1g}",
+        )
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    if learner.ema:
+        learner.ema.update(job.net, step=step + 1)
+    return loss, count, failed
+
+
+def _inputs(job: Job, indices: list[int], pixels: torch.Tensor | None, key: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(B, 3, T, H, W)` and the targets, mixed where the run mixes; of no clips where nothing could be read."""
+    device, clip, changes = job.engine.device, job.net.spec.clip, job.config.augment
+    if pixels is None:
+        return torch.empty(0, 3, clip.frames, clip.size, clip.size, device=device), job.targets[:0].to(device)
+    views = pixels.transpose(0, 1).flatten(0, 1)  # views of one video lie apart, so that none is mixed with itself
+    target = torch.cat([job.targets[indices]] * pixels.shape[1]).to(device)
+    inputs = clips.to_input(views.to(device), clip)
+    if changes.mixup or changes.cutmix:
+        soft = target if target.ndim > 1 else F.one_hot(target, len(job.net.spec.classes)).float()
+        return augment.mix(inputs, soft, changes, key + 2**40)  # drawn apart from dropout
+    return inputs, target
+
+
+def _gradients(
+    job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int, key: int, statistics: list[torch.Tensor]
+) -> float:
+    """Gradients of a batch, in as many parts as memory takes; the sum of this rank's losses."""
+    while True:
+        torch.manual_seed(key + job.engine.rank * 2**33)  # dropout, the same again where memory was short
+        try:
+            return _backward(job, inputs, target, count)
+        except torch.OutOfMemoryError as error:
+            _put_back(job.net, statistics)
+            _smaller_parts(job, len(inputs), error)
+
+
+def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int) -> float:
+    """Gradients of the mean loss over the `count` clips of all ranks; the sum of this rank's losses."""
+    recipe, engine, learner = job.config.recipe, job.engine, job.learner
+    num_parts = max(1, min(job.progress.accumulate, len(inputs)))
+    parts = list(zip(inputs.tensor_split(num_parts), target.tensor_split(num_parts)))
+    learner.optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for n, (clips_, targets) in enumerate(parts):
+        last = n + 1 == len(parts)
+        with contextlib.nullcontext() if last else engine.no_sync(learner.model):
+            if not len(clips_):  # nothing was read: this rank takes part with a gradient of 0, and no statistics
+                job.net.eval()
+                nothing = learner.model(clips_.new_zeros(1, *clips_.shape[1:])).sum() * 0.0
+                learner.scaler.scale(nothing).backward()
+                recipes.train_mode_(job.net, recipe)
+                continue
+            with recipes.autocast(recipe, engine.device):
+                logits = learner.model(clips_).float()
+            loss = recipes.loss(logits, targets, recipe, job.class_weights)
+            with recipes.recomputing(job.net):
+                learner.scaler.scale(loss * (len(clips_) * engine.world / count)).backward()
+            total += loss.item() * len(clips_)
+    return total
+
+
+def _put_back(net: Network, statistics: list[torch.Tensor]) -> None:
+    """BN's statistics as they were before a forward pass."""
+    for buffer, kept in zip(net.buffers(), statistics):
+        buffer.copy_(kept)
+
+
+def _smaller_parts(job: Job, size: int, error: Exception) -> None:
+    """Half as many clips at a time: the batch, and with it the rate, stay as they are. Raises `OutOfMemory`."""
+    progress, world = job.progress, job.engine.world
+    if world > 1 or progress.accumulate >= size:
+        ranks = f" on each of {world} processes" if world > 1 else ""
+        raise OutOfMemory(
+            f"the device ran out of memory with {-(-size // progress.accumulate)} clips at a time{ranks}",
+            "lower --frames or --size, or try --recipe checkpointing=yes",
+        ) from error
+    job.learner.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    progress.accumulate = min(size, progress.accumulate * 2)
+    job.log("out_of_memory", parts=progress.accumulate)
