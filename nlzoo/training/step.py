@@ -140,9 +140,13 @@ class Job:
 
     def log(self, code: str, **values: object) -> None:
         """Says what happened, and keeps it in the run's folder."""
+        self.note(code, **values)
+        self.callbacks.log(Event(code, {"step": self.progress.step, **values}))
+
+    def note(self, code: str, **values: object) -> None:
+        """Keeps what happened in the run's folder."""
         if self.run and self.engine.main:
             run_folder.append_event(self.run, code, self.progress.step, values)
-        self.callbacks.log(Event(code, values))
 
 
 def prepare(

@@ -26,7 +26,7 @@ from ..networks.network import Network
 from ..videos import clips, frame_cache, loader, records, scanning
 from . import evaluate, metrics, run_folder, state
 from . import recipe as recipes
-from .callbacks import Callbacks, Step
+from .callbacks import Callbacks, Event, Step
 from .engine import Engine
 from .run_folder import Epoch, Result
 from .step import Batch, Job, Keys, batches, prepare, train_step
@@ -100,7 +100,7 @@ def train(
             progress.spent = before + time.monotonic() - began
             checkpoints.save()
             if epoch == 0:
-                job.log("time_left", minutes=round(progress.spent * (config.recipe.epochs - 1) / 60))
+                callbacks.log(Event("time_left", {"minutes": round(progress.spent * (config.recipe.epochs - 1) / 60)}))
         engine.end()
         return _finish(job, resumed)
 
@@ -192,8 +192,7 @@ def _stop_if_asked(job: Job, checkpoints: _Checkpoints) -> None:
     number = next(number for number, count in zip(SIGNALS, counts) if count)
     checkpoints.save()
     name, step = signal.Signals(number).name, job.progress.step
-    if job.run and job.engine.main:
-        run_folder.append_event(job.run, "stopped", step, {"signal": name})
+    job.note("stopped", signal=name)
     job.engine.wait()  # the launcher ends those that are left when the first has gone
     raise Stopped(
         f"stopped by {name} after step {step} of {job.steps}; all is saved in {job.run}",
