@@ -71,7 +71,7 @@ def only_errors() -> None:
 
 def is_muted() -> bool:
     """Whether this process is not the one that talks."""
-    return _state["mute"]
+    return _state.muted
 
 
 def log_to(file: Path | None) -> None:
