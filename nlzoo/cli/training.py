@@ -12,11 +12,7 @@ import typer
 from ..core.errors import NlzooError
 from ..core.text import printable
 from . import console
-<<<<<<< HEAD
-from .options import Classes, Decoder, Device, Json, Val, Videos
-=======
-from .options import Classes, Decoder, Device, Json, Model, Val, Videos, picked
->>>>>>> b8b325e (nlzoo.finetune is the call of the command: options, plan, step, run folder and dry run are modules of training)
+from .options import Classes, Decoder, Device, Json, Val, Videos, picked
 from .videos import tell_scan
 
 if TYPE_CHECKING:  # torch is imported when a command runs
@@ -241,63 +237,5 @@ def _result_in_words(result: "Result") -> str:
 
 def _seeds_in_words(summary: dict[str, Any]) -> str:
     key = "map" if "map_mean" in summary else "top1"
-<<<<<<< HEAD
-    return (
-        f"over {len(summary['runs'])} seeds: last epoch {summary[f'last_{key}_mean']:.3f} ± {summary[f'last_{key}_std']:.3f}, "
-        f"best epoch {summary[f'{key}_mean']:.3f} ± {summary[f'{key}_std']:.3f}"
-=======
     last, best = (f"{summary[f'{n}_mean']:.3f} ± {summary[f'{n}_std']:.3f}" for n in (f"last_{key}", key))
     return f"over {len(summary['runs'])} seeds: last epoch {last}, best epoch {best}"
-
-
-def probe(
-    model: Model,
-    videos: Videos,
-    val: Val = "0.25",
-    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
-    size: Annotated[
-        int | None, typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Folder in runs/.")] = None,
-    device: Device = None,
-    json: Json = False,
-) -> None:
-    """The fast baseline: a linear classifier on a model's features, nothing else trained. It becomes a model too: minutes instead of hours."""
-    from ..networks import card, checkpoint, download, zoo
-    from ..training import evaluate, metrics
-    from ..training import probe as linear
-    from ..videos import pool, scanning
-
-    net = checkpoint.load_model(download.locate(model))
-    device = evaluate.resolve_device(device)
-    net.spec = dataclasses.replace(
-        net.spec, clip=dataclasses.replace(net.spec.clip, size=size or (112 if device.type == "cpu" else 224))
-    )
-    with console.progress("scanning") as bar:
-        found = scanning.split(scanning.scan(videos, (), bar), val, seed)
-    tell_scan(found)
-    with console.progress("looking at videos") as bar:
-        done = linear.probe(net, found, device, pool.default_workers(str(device)), progress=bar)
-    for skipped in [*done.bad, *done.said.bad]:
-        console.warn(f"skipped {skipped}")
-    figures = metrics.full(done.said.scores, done.said.items, found.classes, found.multi_label)
-    chance = metrics.chance(found.classes, done.train, done.said.items, found.multi_label)
-    summary = {k: figures[k] for k in ("top1", "top5", "map") if k in figures}
-    base = zoo.folder_name(name or f"{videos.stem if videos.is_file() else videos.resolve().name}-probe")
-    run = zoo.new_run(base, name is not None)
-    summary |= {"majority": chance, "train": len(done.train), "val": figures["videos"]}
-    folder = checkpoint.save_model(run / "best", net, summary, card.body(net.spec, summary))
-    console.result(
-        {
-            "run": str(run),
-            "model": str(folder),
-            "classes": list(found.classes),
-            "train": len(done.train),
-            "val": figures["videos"],
-            "majority": chance,
-            "C": done.strength,
-            **figures,
-        },
-        f"{metrics.in_words(figures)}\nan answer that never looks: {chance:.3f}\nmodel {folder}",
->>>>>>> b8b325e (nlzoo.finetune is the call of the command: options, plan, step, run folder and dry run are modules of training)
-    )

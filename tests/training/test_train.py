@@ -9,16 +9,11 @@ import torch
 from nlzoo.apps import draw
 from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import DivergedError, UsageError, VideoError
-<<<<<<< HEAD
 from nlzoo.networks import checkpoint, model, zoo
-from nlzoo.training import evaluate, recipe, train
-=======
-from nlzoo.networks import checkpoint, model
 from nlzoo.training import dry_run, evaluate, plan, recipe, step, train
 from nlzoo.training.callbacks import Callbacks
 from nlzoo.training.engine import Engine
 from nlzoo.training.options import FinetuneOptions
->>>>>>> b8b325e (nlzoo.finetune is the call of the command: options, plan, step, run folder and dry run are modules of training)
 from nlzoo.videos import listing, loader, scanning
 
 CPU = Engine(torch.device("cpu"))
@@ -337,17 +332,10 @@ def test_a_long_clip_run_starts_from_a_short_one_with_fresh_blocks(videos, tmp_p
     model.add_blocks(plain, "res4:1")
     assert torch.equal(plain.eval()(clip), expected)
     recipe.lengthen(plain, 12, 1)
-<<<<<<< HEAD
-    config, notes = train.plan(found, "v", "x", "cpu", fresh=False, frames=64, val="0.25", seed=0, epochs=1)
-    assert config.recipe.bn == "frozen" and any("long clips" in n for n in notes)
-    train.finetune(plain, found, dataclasses.replace(config, workers=0), tmp_path / "run")
-    assert zoo.read_spec(tmp_path / "run" / "last").clip.frames == 12
-=======
     config, decisions = planned(found, fresh=False, frames=64, epochs=1)
     (bn,) = (d for d in decisions if d.code == "bn")
     assert config.recipe.bn == bn.value == "frozen" and bn.reason.startswith("long clips")
     train.train(plain, found, dataclasses.replace(config, workers=0), tmp_path / "run")
-    assert checkpoint.read_spec(tmp_path / "run" / "last").clip.frames == 12
->>>>>>> b8b325e (nlzoo.finetune is the call of the command: options, plan, step, run folder and dry run are modules of training)
+    assert zoo.read_spec(tmp_path / "run" / "last").clip.frames == 12
     with pytest.raises(UsageError, match="this one has some"):
         model.add_blocks(plain, "5")
