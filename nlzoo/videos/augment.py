@@ -5,6 +5,7 @@ seeded for the moment and put back: the same key gives the same bits, and nothin
 process would notice; decoding workers are processes.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,7 +20,7 @@ GREY = (124, 116, 104)  # RGB; about 0 once normalised, so that what is erased s
 def apply(frames: torch.Tensor, augment: Augment, rng: np.random.Generator) -> torch.Tensor:
     """Colour, RandAugment and erasing, one draw for all frames: uint8 `(T, H, W, 3)` to the same, keyed by `rng` alone.
 
-    Where none of them is on, the very tensor comes back, nothing is drawn and torchvision is not imported.
+    Where none of them is on, `frames` itself comes back, nothing is drawn and torchvision is not imported.
     """
     if not (augment.colour or augment.randaugment or augment.erase):
         return frames
@@ -28,9 +29,8 @@ def apply(frames: torch.Tensor, augment: Augment, rng: np.random.Generator) -> t
     if augment.colour:
         steps.append(v2.ColorJitter(augment.colour, augment.colour, augment.colour))
     if augment.randaugment:
-        steps.append(
-            v2.RandAugment(magnitude=augment.randaugment, interpolation=v2.InterpolationMode.BILINEAR, fill=GREY)
-        )
+        bilinear = v2.InterpolationMode.BILINEAR
+        steps.append(v2.RandAugment(magnitude=augment.randaugment, interpolation=bilinear, fill=GREY))
     if augment.erase:
         steps.append(v2.RandomErasing(augment.erase, value=GREY))
     with _seeded(int(rng.integers(2**63))):
@@ -48,7 +48,8 @@ def mix(pixels: torch.Tensor, targets: torch.Tensor, augment: Augment, seed: int
     if not (augment.mixup or augment.cutmix):
         return pixels, targets
     v2 = vision.import_transforms()
-    kinds = [kind(alpha=alpha) for kind, alpha in ((v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix)) if alpha]
+    alphas = {v2.MixUp: augment.mixup, v2.CutMix: augment.cutmix}
+    kinds = [kind(alpha=alpha) for kind, alpha in alphas.items() if alpha]
     batch, channels, total, height, width = pixels.shape
     flat = pixels.reshape(batch, channels * total, height, width)  # v2 takes no 5-D tensor
     with _seeded(seed):
@@ -58,8 +59,8 @@ def mix(pixels: torch.Tensor, targets: torch.Tensor, augment: Augment, seed: int
 
 
 @contextmanager
-def _seeded(seed):
-    """Torch's CPU generator starts at `seed` inside and goes on outside as if nothing had been; no other is touched."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's CPU generator starts at `seed` inside and is put back afterwards; no other is touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's too
         yield

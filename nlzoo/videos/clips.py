@@ -1,11 +1,13 @@
 """Which frames of a video, and which part of them, the network is shown.
 
 One function, `views`, says it for validation, `eval` and `predict`; `training_view` draws it anew for each epoch.
-docs/augmentation.md has the rules in words. A clip stays uint8 `(T, H, W, 3)` until it is on the device, where `to_input` normalises it.
+docs/augmentation.md has the rules in words. A clip stays uint8 `(T, H, W, 3)` until it is on the device, where
+`to_input` normalises it.
 """
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ ONE_VIEW = ViewSpec()
 
 @dataclass(frozen=True)
 class View:
-    """One look at a video: which frames, and which rectangle of each, in fractions of height and width."""
+    """What is shown of a video at once: which frames, and which rectangle of each, in fractions of height and width."""
 
     indices: tuple[int, ...]  # T frame numbers
     top: float = 0.0
@@ -39,49 +41,54 @@ def frame_indices(
     """T frame numbers of a video of `total` frames at `fps`; the same each time, or drawn by `rng`.
 
     Spread (`stride` None): the middles of T equal parts (but for rounding) of the video, or of a random window of at
-    least `MIN_WINDOW` of it. Drawn one by one, frames would lie at another distance in every pair, and what moves at one
-    speed would move at all: no temporal kernel learns from that. Dense: T frames `stride` apart, or as far apart as they
-    would be at `clip.fps`, where both rates are given. A video too short for that is spread; one of fewer than T frames
-    repeats some.
+    least `MIN_WINDOW` of it. Drawn one by one, frames would lie at another distance in every pair, and everything would
+    seem to change its speed: no temporal kernel learns from that. Dense: T frames `stride` apart, or as far apart as
+    they would be at `clip.fps`, where both rates are given. A video too short for that is spread; one of fewer than T
+    frames repeats some.
     """
-    span = _span(total, clip, fps)
-    spread = span is None
-    if spread:
+    length = _length(total, clip, fps)
+    if length is not None:
+        return _apart(_start(total - length, rng), clip, fps)
+    length = total
+    if rng is not None:
         least = max(min(clip.frames, total), math.ceil(MIN_WINDOW * total))
-        span = int(rng.integers(least, total + 1)) if rng is not None else total
-    room = total - span
-    start = int(rng.integers(room + 1)) if rng is not None else room // 2
-    return _middles(start, span, clip.frames) if spread else _apart(start, clip, fps)
+        length = int(rng.integers(least, total + 1))
+    return _middles(_start(total - length, rng), length, clip.frames)
 
 
-def _step(clip, fps):
+def _start(room: int, rng: np.random.Generator | None) -> int:
+    """Where a clip begins that leaves `room` frames: in the middle, or drawn."""
+    return room // 2 if rng is None else int(rng.integers(room + 1))
+
+
+def _step(clip: ClipSpec, stride: int, fps: float | None) -> float:
     """Source frames from one frame of a dense clip to the next, not rounded."""
-    return clip.stride * fps / clip.fps if clip.fps and fps else clip.stride
+    return stride * fps / clip.fps if clip.fps and fps else stride
 
 
-def _span(total, clip, fps):
+def _length(total: int, clip: ClipSpec, fps: float | None) -> int | None:
     """Source frames from the first to the last of a dense clip, both included; None where frames are spread."""
     if clip.stride is None:
         return None
-    span = round((clip.frames - 1) * _step(clip, fps)) + 1
-    return span if span <= total else None
+    length = round((clip.frames - 1) * _step(clip, clip.stride, fps)) + 1
+    return length if length <= total else None
 
 
-def _apart(start, clip, fps):
-    step = _step(clip, fps)
+def _apart(start: int, clip: ClipSpec, fps: float | None) -> tuple[int, ...]:
+    step = _step(clip, clip.stride or 1, fps)
     return tuple(start + round(i * step) for i in range(clip.frames))
 
 
-def _middles(start, span, parts):
-    """Of `parts` equal parts of the `span` frames from `start`; where there are fewer frames than parts, some repeat."""
-    edges = [start + i * span // parts for i in range(parts + 1)]
-    return tuple((low + max(low + 1, high) - 1) // 2 for low, high in zip(edges, edges[1:]))
+def _middles(start: int, length: int, parts: int) -> tuple[int, ...]:
+    """The middles of `parts` equal parts of `length` frames from `start`; with fewer frames than parts some repeat."""
+    edges = [start + i * length // parts for i in range(parts + 1)]
+    return tuple((low + max(low + 1, high) - 1) // 2 for low, high in pairwise(edges))
 
 
 def views(
     total: int, clip: ClipSpec, spec: ViewSpec = ONE_VIEW, aspect: float = 1.0, fps: float | None = None
 ) -> list[View]:
-    """The views of validation, `eval` and `predict`: `spec.num_clips` x `spec.crops`, the crops of one clip next to each other.
+    """The views of validation, `eval` and `predict`: `spec.num_clips` x `spec.crops`, those of one clip together.
 
     By default the whole of each frame, once. `aspect`: width / height of the frames. All videos get the same number of
     views; the three crops of a square frame are the same.
@@ -94,7 +101,7 @@ def views(
 
 
 def in_order(view: View, order: str, rng: np.random.Generator) -> View:
-    """The view with its frames in `order` (`ViewSpec.order`): as they are, shuffled by `rng` but never left so, or the middle one T times."""
+    """The view with its frames in `ViewSpec.order`: true; shuffled by `rng`, never to true; or the middle one T times."""
     count = len(view.indices)
     if order == "true" or count == 1:
         return view
@@ -107,22 +114,22 @@ def in_order(view: View, order: str, rng: np.random.Generator) -> View:
 
 
 def view_side(clip: ClipSpec, spec: ViewSpec) -> int:
-    """Side, pixels, of the squares of a test: the clip's; for three crops that of the frames' shorter side (paper: 256 where training has 224)."""
+    """Side, pixels, of the squares of a test: the clip's, or for three crops the frames' shorter side (paper: 256)."""
     return decode_side(clip) if spec.crops == 3 else clip.size
 
 
-def _clips(total, clip, count, fps):
-    """Dense clips from the first possible start to the last; or each part of a spread clip cut in `count`, the k-th for clip k."""
+def _clips(total: int, clip: ClipSpec, count: int, fps: float | None) -> list[tuple[int, ...]]:
+    """Dense clips from the first possible start to the last; or spread clips that share the frames of one fine spread."""
     if count == 1:
         return [frame_indices(total, clip, fps=fps)]
-    span = _span(total, clip, fps)
-    if span is None:
+    length = _length(total, clip, fps)
+    if length is None:
         fine = _middles(0, total, clip.frames * count)
         return [fine[k::count] for k in range(count)]
-    return [_apart(round(k * (total - span) / (count - 1)), clip, fps) for k in range(count)]
+    return [_apart(round(k * (total - length) / (count - 1)), clip, fps) for k in range(count)]
 
 
-def _crops(count, aspect):
+def _crops(count: int | str, aspect: float) -> list[tuple[float, float, float, float]]:
     """`(top, left, height, width)` in fractions: the whole frame, or three squares of the shorter side along the longer."""
     if count != 3:
         return [(0.0, 0.0, 1.0, 1.0)]
@@ -130,7 +137,7 @@ def _crops(count, aspect):
     return [(place * (1 - height), place * (1 - width), height, width) for place in (0, 0.5, 1)]
 
 
-def _square(side, aspect):
+def _square(side: float, aspect: float) -> tuple[float, float]:
     """(height, width), in fractions of the frame's, of a square whose side is that fraction of the shorter side."""
     return (side, side / aspect) if aspect >= 1 else (side * aspect, side)
 
@@ -148,27 +155,19 @@ def training_view(
     `aspect`: width / height of the frames; `fps`: their mean rate.
     """
     indices = frame_indices(total, clip, rng, fps)
-    height, width = _jitter(aspect, rng) if augment.crop == "jitter" else _area(augment.min_area, rng)
-    return View(
-        indices,
-        rng.uniform(0, 1 - height),
-        rng.uniform(0, 1 - width),
-        height,
-        width,
-        augment.flip and rng.random() < FLIP,
-    )
+    if augment.crop == "jitter":
+        height, width = _square(1 / rng.uniform(*JITTER), aspect)
+    else:
+        height, width = _area(augment.min_area, rng)
+    top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
+    return View(indices, top, left, height, width, flip=augment.flip and rng.random() < FLIP)
 
 
-def _area(least, rng):
-    """(height, width) of a rectangle of about `least` of the frame or more (Inception style), of any side of it."""
+def _area(least: float, rng: np.random.Generator) -> tuple[float, float]:
+    """(height, width) of a rectangle of about `least` of the frame or more (Inception style), of any aspect."""
     side = math.sqrt(rng.uniform(least, 1))
     stretch = math.exp(rng.uniform(-1, 1) * math.log(4 / 3) / 2)
     return min(side * stretch, 1.0), min(side / stretch, 1.0)
-
-
-def _jitter(aspect, rng):
-    """(height, width) of the crop's square in a frame whose shorter side was drawn."""
-    return _square(1 / rng.uniform(*JITTER), aspect)
 
 
 def decode_side(clip: ClipSpec) -> int:
@@ -177,8 +176,11 @@ def decode_side(clip: ClipSpec) -> int:
 
 
 def cut(frames: np.ndarray, view: View, size: int | tuple[int, int]) -> torch.Tensor:
-    """The view's rectangle of uint8 `(T, H, W, 3)` frames as uint8 `(T, size, size, 3)`, antialiased; `size` may be (height, width)."""
-    total, height, width, _ = frames.shape
+    """The view's rectangle of uint8 `(T, H, W, 3)` frames as uint8 `(T, size, size, 3)`, antialiased.
+
+    `size`: a side or (height, width), in pixels.
+    """
+    _, height, width, _ = frames.shape
     top, left = round(view.top * height), round(view.left * width)
     bottom = min(height, top + max(1, round(view.height * height)))
     right = min(width, left + max(1, round(view.width * width)))

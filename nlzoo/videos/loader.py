@@ -6,11 +6,12 @@ Randomness is keyed by (seed, epoch, index), so decoding workers hold no state a
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +23,24 @@ from .listing import Item
 AHEAD = 4  # clips that each worker may be in advance
 DEADLINE = 60.0  # seconds for a clip, and more for a large file, which may have to be decoded from its start
 
+Key = tuple[int, int]  # epoch, or -1 for the views of validation; index of the video
 
-# --- clips for the network
+
+class Batch(NamedTuple):
+    """What became of a list of keys."""
+
+    indices: list[int]  # of the videos that could be read
+    pixels: torch.Tensor | None  # of these: uint8 (B, V, T, H, W, 3); None where there is none
+    failures: list[tuple[int, str]]  # (index, reason) of the others
+
+
+# What a worker is given: the key of a clip, and the buffer and row that it goes to.
+_Task = tuple[Key, int, int]
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Decoded clips of `items` below `root`; a clip is asked for by (epoch, index), epoch -1 for the views of validation."""
+    """Decoded clips of `items` below `root`, by key."""
 
     root: Path
     items: tuple[Item, ...]
@@ -44,107 +56,129 @@ class Clips:
 
     def shape(self, epoch: int) -> tuple[int, ...]:
         """Of what `read` gives: (V, T, S, S, 3); not for whole frames, which are of many shapes."""
-        side = self.clip.size if epoch >= 0 else clips.view_side(self.clip, self.views)
-        return self.views.num_views if epoch < 0 else self.augment.repeats, self.clip.frames, side, side, 3
+        if epoch < 0:
+            side, count = clips.view_side(self.clip, self.views), self.views.num_views
+        else:
+            side, count = self.clip.size, self.augment.repeats
+        return count, self.clip.frames, side, side, 3
 
     def read(self, epoch: int, index: int) -> torch.Tensor:
         """uint8 (V, T, H, W, 3). Raises `VideoError`."""
         item = self.items[index]
         info = records.probe(self.root / item.path)
         first, total = video.span(info, item.start, item.end)
-        aspect, rng = info.width / info.height, np.random.default_rng([self.seed, max(epoch, 0), index])
-        if epoch < 0:
-            views = [
-                clips.in_order(v, self.views.order, rng)
-                for v in clips.views(total, self.clip, self.views, aspect, info.fps)
-            ]
-        else:
-            views = [
-                clips.training_view(total, self.clip, self.augment, rng, aspect, info.fps)
-                for _ in range(self.augment.repeats)
-            ]
-        frames = self._frames(info, [first + i for v in views for i in v.indices])
+        rng = np.random.default_rng([self.seed, max(epoch, 0), index])
+        views = self._test_views(info, total, rng) if epoch < 0 else self._training_views(info, total, rng)
+        frames = self._frames(info, [first + number for view in views for number in view.indices])
         per_view = frames.reshape(len(views), self.clip.frames, *frames.shape[1:])
-        size = frames.shape[1:3] if epoch < 0 and self.views.crops == "full" else self.shape(epoch)[3]
-        cuts = [clips.cut(f, v, size) for f, v in zip(per_view, views)]
-        return torch.stack(cuts if epoch < 0 else [augment.apply(c, self.augment, rng) for c in cuts])
+        height, width = self.shape(epoch)[2:4]
+        if epoch < 0 and self.views.crops == "full":
+            height, width = frames.shape[1:3]
+        cuts = [clips.cut(f, view, (height, width)) for f, view in zip(per_view, views)]
+        if epoch >= 0:
+            cuts = [augment.apply(c, self.augment, rng) for c in cuts]
+        return torch.stack(cuts)
 
-    def _frames(self, info, indices):
+    def _test_views(self, info: video.Probe, total: int, rng: np.random.Generator) -> list[clips.View]:
+        views = clips.views(total, self.clip, self.views, info.width / info.height, info.fps)
+        return [clips.in_order(view, self.views.order, rng) for view in views]
+
+    def _training_views(self, info: video.Probe, total: int, rng: np.random.Generator) -> list[clips.View]:
+        aspect = info.width / info.height
+        count = self.augment.repeats
+        return [clips.training_view(total, self.clip, self.augment, rng, aspect, info.fps) for _ in range(count)]
+
+    def _frames(self, info: video.Probe, numbers: list[int]) -> np.ndarray:
         side = clips.decode_side(self.clip)
         if self.cache:
-            return frame_cache.read_frames(info.path, indices, side, self.cache)
-        return video.read_frames(info.path, indices, side, self.decoder, info)
+            return frame_cache.read_frames(info.path, numbers, side, self.cache)
+        return video.read_frames(info.path, numbers, side, self.decoder, info)
 
 
-def load(
-    source: Clips, batches: Iterable[list[tuple[int, int]]], workers: int
-) -> Iterator[tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]]:
-    """Batches for lists of keys, in order: `(indices, uint8 (B, V, T, H, W, 3) or None, [(index, reason), …])`.
+def load(source: Clips, batches: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
+    """A `Batch` for each list of keys, in order.
 
     Workers write into memory that is shared with this process: a tensor holds until the next one is asked for. A file
-    that crashes, hangs or eats the memory of its worker is a reason like any other. Whole frames (`ViewSpec.crops` full) come
-    one video at a time, since each may be of another shape.
+    that crashes, hangs or eats the memory of its worker is a failure like any other. Whole frames (`ViewSpec.crops`
+    full) come one video at a time, since each may be of another shape.
     """
-    batches = [b for b in batches if b]
+    batches = [batch for batch in batches if batch]
     if not batches:
         return
-    if source.views.crops == "full" and batches[0][0][0] < 0:
+    epoch, _ = batches[0][0]
+    if source.views.crops == "full" and epoch < 0:
         yield from _one_by_one(source, batches, workers)
         return
-    shape, most = source.shape(batches[0][0][0]), max(map(len, batches))
-    depth = -(-workers * AHEAD // min(map(len, batches))) + 2  # batches that are being filled, read, and in between
-    buffers = _shared((depth, most, *shape))
+    sizes = [len(batch) for batch in batches]
+    # Batches that are being filled, one that is read, one in between, and the last, which may be short.
+    depth = -(-workers * AHEAD // min(sizes[:-1] or sizes)) + 3
+    depth = min(depth, len(batches))
+    buffers = _shared((depth, max(sizes), *source.shape(epoch)))
     tasks = ((key, n % depth, row) for n, batch in enumerate(batches) for row, key in enumerate(batch))
-    with closing(
-        pool.run(partial(_fill, source, buffers), tasks, workers, partial(_deadline, source), AHEAD)
-    ) as answers:
+    work, deadline = partial(_fill, source, buffers), partial(_deadline, source)
+    with closing(pool.run(work, tasks, workers, deadline, AHEAD)) as results:
         for n, batch in enumerate(batches):
-            failures = [next(answers)[1] for _ in batch]
-            good = [row for row, failure in enumerate(failures) if not failure]
-            bad = [(batch[row][1], failure.reason) for row, failure in enumerate(failures) if failure]
-            pixels = buffers[n % depth, good] if bad else buffers[n % depth, : len(batch)]
-            yield [batch[row][1] for row in good], pixels if good else None, bad
+            rows, failures = [], []
+            for row, (_, index) in enumerate(batch):
+                _, failure = next(results)
+                if failure:
+                    failures.append((index, failure.reason))
+                else:
+                    rows.append(row)
+            buffer = buffers[n % depth]
+            pixels = buffer[rows] if failures else buffer[: len(batch)]
+            yield Batch([batch[row][1] for row in rows], pixels if rows else None, failures)
 
 
-def _fill(source, buffers, task):
+def _fill(source: Clips, buffers: torch.Tensor, task: _Task) -> None:
     (epoch, index), buffer, row = task
     buffers[buffer, row] = source.read(epoch, index)
 
 
-def _one_by_one(source, batches, workers):
-    tasks = ((key,) for batch in batches for key in batch)
-    with closing(pool.run(partial(_pixels, source), tasks, workers, partial(_deadline, source), ahead=2)) as answers:
-        for ((_, index),), result in answers:
+def _one_by_one(source: Clips, batches: list[list[Key]], workers: int) -> Iterator[Batch]:
+    tasks = ((key, 0, 0) for batch in batches for key in batch)
+    with closing(pool.run(partial(_pixels, source), tasks, workers, partial(_deadline, source), ahead=2)) as results:
+        for ((_, index), _, _), result in results:
             if isinstance(result, pool.Failure):
-                yield [], None, [(index, result.reason)]
+                yield Batch([], None, [(index, result.reason)])
             else:
-                yield [index], torch.from_numpy(result)[None], []
+                yield Batch([index], torch.from_numpy(result)[None], [])
 
 
-def _pixels(source, task):
-    return source.read(*task[0]).numpy()
+def _pixels(source: Clips, task: _Task) -> np.ndarray:
+    (epoch, index), _, _ = task
+    return source.read(epoch, index).numpy()
 
 
-def _deadline(source, task):
+def _deadline(source: Clips, task: _Task) -> float:
+    (_, index), _, _ = task
     try:
-        size = os.path.getsize(source.root / source.items[task[0][1]].path)
+        size = os.path.getsize(source.root / source.items[index].path)
     except OSError:
         size = 0
     return DEADLINE + size / records.SLOWEST
 
 
-def _shared(shape):
+def _shared(shape: tuple[int, ...]) -> torch.Tensor:
     """A uint8 tensor that workers write into."""
     if pool.FORKS:  # not in /dev/shm, which containers keep to 64 MiB
         return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
     return torch.empty(shape, dtype=torch.uint8).share_memory_()
 
 
-def epoch_batches(total: int, batch: int, seed: int, epoch: int) -> list[list[tuple[int, int]]]:
-    """Keys of one epoch: every index once, shuffled by (seed, epoch), in lists of `batch`.
+def epoch_batches(total: int, batch: int, seed: int, epoch: int) -> list[list[Key]]:
+    """Keys of one epoch: every index once, shuffled by (seed, epoch), in lists as `even_batches` makes them."""
+    return even_batches(np.random.default_rng([seed, epoch]).permutation(total).tolist(), batch, epoch)
 
-    The sizes of the lists differ by one at most, so that no last batch is too small for BN's statistics.
+
+def even_batches(order: Sequence[int], batch: int, epoch: int) -> list[list[Key]]:
+    """Keys for the indices in `order`, in as few lists of up to `batch` as possible, whose sizes differ by one at most.
+
+    So no last batch is too small for BN's statistics. Where one would still have a single clip, as of an odd number of
+    clips by two, the first of the epoch joins it once more.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(total).tolist()
-    parts = np.array_split(order, max(1, -(-total // batch)))
-    return [[(epoch, int(i)) for i in part] for part in parts]
+    lists = np.array_split(order, max(1, -(-len(order) // batch)))
+    batches = [[(epoch, int(index)) for index in part] for part in lists]
+    if batch > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-1].append(batches[0][0])
+    return batches

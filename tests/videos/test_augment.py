@@ -65,7 +65,7 @@ def test_light_leaves_torchvision_alone_and_the_others_find_it():
     code = """
 import sys, numpy as np, torch
 from nlzoo.videos import augment
-from nlzoo.spec import AUGMENTS
+from nlzoo.core.view_spec import AUGMENTS
 clip, rng = torch.zeros(2, 16, 16, 3, dtype=torch.uint8), np.random.default_rng(0)
 augment.apply(clip, AUGMENTS["light"], rng)
 assert "torchvision" not in sys.modules
