@@ -1,32 +1,34 @@
 """Videos made over into ones that clips are cheap to read from, once, in a folder of their own.
 
-Originals are only read. A killed run loses the files that were in work and nothing else: outputs take their names when they
-are whole (`encode`), and each is told of at once by one line in the folder's manifest, which the worker that made it appends.
-The same command again does what is missing or no longer fits.
+Originals are only read. A killed run loses the files that were in work and nothing else: outputs take their names when
+they are whole (`encode`), and the worker that made one at once appends a line to the folder's manifest. The same command
+again does what is missing or no longer fits.
 """
 
 import contextlib
-import errno
-import hashlib
 import json
 import os
-import re
+import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from ..core import files
 from ..core.errors import DiskError, UsageError, VideoError
+from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
-from ..core.text import printable
-from ..videos import encode, listing, pool, tree, video
+from ..core.text import counted, printable
+from ..videos import encode, listing, pool, scanning, tree, video
 
 MANIFEST = "prepared.jsonl"
 LIST = "videos.csv"  # of the prepared videos, where a list named the sources
 FORMAT = 1  # of prepared videos; raised when they would come out otherwise
 SIZES = 16, 4096  # of the short side, pixels
+_NEW = "choose a new folder"
 SLOWEST = 20_000  # bytes of a source in a second, after the first ten minutes; slower than that it hangs
 
 
@@ -41,7 +43,7 @@ class Line:
     output: str  # relative to the manifest's folder
     output_sha256: str
     frames: int
-    short_side: int  # as asked for
+    short_side: int  # `--size`
     format: int = FORMAT
 
 
@@ -65,6 +67,12 @@ class _Task:
     line: Line | None  # of an earlier run
 
 
+class _Made(NamedTuple):
+    reused: bool
+    bytes_before: int
+    bytes_after: int
+
+
 def prepare(
     paths: Iterable[str],
     root: Path,
@@ -72,72 +80,100 @@ def prepare(
     size: int = 256,
     workers: int = 1,
     scanned: bool = True,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Prepared:
     """Writes each file of `paths` (relative to `root`, or absolute) to `out`, as `encode.transcode` does with `size`.
 
     `outputs` says under which name. A file that cannot be read to its end is skipped with the reason. `scanned`: whether
-    `root` is itself the set of videos, and not a folder in which a list names some; then `out` may not lie in it.
+    `root` is itself the folder of videos, and not one in which a list names some; then `out` may not lie in it.
     `progress(done, total)` is called for each file. One run at a time in `out`: a second would remove what the first is
     writing.
 
-    Raises `UsageError` for a `size` that is odd or out of bounds, and for an `out` inside `root`, with sources in it or
-    with files that are not ours; `DiskError` when `out` cannot be written or is full: what is done stays.
+    Raises `UsageError` for a `size` that is odd, out of bounds or not that of an earlier run, and for an `out` inside
+    `root`, with sources in it or with files that are not ours; `DiskError` when `out` cannot be written or is full: what
+    is done stays.
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
     paths = list(dict.fromkeys(paths))
-    _refuse(paths, root, out, size, scanned)
+    _check_size(size)
+    _check_folders(paths, root, out, scanned)
     names = outputs(paths, root)
     try:
-        lines = _opened(out)
+        lines = _open_folder(out)
         _make_folders(out, names.values())
     except OSError as error:
-        raise _cannot(out, error) from error
-    tasks = {names[p]: _Task(_absolute(p, root), _name(p, root), names[p], lines.get(_name(p, root))) for p in paths}
+        raise _not_written(out, error) from error
+    tasks = {}
+    for path, output in names.items():
+        name = _name(path, root)
+        tasks[output] = _Task(_absolute(path, root), name, output, lines.get(name))
+    _check_earlier_size(tasks.values(), out, size)
     _remove_renamed(out, tasks)
-    counts, skipped, before, after = Counter(), {}, 0, 0
-    work = partial(_work, out=out, size=size)
+    results: dict[str, _Made | pool.Failure] = {}
     try:
-        with contextlib.closing(pool.run(work, tasks.values(), workers, _deadline)) as results:
-            for done, (task, result) in enumerate(results, 1):
-                progress(done, len(tasks))
-                if isinstance(result, DiskError):
-                    raise result
+        with contextlib.closing(
+            pool.run(partial(_work, out=out, size=size), tasks.values(), workers, _deadline)
+        ) as made:
+            for task, result in made:
+                results[task.output] = result
+                progress(len(results), len(tasks))
                 if isinstance(result, pool.Failure):
-                    skipped[task.output] = result.reason
                     (out / task.output).unlink(missing_ok=True)  # of an earlier state of the source
-                else:
-                    kind, read, written = result
-                    counts[kind] += 1
-                    before, after = before + read, after + written
     finally:
-        _sweep(out)  # after workers that were stopped
-    bad = tuple(Skipped(p, "unreadable", skipped[names[p]]) for p in paths if names[p] in skipped)
+        _remove_leftovers(out)  # of workers that were stopped
+    return _summary(names, results)
+
+
+def _summary(names: dict[str, str], results: dict[str, _Made | pool.Failure]) -> Prepared:
+    made = [result for result in results.values() if isinstance(result, _Made)]
+    reused = sum(result.reused for result in made)
+    skipped, mapping = [], {}
+    for path, output in names.items():
+        result = results[output]
+        if isinstance(result, pool.Failure):
+            skipped.append(Skipped(path, scanning.UNREADABLE, result.reason))
+        else:
+            mapping[path] = output
     return Prepared(
-        counts["done"], counts["reused"], bad, before, after, {p: n for p, n in names.items() if n not in skipped}
+        done=len(made) - reused,
+        reused=reused,
+        skipped=tuple(skipped),
+        bytes_before=sum(result.bytes_before for result in made),
+        bytes_after=sum(result.bytes_after for result in made),
+        mapping=mapping,
     )
 
 
-def prepare_source(
-    videos: Path, out: Path, size: int = 256, progress: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[Prepared, Path]:
-    """All videos below a folder, or those of a list (`listing.read`), as `prepare` does; and what to train on: OUT, or a list in it."""
+def in_words(prepared: Prepared, target: Path) -> str:
+    """What was done, and the command that trains on `target`."""
+    before, after = prepared.bytes_before / 1e6, prepared.bytes_after / 1e6
+    return (
+        f"{counted(prepared.done, 'video')} prepared, {prepared.reused} were there, {len(prepared.skipped)} skipped; "
+        f"{before:,.0f} MB became {after:,.0f} MB\nnext: nlzoo finetune {shlex.quote(printable(target))}"
+    )
+
+
+def prepare_source(videos: Path, out: Path, size: int = 256, progress: Progress = no_progress) -> tuple[Prepared, Path]:
+    """Prepares all videos below a folder, or those of a list (`listing.read`); also returns what to train on.
+
+    That is `out`, or for a list one in it.
+    """
     videos, out = Path(videos), Path(out)
-    inside = tree.walk(videos).videos if videos.is_dir() else []
+    below = tree.walk(videos).videos if videos.is_dir() else []
     try:
-        found = listing.read(videos)
+        source = listing.read(videos)
     except VideoError:
-        if not inside:
+        if not below:
             raise
-        found = None  # videos without classes
-    if found is None or found.levels:
-        return prepare(inside, videos, out, size, pool.cores(), progress=progress), out
-    done = prepare([i.path for i in found.items], found.root, out, size, pool.cores(), scanned=False, progress=progress)
-    items = tuple(
-        replace(i, path=done.mapping[i.path], frames=0, seconds=0.0) for i in found.items if i.path in done.mapping
-    )
-    listing.write(replace(found, root=out, items=items), out / LIST)
-    return done, out / LIST
+        source = None  # videos without classes
+    if source is None or source.levels:
+        return prepare(below, videos, out, size, pool.cores(), progress=progress), out
+    paths = [item.path for item in source.items]
+    prepared = prepare(paths, source.root, out, size, pool.cores(), scanned=False, progress=progress)
+    items = [item for item in source.items if item.path in prepared.mapping]
+    items = [replace(item, path=prepared.mapping[item.path], frames=0, seconds=0.0) for item in items]
+    listing.write(replace(source, root=out, items=tuple(items)), out / LIST)
+    return prepared, out / LIST
 
 
 def outputs(paths: Iterable[str], root: Path) -> dict[str, str]:
@@ -148,174 +184,167 @@ def outputs(paths: Iterable[str], root: Path) -> dict[str, str]:
     `a.avi.mp4`, `a.mp4.mp4`.
     """
     root = Path(os.path.abspath(root))
-    inside = {p: _name(p, root) for p in paths}
+    inside = {path: _name(path, root) for path in paths}
     outside = "_outside"
-    while any(n.split("/")[0] == outside for n in inside.values()):
+    while any(name.split("/")[0] == outside for name in inside.values()):
         outside += "_"
-    plain = {
-        p: f"{outside}/{Path(n).relative_to(Path(n).anchor).as_posix()}" if os.path.isabs(n) else n
-        for p, n in inside.items()
-    }
-    keep = set()  # names that keep their ending
+    plain = {}
+    for path, name in inside.items():
+        anchor = Path(name).anchor  # of what lies outside
+        plain[path] = f"{outside}/{Path(name).relative_to(anchor).as_posix()}" if anchor else name
+    keep: set[str] = set()  # names that keep their ending
     while True:
-        found = {n: f"{n}.mp4" if n in keep else _as_mp4(n) for n in set(plain.values())}
-        often = Counter(map(_folded, found.values()))
-        clash = {n for n, output in found.items() if often[_folded(output)] > 1} - keep
+        mapped = {name: f"{name}.mp4" if name in keep else _as_mp4(name) for name in set(plain.values())}
+        times = Counter(_folded(output) for output in mapped.values())
+        clash = {name for name, output in mapped.items() if times[_folded(output)] > 1} - keep
         if not clash:
-            return {p: found[n] for p, n in plain.items()}
+            return {path: mapped[name] for path, name in plain.items()}
         keep |= clash
 
 
-def _as_mp4(name):
+def _as_mp4(name: str) -> str:
     path = PurePosixPath(name)
     return str(path.with_suffix(".mp4")) if path.suffix.lower() in video.EXTENSIONS else f"{name}.mp4"
 
 
-def _folded(name):
+def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _absolute(path, root):
+def _absolute(path: str, root: Path) -> str:
     return os.path.abspath(os.path.join(root, path))
 
 
-def _name(path, root):
+def _name(path: str, root: Path) -> str:
     whole = Path(_absolute(path, root))
     return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else str(whole)
 
 
-def _refuse(paths, root, out, size, scanned):
+def _check_size(size: int) -> None:
     if not SIZES[0] <= size <= SIZES[1] or size % 2:
-        raise UsageError(
-            f"--size {size} is no short side of a video", f"an even number of pixels from {SIZES[0]} to {SIZES[1]}"
-        )
-    real = Path(os.path.realpath(out))
-    if scanned and real.is_relative_to(os.path.realpath(root)):
+        hint = f"give an even number of pixels from {SIZES[0]} to {SIZES[1]}"
+        raise UsageError(f"--size {size} cannot be the short side of a video", hint)
+
+
+def _check_folders(paths: list[str], root: Path, out: Path, scanned: bool) -> None:
+    """Raises `UsageError` for an `out` in which originals, or files that are not ours, could be touched."""
+    if scanned and _is_within(out, root):
+        beside = root.parent / f"{root.name}-prepared"
         raise UsageError(
             f"{printable(out)} lies in {printable(root)}, the folder of videos",
-            f"choose one beside it, such as {printable(root.parent / (root.name + '-prepared'))}",
+            f"choose one beside it, such as {printable(beside)}",
         )
-    if any(Path(os.path.realpath(_absolute(p, root))).is_relative_to(real) for p in paths):
-        raise UsageError(f"{printable(out)} holds some of the videos that are to be prepared", "choose a new folder")
+    if any(_is_within(_absolute(path, root), out) for path in paths):
+        raise UsageError(f"{printable(out)} holds some of the videos that are to be prepared", _NEW)
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{printable(out)} is a file, not a folder", "choose a new folder")
+        raise UsageError(f"{printable(out)} is a file, not a folder", _NEW)
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
-        raise UsageError(
-            f"{printable(out)} is not empty, and its files are not of nlzoo prepare", "choose a new folder"
-        )
+        raise UsageError(f"{printable(out)} is not empty, and its files are not of nlzoo prepare", _NEW)
+
+
+def _check_earlier_size(tasks: Iterable[_Task], out: Path, size: int) -> None:
+    for task in tasks:
+        if task.line and task.line.short_side != size and (out / task.line.output).exists():
+            earlier = task.line.short_side
+            raise UsageError(
+                f"{printable(out)} was prepared with --size {earlier}, not {size}",
+                f"give --size {earlier} to continue it, or choose a new folder",
+            )
+
+
+def _is_within(path: str | Path, folder: str | Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 # --- the folder and its manifest
 
 
-def _opened(out):
-    """The lines of an earlier run by source; afterwards the folder is there, clean, and its manifest can be appended to."""
+def _open_folder(out: Path) -> dict[str, Line]:
+    """Makes the folder, clean and with a manifest to append to; the lines of an earlier run by source."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / MANIFEST, "a+b") as file:
         file.seek(0)
         text = file.read()
         if text and not text.endswith(b"\n"):  # the last line is torn
             file.write(b"\n")
-    _sweep(out)
-    lines = (_read(line) for line in text.splitlines())
+    _remove_leftovers(out)
+    lines = (_parsed(line) for line in text.splitlines())
     return {line.source: line for line in lines if line}
 
 
-def _read(text):
+def _parsed(text: bytes) -> Line | None:
     try:
         line = Line(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
         return None
-    return line if all(isinstance(getattr(line, name), kind) for name, kind in Line.__annotations__.items()) else None
+    typed = all(isinstance(getattr(line, name), kind) for name, kind in Line.__annotations__.items())
+    return line if typed else None
 
 
-def _append(out, line):
-    """One write of one line, so that workers may do it at the same time."""
-    text = json.dumps(asdict(line)).encode("ascii") + b"\n"
-    handle = os.open(out / MANIFEST, os.O_WRONLY | os.O_APPEND)
-    try:
-        if os.write(handle, text) < len(text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(handle)
+def _remove_leftovers(out: Path) -> None:
+    for folder, _, _ in os.walk(out):
+        files.remove_leftovers(Path(folder))
 
 
-def _sweep(out):
-    """Removes files that were half written."""
-    for folder, _, names in os.walk(out):
-        for name in names:
-            if re.fullmatch(rf"\.[0-9a-f]{{32}}{re.escape(encode.PART)}", name):
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
-
-
-def _make_folders(out, names):
+def _make_folders(out: Path, names: Iterable[str]) -> None:
     """The folders of the outputs; a link that leads out of `out`, perhaps to the originals, is refused."""
-    real = os.path.realpath(out)
     for folder in sorted({os.path.dirname(out / name) for name in names}):
         os.makedirs(folder, exist_ok=True)
-        if not Path(os.path.realpath(folder)).is_relative_to(real):
-            raise UsageError(f"{printable(folder)} is a link that leads out of {printable(out)}", "choose a new folder")
+        if not _is_within(folder, out):
+            raise UsageError(f"{printable(folder)} is a link that leads out of {printable(out)}", _NEW)
 
 
-def _remove_renamed(out, tasks):
-    """What a run wrote under another name, before a second source came that would meet it: left there, it would be a copy."""
+def _remove_renamed(out: Path, tasks: dict[str, _Task]) -> None:
+    """Removes what an earlier run wrote under another name, because a new source would meet it: it would be a copy."""
     for task in tasks.values():
-        if (
-            task.line
-            and task.line.output != task.output
-            and task.line.output not in tasks
-            and _within(out, task.line.output)
-        ):
+        if task.line and task.line.output not in tasks and _is_within(out / task.line.output, out):
             (out / task.line.output).unlink(missing_ok=True)
-
-
-def _within(out, name):
-    return Path(os.path.realpath(out / name)).is_relative_to(os.path.realpath(out))
 
 
 # --- in the workers
 
 
-def _work(task, out, size):
-    """`(done or reused, bytes before, bytes after)`; a `DiskError` is given back, as it is the end of the whole run."""
+def _work(task: _Task, out: Path, size: int) -> _Made:
+    """Makes one video, or finds it made. A `DiskError` ends the whole run."""
     try:
-        return _made(task, out, size)
+        return _make(task, out, size)
     except DiskError as error:
-        return DiskError(error.message, "free some room; the same command again goes on from here")
+        raise DiskError(error.message, "free some room; the same command again continues from here") from error
     except OSError as error:
-        return _cannot(out, error)
+        raise _not_written(out, error) from error
 
 
-def _made(task, out, size):
+def _make(task: _Task, out: Path, size: int) -> _Made:
     target, state = out / task.output, _state(task.source)
-    same = task.line and _output_fits(task.line, task.output, target, size)
-    if same and (task.line.size, task.line.mtime_ns) == state:
-        return "reused", state[0], target.stat().st_size
+    line = task.line if task.line and _output_fits(task.line, task.output, target, size) else None
+    if line and (line.size, line.mtime_ns) == state:
+        return _Made(True, line.size, target.stat().st_size)
     video.probe(task.source)  # refuses what is no file, such as a pipe, before anybody opens it
     digest = _source_sha256(task.source)
-    if same and task.line.sha256 == digest:  # copied, or touched
-        kind, written, frames = "reused", task.line.output_sha256, task.line.frames
+    if line and line.sha256 == digest:  # copied, or touched
+        written, frames = line.output_sha256, line.frames
     else:
-        kind, frames = "done", encode.transcode(task.source, target, size)["frames"]
-        written = _sha256(target)
+        line = None
+        frames = int(encode.transcode(task.source, target, size)["frames"])
+        written = files.sha256(target)
     if _state(task.source) != state:
         target.unlink()
         raise VideoError("changed while it was read", "run it again", task.source)
-    _append(out, Line(task.name, *state, digest, task.output, written, frames, size))
-    return kind, state[0], target.stat().st_size
+    new = Line(task.name, *state, digest, task.output, written, frames, size)
+    files.append_text(out / MANIFEST, json.dumps(asdict(new)) + "\n")
+    return _Made(line is not None, state[0], target.stat().st_size)
 
 
-def _output_fits(line, output, target, size):
+def _output_fits(line: Line, output: str, target: Path, size: int) -> bool:
     if (line.output, line.short_side, line.format) != (output, size, FORMAT):
         return False
     try:
-        return _sha256(target) == line.output_sha256
+        return files.sha256(target) == line.output_sha256
     except FileNotFoundError:
         return False
 
 
-def _state(source):
+def _state(source: str) -> tuple[int, int]:
     try:
         info = os.stat(source)
     except (OSError, ValueError):
@@ -324,27 +353,19 @@ def _state(source):
     return info.st_size, info.st_mtime_ns
 
 
-def _source_sha256(source):
+def _source_sha256(source: str) -> str:
     try:
-        return _sha256(source)
+        return files.sha256(source)
     except OSError as error:
         raise VideoError(f"cannot be read: {error.strerror}", "check the file and its permissions", source) from None
 
 
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _deadline(task):
+def _deadline(task: _Task) -> float:
     try:
         return 600 + os.path.getsize(task.source) / SLOWEST
     except (OSError, ValueError):
         return 600.0
 
 
-def _cannot(out, error):
-    return DiskError(
-        f"{printable(out)} could not be written ({error.strerror or error})",
-        "free some room, or choose another folder; what is done stays",
-    )
+def _not_written(out: Path, error: OSError) -> DiskError:
+    return files.not_written(out, error, "free some room, or choose another folder; what is done stays")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from . import console
 from .options import Classes, Json, Val, Videos
 
 if TYPE_CHECKING:
+    from ..core.skipped import Skipped
     from ..videos import scanning
 
 _CLASSES, _SKIPPED = 40, 20  # rows that are shown
@@ -45,25 +47,23 @@ def prepare(
     size: Annotated[int, typer.Option(help="Shorter side, pixels; smaller videos keep theirs.")] = 256,
     json: Json = False,
 ) -> None:
-    """Copy videos into small ones that clips are cheap to read from: then train on OUT. Stopped, it goes on where it was."""
-    from ..apps import prepare as making
+    """Copy videos into small ones that are fast to read clips from; train on OUT. Run it again to resume."""
+    from ..apps import prepare as preparing
 
     with console.progress("preparing") as bar:
-        done, target = making.prepare_source(videos, out, size, bar)
-    for skipped in done.skipped[:20]:
-        console.warn(f"skipped {skipped}")
-    console.result(
-        {
-            "videos": str(target),
-            "done": done.done,
-            "reused": done.reused,
-            "bytes_before": done.bytes_before,
-            "bytes_after": done.bytes_after,
-            "skipped": [dataclasses.asdict(skipped) for skipped in done.skipped],
-        },
-        f"{done.done} videos prepared, {done.reused} were there, {len(done.skipped)} skipped; {done.bytes_before / 1e6:,.0f} MB became "
-        f"{done.bytes_after / 1e6:,.0f} MB\nnext: nlzoo finetune {target}",
-    )
+        prepared, target = preparing.prepare_source(videos, out, size, bar)
+    warn_of_skipped(prepared.skipped)
+    values = dataclasses.asdict(prepared)
+    del values["mapping"]
+    console.result({"videos": str(target), **values}, preparing.in_words(prepared, target))
+
+
+def warn_of_skipped(skipped: Sequence["Skipped"]) -> None:
+    """The first of the videos that were left out, and how many more."""
+    for one in skipped[:_SKIPPED]:
+        console.warn(f"skipped {one}")
+    if len(skipped) > _SKIPPED:
+        console.warn(f"and {len(skipped) - _SKIPPED} more; nlzoo check shows all")
 
 
 def tell_scan(dataset: "scanning.Dataset") -> None:
@@ -88,7 +88,4 @@ def tell_scan(dataset: "scanning.Dataset") -> None:
     console.log(f"{dataset.grouped_by}: {train} groups to train, {held} to validate, {both} in both")
     for sentence in [*splits.doubts(dataset.items, dataset.val, dataset.grouped_by), *scanning.left_out(dataset)]:
         console.warn(sentence)
-    for skipped in dataset.skipped[:_SKIPPED]:
-        console.warn(f"skipped {skipped}")
-    if len(dataset.skipped) > _SKIPPED:
-        console.warn(f"and {len(dataset.skipped) - _SKIPPED} more; nlzoo check shows all")
+    warn_of_skipped(dataset.skipped)
