@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..core import files, lock
 from ..core.errors import VideoError
 from ..core.progress import Progress, Stages, no_progress, no_stages
-from ..core.recipe_spec import Recipe, TrainConfig
+from ..core.recipe_spec import Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
 from ..core.text import as_json
 from ..networks import card, checkpoint, zoo
@@ -25,8 +25,8 @@ from ..networks.model import set_head
 from ..networks.network import Network
 from ..videos import listing, loader, pool, scanning, video
 from ..videos.listing import Item
-from . import evaluate, metrics
-from .train import Epoch, Result, start_run
+from . import evaluate, metrics, run_folder
+from .run_folder import Epoch, Result
 
 STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: the smaller, the stronger the regularisation
 FOLDS = 5  # of the training groups, to choose C by
@@ -68,7 +68,7 @@ def probe(
     stem = videos.stem if videos.is_file() else videos.resolve().name
     run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None)
     net, folder = evaluate.open_network(model, device, videos, "probe")
-    size = size or (net.spec.clip.size if net.spec.classes else 112 if device.type == "cpu" else 224)
+    size = size or (net.spec.clip.size if net.spec.classes else default_size(device.type))
     net.spec = replace(net.spec, clip=replace(net.spec.clip, size=size))
     workers = pool.default_workers(str(device))
     config = TrainConfig(
@@ -92,7 +92,7 @@ def _keep(
     chance = metrics.chance(classes, fitted.train, made.items, multi_label)
     main = {key: figures.get(key) for key in ("top1", "top5", "mean_class", "map")}
     counts = {"train": len(fitted.train), "val": len(made.items)}
-    start_run(run, net, dataset, config)
+    run_folder.start(run, net, dataset, config)
     skipped = (*fitted.bad, *made.bad)
     epoch = Epoch(
         1,
