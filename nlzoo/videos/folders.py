@@ -150,7 +150,9 @@ def _no_videos(endings: Counter[str]) -> tuple[str, str]:
         return items.PICTURES, f"has no videos, but {counted(pictures, 'picture')}"
     if video.EXTENSIONS & endings.keys():
         return items.NO_VIDEOS, "has only hidden files, or links to videos of other folders"
-    names = ", ".join(f"{number} {printable(ending) or 'without ending'}" for ending, number in endings.most_common(3))
+    names = ", ".join(
+        f"{number} {printable(ending) or 'without ending'}" for ending, number in sorted(endings.items())[:3]
+    )
     return items.NOTES if endings.keys() <= _NOTES else items.NO_VIDEOS, f"has no videos, but other files ({names})"
 
 

@@ -11,8 +11,9 @@ import pytest
 from drawn import drawing, encode, vfr_times
 
 from nlzoo.apps import check
+from nlzoo.core.errors import VideoError
 from nlzoo.core.skipped import Skipped
-from nlzoo.videos import listing, records
+from nlzoo.videos import listing, records, scanning
 from nlzoo.videos.items import CLASS_FOLDERS, KINETICS, NOT_FOUND, OUTSIDE, Item, Kind, Listing
 from nlzoo.videos.records import Record
 
@@ -283,3 +284,193 @@ def test_many_clips_are_sampled(seed):
     x, y, names, _ = check._independent(rng.random(8000), labels, [""] * 8000, rng)
     assert len(x) == len(y) == check.MOST_ROWS and len(names) == 40
     assert kinds(judged(["a"] * 4000 + ["b"] * 4000, width=lambda n: 64 + 16 * (n >= 4000))) == {"shape_shortcut"}
+
+
+# What check and finetune must agree on
+
+
+def some(*folders, count=4):
+    """`count` videos in each of the folders."""
+    return [f"{folder}/{n}.mp4" for folder in folders for n in range(count)]
+
+
+def listed(root, header, *rows):
+    (root / "list.csv").write_text("\n".join([header, *rows]) + "\n")
+    return root / "list.csv"
+
+
+def rows(text, count=4):
+    """A row for each of the videos of `some("a", "b")`, `text` with its class, number and side."""
+    return [f"{c}/{n}.mp4," + text.format(c=c, n=n) for c in "ab" for n in range(count)]
+
+
+def beside(*others, content=b"x"):
+    """Four videos in each of a and b, and other files."""
+
+    def make(tree):
+        root = tree(*some("a", "b"))
+        for name in others:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            if not name.endswith("/"):
+                (root / name).write_bytes(content)
+            else:
+                (root / name).mkdir(parents=True, exist_ok=True)
+        return root
+
+    return make
+
+
+# name: (how the folder is made, words of why finetune refuses it; "" where it does not)
+AGREED = {
+    "good": (lambda t: t(*some("a", "b")), ""),
+    "a class in val alone": (
+        lambda t: t(*some("train/a", "train/b", "val/a", "val/b", "val/c")),
+        "class 'c' has no training clip left after the split (split as given): it is only in val",
+    ),
+    "a class in test alone": (
+        lambda t: t(*some("train/a", "train/b", "val/a", "val/b", "test/c", "test/a")),
+        "class 'c' has no training clip left after the split (split as given): it is only in test",
+    ),
+    "a class in val and test": (
+        lambda t: t(*some("train/a", "train/b", "val/c", "val/b", "test/c", "test/a")),
+        "class 'c' has no training clip left after the split (split as given): it is only in test and val",
+    ),
+    "a class in test alone, val drawn": (
+        lambda t: t(*some("train/a", "train/b", "test/a", "test/b", "test/c")),
+        "class 'c' has no training clip left after the split (grouped by the 1st field of the file name): it is only in test",
+    ),
+    "all rows of one group": (
+        lambda t: listed(t(*some("a", "b")), "path,label,group", *rows("{c},g")),
+        "all videos seem to come from one recording, 'g' (grouped by the column group)",
+    ),
+    "all files the same": (lambda t: t(*some("a", "b"), same=True), "all videos seem to come from one recording"),
+    "the group is the class": (
+        lambda t: listed(t(*some("a", "b")), "path,label,group", *rows("{c},{c}")),
+        "no clip is left to validate on: each class lies in one group (grouped by the column group)",
+    ),
+    "all rows for validation": (
+        lambda t: listed(t(*some("a", "b")), "path,label,split", *rows("{c},val")),
+        "no clip is left to train on: all are for validation (split as given)",
+    ),
+    "all rows for testing": (
+        lambda t: listed(t(*some("a", "b")), "path,label,split", *rows("{c},test")),
+        "all 8 videos are marked test: none is left to train on",
+    ),
+    "validation and test, no training": (
+        lambda t: listed(
+            t(*some("a", "b")), "path,label,split", *rows("{c},val", 2), "a/2.mp4,a,test", "b/2.mp4,b,test"
+        ),
+        "no clip is left to train on: all are for validation or test (split as given)",
+    ),
+    "a class of pictures": (beside("c/1.jpg", "c/2.PNG"), "class 'c' of {} has no videos, but 2 pictures"),
+    "a class of frame folders": (
+        beside(*(f"c/clip{k}/{n:05}.jpg" for k in range(2) for n in range(3))),
+        "class 'c' of {} has no videos, but 6 pictures",
+    ),
+    "a class without files": (beside("c/"), "class 'c' of {} is an empty folder"),
+    "a class of empty folders": (beside("c/clip1/", "c/clip2/"), "class 'c' of {} is an empty folder"),
+    "a class of archives": (beside("c/all.zip"), "class 'c' of {} has no videos, but other files (1 .zip)"),
+    "a class of hidden files": (
+        beside("c/._1.mp4"),
+        "class 'c' of {} has only hidden files, or links to videos of other folders",
+    ),
+    "a class of broken videos": (
+        beside("c/1.mp4"),
+        "class 'c' of {} has 1 video, and none can be used (c/1.mp4: is not a video, or is cut off)",
+    ),
+    "two such classes": (beside("c/", "d/1.jpg"), "class 'c' of {} is an empty folder; so does 'd'"),
+    "a class of pictures in train": (
+        lambda t: beside("train/c/1.jpg")(lambda *_: t(*some("train/a", "train/b", "val/a", "val/b"))),
+        "class 'c' of {} has no videos, but 1 picture",
+    ),
+    "a folder of notes": (beside("docs/a.txt", "docs/b.json"), ""),
+    "a class whose files are not there": (
+        lambda t: listed(t(*some("a", "b")), "path,label", *rows("{c}"), "no.mp4,c"),
+        "class 'c' of {} has 1 row, and no video of them is there",
+    ),
+    "a class outside its video": (
+        lambda t: listed(t(*some("a", "b")), "path,label,start", *rows("{c},"), "a/0.mp4,c,9"),
+        "class 'c' of {} has 1 video, and none can be used (a/0.mp4: its part starts at 9 s, but the video ends at 0.5 s)",
+    ),
+    "no video can be read": (
+        lambda t: beside(*some("a", "b"))(lambda *_: t("a/0.mp4")),
+        "{} has no video that can be used",
+    ),
+    "many cannot be read": (beside("a/x.mp4", "a/y.mp4", "b/x.mp4"), "3 of 11 videos in {} cannot be used"),
+    "one class": (lambda t: t(*some("a")), "{} has one class, 'a'; a classifier needs two"),
+    "another name for validation": (
+        lambda t: t(*some("train/a", "train/b", "dev/a", "dev/b")),
+        "{} has folders that are named like splits, not classes: 'dev', 'train'",
+    ),
+    "splits called sets": (
+        lambda t: t(*some("train_set/a", "train_set/b", "Valid-set/a", "Valid-set/b")),
+        "{} has folders that are named like splits, not classes: 'Valid-set', 'train_set'",
+    ),
+    "an extra folder beside train and val": (
+        lambda t: t(*some("train/a", "train/b", "val/a", "val/b", "extra")),
+        "{} has folders that are named like splits, not classes: 'train', 'val', beside 'extra'",
+    ),
+    "an extra folder beside train": (
+        lambda t: t(*some("train/a", "train/b", "more")),
+        "{} has folders that are named like splits, not classes: 'train', beside 'more'",
+    ),
+    "folds": (lambda t: t(*some("fold1", "fold2")), "{} has folders that are named like splits, not classes"),
+    "train alone": (lambda t: t(*some("train/a", "train/b")), "{} has one folder, 'train', which holds 'a', 'b'"),
+    "classes below places": (
+        lambda t: t(*some("park/run", "park/walk", "street/run", "street/walk")),
+        "all folders of {}, 'park', 'street', hold the same sub-folders, 'run', 'walk', which look like the classes",
+    ),
+    "recordings below classes": (lambda t: t(*some("run/s1", "run/s2", "walk/s1", "walk/s2")), ""),
+    "some of the same sub-folders": (lambda t: t(*some("run/anna", "run/ben", "walk/anna")), ""),
+    "a class called train": (lambda t: t(*some("train", "bus")), ""),
+    "classes of words like those of splits": (lambda t: t(*some("test drive", "train ride", "fold")), ""),
+    "train and test": (lambda t: t(*some("train/a", "train/b", "test/a", "test/b")), ""),
+}
+
+
+@pytest.mark.parametrize("name", AGREED)
+def test_check_and_finetune_say_the_same(name, tree, nlzoo):
+    make, words = AGREED[name]
+    source = make(tree)
+    words = words.replace("{}", str(source if source.is_dir() else source.parent))
+    code, out, _ = nlzoo("check", source, "--json")
+    answer = json.loads(out)
+    if not words:
+        scanning.split(scanning.scan(source), "0.25", 0)  # what finetune asks first
+        assert code == 0 and answer["could_train"] and not answer["reason"]
+        return
+    assert code == 3
+    reason = answer["reason"] if "reason" in answer else answer["error"]
+    assert reason.startswith(words)
+    code, out, _ = nlzoo("finetune", source, "--json", "--device", "cpu")
+    assert code == 3 and json.loads(out)["error"].partition(":\n")[0] == reason
+
+
+def test_a_folder_of_notes_and_what_kinetics_lost_are_named(tree):
+    result = report(beside("docs/a.txt", "docs/b.json")(tree))
+    assert (
+        "'docs' is not among the classes: has no videos, but other files (1 .json, 1 .txt)"
+        in finding(result, "left_out").message
+    )
+
+
+def test_classes_that_are_named_are_no_splits(tree):
+    root = tree(*some("park/run", "park/walk", "street/run", "street/walk"))
+    with pytest.raises(VideoError) as caught:
+        listing.read(root)
+    assert caught.value.hint.endswith("if they are the classes, name them with --classes")
+    assert {i.labels for i in listing.read(root, ("park,street",)).items} == {("park",), ("street",)}
+
+
+def test_lost_classes_count_only_where_they_are_chosen(tree):
+    root = beside("c/1.jpg")(tree)
+    assert check.look(listing.read(root, ("a", "b")), workers=0).could_train
+    assert "class 'c'" in check.look(listing.read(root, ("a", "c")), workers=0).reason
+
+
+def test_a_share_that_whole_groups_cannot_give_is_said(tree):
+    groups = [f"{c}/{n}.mp4,{c},g{min(n, 1)}" for c in "ab" for n in range(4)]  # two videos in g0, six in g1
+    assert not kinds(report(listed(tree(*some("a", "b")), "path,label,group", *groups)))
+    groups = [f"{c}/{n}.mp4,{c},g{n % 2}" for c in "ab" for n in range(4)]  # four in each
+    message = finding(report(listed(tree(*some("a", "b")), "path,label,group", *groups)), "split").message
+    assert message.startswith("4 of 8 videos are for validation (50%), not the 25% that --val asks for: whole groups")
