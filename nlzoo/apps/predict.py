@@ -140,9 +140,9 @@ def _names_on_stdin() -> list[Path]:
 
 
 def failures(rows: Sequence[dict]) -> list[str]:
-    """Why videos, or windows of them, have no prediction."""
-    parts = (part for row in rows for part in (row, *row.get("windows", ())))
-    return [part["error"] for part in parts if "error" in part]
+    """Which videos, or windows of them, have no prediction, and why."""
+    parts = ((row["path"], part) for row in rows for part in (row, *row.get("windows", ())))
+    return [f"{printable(path)} {part['error']}" for path, part in parts if "error" in part]
 
 
 def summary(rows: Sequence[dict], features: str | Path | None) -> list[dict] | dict:

@@ -228,9 +228,9 @@ def test_check_says_what_is_wrong_and_whether_training_could_start(nlzoo, drawn)
         {"path": "stray.mp4", "code": "outside_class", "reason": "lies outside any class folder"}
     ] and set(summary["classes"]) == set(draw.CLASSES[:2])
     code, out, _ = nlzoo("check", "videos", "--deep")
-    assert code == 0 and out.rstrip().endswith("training could start")
+    assert code == 0 and out.rstrip().endswith("ready to train")
     code, out, _ = nlzoo("check", "videos", "--classes", draw.CLASSES[0])
-    assert code == 3 and "training could not start: there is one class" in out
+    assert code == 3 and "not ready: videos has one class, 'rise'; a classifier needs two" in out
     code, _, err = nlzoo("check", "videos", "--classes", "nobody")
     assert code == 2 and "has no class 'nobody'" in err
 
