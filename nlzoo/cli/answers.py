@@ -192,12 +192,10 @@ def serve(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """A page of this machine where one drops a video: its classes, over time too, and what spoke for the answer. Ctrl-C ends it."""
+    """A local web demo: drop a video, see its classes, over time too, and the evidence. Ctrl-C ends it."""
     from ..apps import serve as page
-    from ..networks import checkpoint, download
     from ..training import evaluate
 
-    net, device = checkpoint.load_model(download.locate(model)), evaluate.resolve_device(device)
-    page.serve(
-        net.to(device), device, host, port, model, lambda url: console.result({"url": url}, f"{url}\nCtrl-C ends it")
-    )
+    at = evaluate.resolve_device(device)
+    net, _ = evaluate.open_network(model, at, "VIDEO", "serve")
+    page.serve(net, at, host, port, model, lambda url: console.result({"url": url}, f"{url}\nCtrl-C ends it"))

@@ -3,6 +3,7 @@
 One server for all tests of a process; how it ends is tested when the last of them has ended.
 """
 
+import asyncio
 import base64
 import html
 import json
@@ -17,11 +18,12 @@ import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
 
-from nlzoo.apps import draw, explain, hub_card, pictures, predict, serve
+from nlzoo.apps import door, draw, explain, hub_card, pictures, predict, serve
 from nlzoo.core.errors import UsageError
 from nlzoo.core.model_spec import ModelSpec, NonLocal
 from nlzoo.core.text import printable
@@ -88,13 +90,16 @@ class Page:
         status, said = self.request("gradio_api/upload", body, Content_Type=f"multipart/form-data; boundary={edge}")
         return status, json.loads(said)[0] if status == 200 else said.decode()
 
+    def question(self, data, route="gradio_api/call/answer", **more):
+        """Asks for an answer: `(status, what was said)`."""
+        body = json.dumps({"data": data, **more}).encode()
+        status, said = self.request(route, body, Content_Type="application/json")
+        return status, json.loads(said)
+
     def begin(self, path, name="clip.mp4", **more):
-        asked = {"data": [{"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}, **more}]}
-        status, said = self.request(
-            "gradio_api/call/answer", json.dumps(asked).encode(), Content_Type="application/json"
-        )
+        status, said = self.question([{"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}], **more)
         assert status == 200, said
-        return json.loads(said)["event_id"]
+        return said["event_id"]
 
     def ask(self, path, name="clip.mp4", **more):
         """The parts of the answer about a file that was sent: `[(event, data), …]`."""
@@ -109,7 +114,8 @@ class Page:
 
     def left(self):
         """Files of people that are there now."""
-        return [p for p in self.temp.glob("nlzoo-serve-*/sent/**/*") if p.is_file()]
+        folders = [walked for sent in self.temp.glob("nlzoo-serve-*/sent") for walked in os.walk(sent)]
+        return [Path(folder, name) for folder, _, names in folders for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +166,10 @@ def test_an_answer_is_what_predict_and_explain_say(page, videos, tmp_path):
     _, there = page.send(file.read_bytes())
     parts = page.ask(there)
     assert [event for event, _ in parts] == ["generating"] * (len(parts) - 1) + ["complete"] and len(parts) > 3
-    drop, whole, times, overlay = next(data for _, data in reversed(parts) if "value" in data[1])
+    drop, whole, times, overlay, results = next(data for _, data in reversed(parts) if "value" in data[1])
+    assert results["visible"] is True
     net = checkpoint.load_model(page.folder / "alice" / "net")
-    (row,) = predict.predict(net, [file], CPU)
+    (row,) = predict.predict(net, [file], device=CPU)
     expected = {printable(name): score for name, score in list(row["scores"].items())[: serve.TOP]}
     assert {c["label"]: c["confidence"] for c in whole["value"]["confidences"]} == pytest.approx(expected, abs=1e-6)
     assert whole["value"]["label"] == next(iter(expected))
@@ -196,7 +203,7 @@ def test_one_window_gives_level_lines(page, videos):
 def test_names_are_plain_text(page, videos):
     sent = "<b>x</b>\x1b[31m\n&amp;.mp4"
     _, there = page.send(videos().read_bytes(), "<script>x.mp4")
-    _, whole, times, overlay = next(data for _, data in reversed(page.ask(there, sent)) if "value" in data[1])
+    _, whole, times, overlay, _ = next(data for _, data in reversed(page.ask(there, sent)) if "value" in data[1])
     assert whole["label"] == f"Whole video: {printable(sent)}"
     known = {printable(name) for name in CLASSES}
     assert {c["label"] for c in whole["value"]["confidences"]} <= known and {
@@ -241,19 +248,6 @@ def test_nothing_but_what_was_sent_can_be_had(page, videos, tmp_path):
         ):
             status, said = page.request(route + urllib.request.quote(place))
             assert status in (403, 404), (route, place, status)
-    for more in (
-        {},
-        {"meta": {}},
-        {"meta": None},
-        {"is_stream": True},
-        {"url": f"{page.url}gradio_api/file={outside}"},
-    ):
-        assert page.ask(str(outside), **more)[-1] == ("error", {"error": None}) and outside.exists(), more
-    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
-        elsewhere.settimeout(0.2)
-        assert "not a video that was sent here" in page.refused(f"http://127.0.0.1:{elsewhere.getsockname()[1]}/x.mp4")
-        with pytest.raises(TimeoutError):
-            elsewhere.accept()
     for path in (
         "docs",
         "openapi.json",
@@ -265,17 +259,148 @@ def test_nothing_but_what_was_sent_can_be_had(page, videos, tmp_path):
     assert page.left() == []
 
 
+ELSEWHERE = "http://127.0.0.1:{port}/x.mp4"
+
+
+def refused_questions(sent, outside, elsewhere):
+    """What a client may send for an answer that is no video which was sent here."""
+    meta = {"_type": "gradio.FileData"}
+    for path in (
+        elsewhere,
+        str(outside),
+        f"{sent}/../../../../../{outside}",
+        "",
+        "/etc/hostname",
+        None,
+        7,
+        [],
+        sent[:-1],
+    ):
+        for more in ({}, {"meta": None}, {"is_stream": True}, {"url": elsewhere}, {"url": f"file://{outside}"}):
+            yield [{"path": path, "orig_name": "x.mp4", "meta": meta, **more}]
+    own = {"path": sent, "orig_name": "x.mp4", "meta": meta}
+    yield from (
+        [],
+        {},
+        None,
+        "x",
+        [None],
+        [elsewhere],
+        [[own]],
+        [own, own],
+        [{"url": elsewhere, "meta": meta}],
+        [{**own, "orig_name": []}],
+    )
+
+
+def test_no_request_of_any_session_makes_it_fetch_or_read_anything_else(page, videos):
+    """gradio rebuilds a component for a session once it was answered: so in a new session, and in one with an answer."""
+    outside = videos()
+    _, sent = page.send(outside.read_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0.3)
+        address = ELSEWHERE.format(port=elsewhere.getsockname()[1])
+        questions = list(refused_questions(sent, outside, address))
+        assert len(questions) == 55
+        for turn in range(2):
+            for data in questions:
+                for route, more in (("call/answer", {}), ("queue/join", {"session_hash": "s", "fn_index": 0})):
+                    status, said = page.question(data, f"gradio_api/{route}", **more)
+                    assert (status, said["detail"]) == (403, "this is not a video that was sent here"), (turn, data)
+            assert page.ask(sent)[-1] == ("complete", ANY)  # an answer in between
+            _, other = page.send(videos().read_bytes() + b"%d" % turn)
+            own = {"path": other, "url": address, "meta": {"_type": "gradio.FileData"}}
+            status, said = page.question([own], "gradio_api/queue/join", session_hash="s", fn_index=0)
+            assert status == 200, said  # the file is its own; the address beside it is left out
+            _, sent = page.send(outside.read_bytes())
+        for body in (b"", b"[", b"\xff", b"x" * 20_000, b"[" * 10_000, json.dumps([1]).encode()):
+            assert page.request("gradio_api/call/answer", body, Content_Type="application/json")[0] == 403
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+    assert outside.exists()
+    page.ask(sent)
+    assert _settled(page, 0)
+
+
 def test_only_its_own_page_may_ask(page):
-    port = page.url.rstrip("/").rpartition(":")[2]
+    port = int(page.url.rstrip("/").rpartition(":")[2])
     own = [{}, {"Host": f"localhost:{port}"}, {"Origin": page.url.rstrip("/")}, {"Origin": f"http://localhost:{port}"}]
+    own += [{"Host": "localhost:9", "Origin": "http://localhost:9"}]  # through a tunnel
     others = [
         {"Host": "example.org"},
         {"Host": f"127.0.0.1.example.org:{port}"},
         {"Origin": "https://example.org"},
         {"Origin": "null"},
+        {"Origin": f"http://127.0.0.1:{port + 1}"},
+        {"Origin": "http://localhost"},
+        {"Origin": f"http://localhost:{port}.example.org"},
+        {"Origin": ""},
     ]
-    assert [page.request("config", **headers)[0] for headers in own] == [200] * 4
-    assert [page.request("config", **headers)[0] for headers in others] == [404] * 4
+    assert [page.request("config", **headers)[0] for headers in own] == [200] * len(own)
+    assert [page.request("config", **headers)[0] for headers in others] == [404] * len(others)
+
+
+def test_what_lies_here_is_bounded(page):
+    """Many at once, many files in one request, and much in all."""
+    _clear(page)
+    statuses = [page.send(b"x%d" % number)[0] for number in range(door.MOST_FILES + 3)]
+    assert statuses == [200] * door.MOST_FILES + [503] * 3 and len(page.left()) == door.MOST_FILES
+    _clear(page)
+    edge = "edge"
+    part = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{{}}.mp4"\r\n\r\n{{}}\r\n'
+    body = "".join(part.format(n, n) for n in range(100)) + f"--{edge}--\r\n"
+    status, _ = page.request("gradio_api/upload", body.encode(), Content_Type=f"multipart/form-data; boundary={edge}")
+    assert status == 200 and _settled(page, door.MOST_FILES)
+    _clear(page)
+    large = [page.send(os.urandom(MOST_BYTES - 100))[0] for _ in range(door.MOST_TOTAL + 2)]
+    assert large == [200] * door.MOST_TOTAL + [503] * 2
+    _clear(page)
+    assert (
+        page.request("gradio_api/upload", b"x" * (2 * MOST_BYTES), Content_Type="multipart/form-data; boundary=x")[0]
+        == 413
+    )
+
+
+def _clear(page):
+    for file in page.left():
+        file.unlink(missing_ok=True)
+
+
+def _settled(page, number):
+    """Whether so many files lie there, within some seconds."""
+    until = time.monotonic() + 20
+    while len(page.left()) != number and time.monotonic() < until:
+        time.sleep(0.05)
+    return len(page.left()) == number
+
+
+def test_an_empty_page_shows_its_classes_and_no_empty_charts(page):
+    status, config = page.request("config")
+    parts = {part["type"]: part["props"] for part in json.loads(config)["components"]}
+    assert status == 200 and parts["column"]["visible"] is False
+    assert "7 classes: " in parts["markdown"]["value"] and parts["markdown"]["value"].endswith("🙂 wave · plain")
+
+
+def test_a_page_for_the_network_has_the_same_door():
+    """Of another host: its own name at its own port, and a Space's name where a proxy hides it."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["path"])
+
+    async def send(message):
+        pass
+
+    def passes(**headers):
+        seen.clear()
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "method": "GET", "path": "/config", "headers": raw}
+        asyncio.run(door.Door(app, Path("/nowhere"), 1000, False)(scope, None, send))
+        return seen == ["/config"]
+
+    assert passes(host="box:7860") and passes(host="box:7860", origin="http://box:7860")
+    assert not passes(host="box:7860", origin="http://box:7861")
+    assert not passes(host="box:7860", origin="https://example.org") and not passes(host="box:7860", origin="null")
 
 
 def test_it_listens_on_loopback_alone(page):
@@ -290,10 +415,7 @@ def test_it_listens_on_loopback_alone(page):
 
 def test_a_video_goes_though_nobody_waits_for_its_answer(page, videos):
     page.begin(page.send(videos().read_bytes())[1])
-    until = time.monotonic() + 20
-    while page.left() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert page.left() == []
+    assert _settled(page, 0)
 
 
 def test_an_address_that_is_taken_and_a_missing_gradio(monkeypatch):
