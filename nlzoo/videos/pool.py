@@ -41,15 +41,11 @@ class Failure:
     reason: str  # said of the file: "is empty", "the decoder crashed (SIGSEGV)"
 
 
-def usual_deadline(task: object) -> float:
-    return DEADLINE
-
-
 def run(
     work: Callable[[_Task], _Result],
     tasks: Iterable[_Task],
     workers: int,
-    deadline: Callable[[_Task], float] = usual_deadline,
+    deadline: Callable[[_Task], float] = lambda task: DEADLINE,
     ahead: int = 2,
 ) -> Generator[tuple[_Task, _Result | Failure], None, None]:
     """`(task, work(task))` or `(task, Failure)` in the order of `tasks`, read at most `workers * ahead` in advance.

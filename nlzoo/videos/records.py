@@ -30,6 +30,7 @@ from ..core.text import printable
 from . import pool, video
 
 HEADER, THREE, ALL = 0, 1, 2  # levels: packets walked; first, middle and last frame decoded; every frame decoded
+PROBE_FORMAT = 2  # raised when `video.Probe` changes
 SIDE = 64  # shorter side, pixels, that frames are compared at
 SLOWEST = 2**21  # bytes a second that a file must be read at, above the first minute, before its worker is stopped
 _STORE_AFTER = 2.0  # seconds of work that a kill may cost
@@ -246,7 +247,8 @@ def _regular(names: Iterable[str]) -> dict[str, State]:
 
 def _reader() -> bytes:
     """What reads the files: another version reads them again."""
-    return f"nlzoo {__version__}, {video.backends()}, at most {video.MAX_SIDE} and {video.MAX_PIXELS} pixels".encode()
+    limits = f"at most {video.MAX_SIDE} and {video.MAX_PIXELS} pixels"
+    return f"nlzoo {__version__}, probe {PROBE_FORMAT}, {video.backends()}, {limits}".encode()
 
 
 def _remembered(states: dict[str, State | None], log: Log) -> dict[str, Record]:

@@ -4,7 +4,8 @@ Unusual here: nothing believes a frame number that was computed from a time. `pr
 the presentation time of every frame; `read_frames` knows a frame by that time, starts decoding only at key frames that
 the decoder confirms, and decodes from the start of the file when anything is not as the index says. Where packets
 cannot tell (no times, AVI, transport streams, damage that shows) the file is decoded once and its frames are counted.
-decord serves only files that it was measured to read right, and PyAV takes over from it at the first doubt.
+decord serves only where it is asked for, and refuses files that it was not measured to read right: on the others it gives
+the same bits as PyAV and costs more (docs/decoding.md).
 Readers are opened and closed within one call and decode with one thread, so workers may fork, and scale.
 """
 
@@ -36,7 +37,6 @@ except (ImportError, OSError):  # not installed, or its libraries do not load: P
 
 EXTENSIONS = files.VIDEO_EXTENSIONS
 DECODERS = ("auto", "decord", "pyav")
-PREFER_DECORD = False  # where it reads right it gives the same bits and costs more: docs/decoding.md has the figures
 MAX_SIDE = 8192  # pixels; an 8K frame is 7680 x 4320
 MAX_PIXELS = 40_000_000  # per frame; FFmpeg holds about ten of them while it decodes
 
@@ -72,9 +72,7 @@ class Probe:
     rotation: int  # degrees clockwise that it takes to display it: 0, 90, 180, 270
     base: float  # seconds per unit of `pts`
     variable: bool  # whether the time from a frame to the next changes by more than half a frame
-    decoder: str  # "decord" or "pyav": what `read_frames` takes by itself
-    reason: str  # why
-    decord_right: bool  # whether decord reads it right too
+    decord_doubt: str  # why decord may read it wrong; empty where it was measured to read such files right
     pts: np.ndarray | None = field(repr=False, compare=False)  # (frames,) int64, ascending, in stream units; or None
     keys: np.ndarray | None = field(repr=False, compare=False)  # ascending frame numbers where decoding may start
 
@@ -151,9 +149,9 @@ def read_frames(
     """Frames `indices` (presentation order, any order, repeats allowed): uint8 (len(indices), H, W, 3), RGB, upright.
 
     With `short_side` the shorter side gets that many pixels, up or down, and the other the nearest whole number that
-    keeps the aspect. `decoder` "auto" takes what `probe` chose; "decord" refuses files that decord reads wrong. Raises
-    `VideoError` for a file that cannot be used or a frame that is damaged, `IndexError` for a frame number that the
-    video has not. `info`: what `probe` said of the file, where the caller knows.
+    keeps the aspect. `decoder` "auto" is "pyav"; "decord" refuses files that decord reads wrong. `info`: what `probe`
+    gave for the file, where the caller has it. Raises `VideoError` for a file that cannot be used or a frame that is
+    damaged, `IndexError` for a frame number that the video does not have.
     """
     info = info or probe(path)
     check_decoder(decoder)
@@ -284,7 +282,7 @@ def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
     times = sorted(p.pts for p in walk.packets if not p.discard and p.pts is not None) if exact else _count(path)
     pts = _ascending(times) if walk.timed else None
     rate, duration = _rate_and_duration(walk, len(times), pts)
-    doubt = _decord_doubt(walk, pts) if exact and pts is not None else _count_reason(walk)
+    doubt = _decord_doubt(walk, pts) if exact and pts is not None else "its frames had to be counted"
     height, width = first.height, first.width
     if first.rotation in (90, 270):
         height, width = width, height
@@ -300,9 +298,7 @@ def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
         rotation=first.rotation,
         base=walk.base,
         variable=pts is not None and _is_variable(pts),
-        decoder="decord" if PREFER_DECORD and not doubt else "pyav",
-        reason=doubt or "decord would give the same frames",
-        decord_right=not doubt,
+        decord_doubt=doubt,
         pts=pts,
         keys=None if pts is None else _safe_keys(walk.packets, pts),
     )
@@ -413,14 +409,6 @@ def _count(path: str) -> list[int | None]:
         return [frame.pts for frame in _all_frames(container, stream)]
 
 
-def _count_reason(walk: _Walk) -> str:
-    if not walk.timed:
-        return "frames had to be counted: this container or codec has no dependable times"
-    if walk.whole:
-        return "frames had to be counted: times are missing, repeated or cut"
-    return "frames had to be counted: the file is damaged"
-
-
 def _decord_doubt(walk: _Walk, pts: np.ndarray) -> str:
     """Why decord may read a file with dependable times wrong; empty when it does not."""
     if decord is None:
@@ -500,13 +488,12 @@ def check_decoder(decoder: str) -> None:
 
 def _images(info: Probe, numbers: list[int], height: int, width: int, decoder: str) -> Iterator[tuple[int, np.ndarray]]:
     """(number, RGB image (height, width, 3)) for each of `numbers` (ascending, unique)."""
-    if decoder == "decord" or (decoder == "auto" and info.decoder == "decord"):
+    if decoder == "decord":
         try:
             yield from zip(numbers, _by_decord(info, numbers, height, width), strict=True)
             return
         except _Mismatch as error:
-            if decoder == "decord":
-                raise VideoError(f"cannot be read by decord: {error}", "omit --decoder", info.path) from None
+            raise VideoError(f"cannot be read by decord: {error}", "omit --decoder", info.path) from None
     to_rgb = _ToRgb(height, width, info.rotation)
     for number, frame in _frames(info, numbers):
         try:
@@ -518,8 +505,8 @@ def _images(info: Probe, numbers: list[int], height: int, width: int, decoder: s
 
 def _by_decord(info: Probe, numbers: list[int], height: int, width: int) -> np.ndarray:
     """RGB (len(numbers), height, width, 3), the same bits as PyAV's; `_Mismatch` when decord cannot be relied on."""
-    if not info.decord_right:
-        raise _Mismatch(info.reason)
+    if info.decord_doubt:
+        raise _Mismatch(info.decord_doubt)
     size = {} if (height, width) == (info.height, info.width) else {"height": height, "width": width}
     try:
         # fault_tol: without it decord hands out copies of the last good frame for damaged ones
