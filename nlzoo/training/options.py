@@ -8,6 +8,7 @@ from ..core.errors import UsageError
 from ..core.recipe_spec import parse_recipe
 from ..core.view_spec import parse_augment
 from ..networks.zoo import RUNS
+from ..videos import frame_cache, video
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class FinetuneOptions:
         if self.augment:
             parse_augment(self.augment)
         self.rate()
+        video.check_decoder(self.decoder)
+        if self.cache:
+            frame_cache.check_options(Path(self.cache), self.decoder)
 
     def rate(self) -> float | None:
         """The learning rate that was given; None where it is to be found."""

@@ -203,7 +203,7 @@ def batches(job: Job, epoch: int) -> list[Keys]:
     if config.recipe.balance != "sampler":
         return loader.epoch_batches(len(job.train_clips), size, config.seed, epoch)
     order = recipes.balanced_order(job.targets.tolist(), config.seed, epoch)
-    return [[(epoch, i) for i in order[n : n + size]] for n in range(0, len(order), size)]
+    return loader.even_batches(order, size, epoch)
 
 
 def train_step(job: Job, indices: list[int], pixels: torch.Tensor | None, bad: Failures) -> tuple[float, int, int]:

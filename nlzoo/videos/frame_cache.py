@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..core import files
-from ..core.errors import DiskError, VideoError
+from ..core.errors import DiskError, UsageError, VideoError
 from ..core.text import printable
 from . import video
 
@@ -49,6 +49,16 @@ def read_frames(path: str | os.PathLike, indices: Sequence[int], short_side: int
         return _rows(kept, indices)
     except (OSError, DiskError, _Damaged) as error:
         raise _not_written(cache, error) from error
+
+
+def check_options(cache: Path, decoder: str) -> None:
+    """Raises `UsageError` where `decoder` could not serve with a cache, and `DiskError` where `cache` could not be written."""
+    if decoder == "decord":
+        raise UsageError(
+            "--cache keeps frames that PyAV decoded, so --decoder decord cannot be used with it", "omit one of the two"
+        )
+    folder = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    files.check_writable(folder / "frames.npy")
 
 
 def check_room(videos: Iterable[tuple[str | os.PathLike, int, int, int]], short_side: int | None, cache: Path) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from drawn import B, break_frame, drawing, encode, rotate
 
-from nlzoo.core.errors import DiskError, VideoError
+from nlzoo.core.errors import DiskError, UsageError, VideoError
+from nlzoo.training.options import FinetuneOptions
 from nlzoo.videos import frame_cache, video
 
 
@@ -170,3 +171,15 @@ def test_what_killed_runs_left_is_removed_in_time(tmp_path):
     os.utime(old, (time.time() - 7200,) * 2)
     frame_cache.check_room([], 24, tmp_path)
     assert kept(tmp_path) == [new.name]
+
+
+def test_what_a_cache_cannot_serve_is_refused_before_any_video_is_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match="PyAV decoded, so --decoder decord cannot be used with it"):
+        FinetuneOptions(cache=tmp_path / "cache", decoder="decord")
+    for place in (tmp_path / "file", tmp_path / "file" / "deep" / "cache"):
+        with pytest.raises(DiskError, match=r"could not be written \(Not a directory\)"):
+            FinetuneOptions(cache=place)
+    for decoder in ("auto", "pyav"):
+        FinetuneOptions(cache=tmp_path / "new" / "deep", decoder=decoder)
+    assert kept(tmp_path) == ["file"]
