@@ -70,13 +70,14 @@ def predict(
     device: str | torch.device | None = None,
     stages: Stages = no_stages,
     on_row: Callable[[dict], object] = lambda row: None,
+    on_note: Callable[[str], object] = lambda note: None,
 ) -> list[dict]:
     """For each video `{"path", "scores": {class: probability}}`, best first, or `{"path", "error"}`.
 
     `model`: a network, or what `download.locate` finds. `videos`: files, folders of them, `-` for names on standard
     input. `every`, `window`: windows over long videos, in seconds (`1.5`, `"2s"`); the rows are those of `windows`.
     `features`: a file for the inputs of the last layer; the rows have `features`, float32 (C,), for `scores`. `out`: a
-    file for `as_rows`. `on_row` gets each row as it is done. Raises `UsageError` and `DiskError` for what cannot be,
+    file for `as_rows`. `on_row` gets each row as it is done, `on_note` what a reader should know first. Raises `UsageError` and `DiskError` for what cannot be,
     before a video is opened.
     """
     views = parse_views(views) if isinstance(views, str) else views
@@ -86,6 +87,8 @@ def predict(
     _check_files(out, features, given)
     device = evaluate.resolve_device(device)
     net, _ = evaluate.open_network(model, device, given[0] if given else "VIDEO", "predict")
+    if not (net.spec.classes or features):
+        on_note("the model has no class names: numbers of its outputs stand for them; nlzoo finetune gives it classes")
     paths = find(given)
     workers = pool.default_workers(str(device))
     rows = []
@@ -140,9 +143,14 @@ def _names_on_stdin() -> list[Path]:
 
 
 def failures(rows: Sequence[dict]) -> list[str]:
-    """Which videos, or windows of them, have no prediction, and why."""
-    parts = ((row["path"], part) for row in rows for part in (row, *row.get("windows", ())))
-    return [f"{printable(path)} {part['error']}" for path, part in parts if "error" in part]
+    """A line for each video, or window of one, that has no prediction: its path and why."""
+    lines = []
+    for row in rows:
+        for part in (row, *row.get("windows", ())):
+            if "error" in part:
+                span = f" ({part['start']:g} to {part['end']:g} s)" if "start" in part else ""
+                lines.append(f"{printable(row['path'])}{span} {part['error']}")
+    return lines
 
 
 def summary(rows: Sequence[dict], features: str | Path | None) -> list[dict] | dict:

@@ -72,7 +72,9 @@ def predict(
     from ..apps import predict as app
 
     show = partial(_print_prediction, top)
-    rows = app.predict(model, videos, views, every, window, out, features, decoder, device, console.progress, show)
+    rows = app.predict(
+        model, videos, views, every, window, out, features, decoder, device, console.progress, show, console.warn
+    )
     failures = app.failures(rows)
     good = [row for row in rows if "error" not in row]
     for file in filter(None, (out, features and good and features)):
@@ -150,14 +152,15 @@ def explain_(
 ) -> None:
     """Show the evidence for a prediction: where the non-local blocks attend to, and Grad-CAM, as PNG and mp4."""
     from ..apps import explain, pictures
-    from ..networks import checkpoint, download
     from ..training import evaluate
+    from ..videos import listing
 
+    listing.refuse_address(video)
     folder = out or Path(f"explain-{video.stem}")
     at_points = [explain.parse_point(text) for text in at or ()]
     on = evaluate.resolve_device(device)
     pictures.check(folder)
-    net = checkpoint.load_model(download.locate(model)).to(on)
+    net, _ = evaluate.open_network(model, on, video, "explain")
     explanation = explain.explain(net, video, on, target_class, at_points, points)
     written = [str(file) for file in pictures.write(explanation, folder)]
     lines = [str(explanation), "wrote", *(f"  {printable(file)}" for file in written)]

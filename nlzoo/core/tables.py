@@ -16,22 +16,27 @@ from .errors import UsageError
 from .text import as_json, as_text, printable
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
+_OURS = {"model.safetensors", "videos.csv", "skipped.csv", "metrics.jsonl"}  # in folders of models and runs
 
 
 def check(file: Path, endings: Sequence[str] = ENDINGS, inputs: Sequence[Path] = ()) -> None:
     """Raises before the work what would else be found after it.
 
-    `UsageError` for an ending that is not one of `endings`, for one of `inputs`, which would be overwritten, and for
-    `.parquet` without pyarrow; `DiskError` where `file` cannot be written.
+    `UsageError` for an ending that is not one of `endings`, for what would overwrite one of `inputs` or a part of a model
+    or run, and for `.parquet` without pyarrow; `DiskError` where `file` cannot be written.
     """
     if file.suffix.lower() not in endings:
         known = ", ".join(endings)
         raise UsageError(
             f"{printable(file)} ends in none of {known}", f"for example {file.stem or 'predictions'}{endings[0]}"
         )
-    for source in inputs:
-        if file.resolve() == source.resolve():
-            raise UsageError(f"{printable(file)} would overwrite what is read", "choose another name for the output")
+    if any(file.resolve() == source.resolve() for source in inputs):
+        raise UsageError(f"{printable(file)} would overwrite what is read", "choose another name for the output")
+    if file.name in _OURS and (file.parent / "config.json").is_file():
+        raise UsageError(
+            f"{printable(file)} would overwrite a part of the model or run in {printable(file.parent)}",
+            "choose another name for the output",
+        )
     if file.suffix.lower() == ".parquet":
         _pyarrow()
     files.check_writable(file)

@@ -4,6 +4,7 @@ Nothing but four named files travels, never code, and each is compared with the 
 """
 
 import contextlib
+import difflib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import huggingface_hub
 from ..core import files
 from ..core.errors import DiskError, HubError, UsageError, WeightsError
 from ..core.model_spec import from_json
+from ..core.text import printable
 from . import hub_client, zoo
 from .hub_client import RemoteFile, Repo, Unreachable
 
@@ -45,10 +47,23 @@ def locate(name: str) -> Path:
         return folder
     if looks_like_repo(name) and not Path(name).exists():
         return pull(name)
-    raise UsageError(
-        f"there is no model {name!r} here, and it is not user/name on the Hub",
-        "nlzoo list shows the models that are here",
-    )
+    raise UsageError(f"there is no model {name!r} here, and it is not user/name on the Hub", _what_was_meant(name))
+
+
+def _what_was_meant(name: str) -> str:
+    """The hint for a name that is no model."""
+    address = re.match(r"https?:/{1,2}(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s]+)", name)
+    if address:
+        return f"give it as {address[1]}"
+    path = Path(name)
+    for run in (path, path.parent, zoo.RUNS / name):
+        if zoo.is_unfinished(run):
+            return f"the run {printable(run)} is unfinished and has no model yet; nlzoo finetune --resume continues it"
+    if path.is_file() and path.suffix.lower() in (".pth", ".pt", ".safetensors", ".pkl", ".ckpt"):
+        return "nlzoo import makes a model folder of a weights file; nlzoo inflate --weights one of a 2-D network's"
+    here = {folder.name.casefold(): folder.name for folder in (*zoo.models(), *zoo.runs(), *zoo.unfinished_runs())}
+    near = [printable(here[match]) for match in difflib.get_close_matches(path.name.casefold(), here, 3)]
+    return f"did you mean {' or '.join(near)}?" if near else "nlzoo list shows the models that are here"
 
 
 def backbone_weights(repo: str) -> Path:

@@ -74,10 +74,10 @@ def probe(
     config = TrainConfig(
         str(videos), str(folder or ""), val, seed, str(device), workers, Recipe(epochs=1), decoder=decoder
     )
+    with stages("scanning") as progress:
+        dataset = scanning.split(scanning.scan(videos, (), progress), val, seed)
+    on_scan(dataset)
     with lock.hold(run):
-        with stages("scanning") as progress:
-            dataset = scanning.split(scanning.scan(videos, (), progress), val, seed)
-        on_scan(dataset)
         with stages("computing features") as progress:
             fitted = fit_head(net, dataset, device, workers, decoder, progress)
         return _keep(run, net, dataset, config, fitted, time.monotonic() - began)

@@ -138,7 +138,9 @@ def probe(path: str | os.PathLike) -> video.Probe:
     """As `video.probe`, without walking through the file again where it was examined before and has not changed."""
     name = _absolute(path)
     state = _state(name)
-    return video.PROBES.get(name, *state, _probe) if state else video.probe(name)
+    if state is None or state[0] == 0:
+        return video.probe(name)  # which refuses it, with the reason
+    return video.PROBES.get(name, *state, _probe)
 
 
 def digests(
