@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from decoded import REFUSED, decode_all, mutant, mutant_outcomes, mutants_survived, wrong_frames
 from drawn import MADE, B, damaged, drawing, encode, rotate, two_sizes
+from measured import grown
 
 from nlzoo.core.errors import NlzooError, UsageError, VideoError
 from nlzoo.videos import video
@@ -311,6 +312,31 @@ def test_probe_says_what_is_in_a_file(tmp_path):
     assert video.probe(str(path)) is info  # remembered
     encode(path, drawing(10))
     assert video.probe(path).frames == 10  # until the file changes
+
+
+@pytest.mark.parametrize("frames, videos", [(108_000, 400), (125, 45_000)])
+def test_what_is_remembered_of_videos_is_bounded_by_bytes(frames, videos, tmp_path):
+    """Of videos of an hour, and of very many short ones: 16,384 probes of an hour would be 14 GB in every worker."""
+    path = encode(tmp_path / "a.mp4", drawing(3))
+    before = """
+        import dataclasses, sys
+        import numpy as np
+        from nlzoo.videos import video
+        path, frames, videos, most = sys.argv[1], *map(int, sys.argv[2:])
+        info = video.probe(path)
+        def make(path, size, mtime_ns):
+            times = np.arange(frames) + mtime_ns
+            return dataclasses.replace(info, path=path, frames=frames, pts=times, keys=times[::250].copy())
+    """
+    script = """
+        video.PROBES.most = most
+        for number in range(videos):
+            assert video.PROBES.get(f"{path}/{number}", number, number, make).frames == frames
+    """
+    limit = video.PROBES.most
+    bounded, unbounded = (grown(before, script, path, frames, videos, most) for most in (limit, 2**40))
+    assert bounded < 1.25 * limit / 2**20
+    assert unbounded > 1.5 * bounded  # the control
 
 
 def test_frames_come_in_the_order_asked_for(tmp_path):
