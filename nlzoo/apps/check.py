@@ -54,8 +54,8 @@ _TITLES = {  # code of a finding: as it is printed
     "still": "still",
     "repeats": "repeats",
     "variable_rate": "variable rate",
-    "shape_shortcut": "class can be predicted from shape alone",
-    "duration_shortcut": "class can be predicted from duration alone",
+    "shape_shortcut": "shape shortcut",
+    "duration_shortcut": "duration shortcut",
     "few": "few",
     "imbalance": "imbalance",
 }

@@ -3,7 +3,7 @@
 import csv
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,9 +117,7 @@ def refuse_clashes(source: Path, labels: set[str]) -> None:
 
 def choose(source: Path, wanted: Iterable[str], there: set[str]) -> set[str]:
     """The classes that `wanted` names, each text one class or several as in a row of CSV. Raises `UsageError`."""
-    chosen: dict[str, None] = {}  # in the order that was given
-    for text in wanted:
-        chosen |= dict.fromkeys([text] if text in there else _cells(text))
+    chosen = [name for text in wanted for name in names_in(text, there)]
     unknown = [label for label in chosen if label not in there]
     if unknown:
         raise UsageError(
@@ -129,7 +127,10 @@ def choose(source: Path, wanted: Iterable[str], there: set[str]) -> set[str]:
     return set(chosen)
 
 
-def _cells(text: str) -> list[str]:
+def names_in(text: str, there: Collection[str]) -> list[str]:
+    """The names in an option: one that is `there` as it is, otherwise a row of CSV."""
+    if text in there:
+        return [text]
     try:
         row = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error:  # an end of line in a name

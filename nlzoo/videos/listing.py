@@ -50,12 +50,10 @@ def read(source: Path, classes: Sequence[str] = ()) -> Listing:
 
 def _missing(source: Path) -> VideoError:
     """The error for a path that is not there, with what was probably meant."""
-    text = printable(source)
-    parent = source.parent
+    part, parent = source, source.parent
     while not parent.is_dir() and parent != parent.parent:
-        source, parent = parent, parent.parent
-    names = sorted(os.listdir(parent)) if os.access(parent, os.R_OK) else []
-    folded = {name.casefold(): name for name in names}
-    near = [folded[name] for name in get_close_matches(source.name.casefold(), folded, 3, 0.6)]
-    where = f"; {printable(parent)} has {quoted(near)}" if near else ""
-    return VideoError(f"{text} does not exist{where}", f"perhaps {printable(parent / near[0])}" if near else EXPECTED)
+        part, parent = parent, parent.parent
+    names = {name.casefold(): name for name in (os.listdir(parent) if os.access(parent, os.R_OK) else ())}
+    near = [printable(parent / names[name]) for name in get_close_matches(part.name.casefold(), names, 3, 0.6)]
+    hint = f"did you mean {' or '.join(near)}?" if near else EXPECTED
+    return VideoError(f"{printable(source)} does not exist", hint)

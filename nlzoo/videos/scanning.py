@@ -125,9 +125,9 @@ def _copies(root: Path, known: Mapping[str, records.Record], paths: list[str]) -
 
 
 def refuse_unusable(dataset: Dataset) -> None:
-    """Raises `VideoError` for a dataset that nothing can be trained on, or not what its folders or list name.
+    """Raises `VideoError` for a dataset that is no good for anything.
 
-    That is: more than `MOST_BAD` of the files unusable, no video, a class without any, fewer than two classes.
+    That is: more than `MOST_BAD` of the files unusable, no video, fewer than two classes.
     """
     where, unusable = printable(dataset.root), bad(dataset.skipped, dataset.kind)
     total = len({item.path for item in dataset.items}) + len(unusable)
@@ -140,17 +140,23 @@ def refuse_unusable(dataset: Dataset) -> None:
             f"{len(unusable)} of {counted(total, 'video')} in {where} cannot be used:\n{_table(unusable)}",
             "fix or remove them; nlzoo check shows all",
         )
-    lost = [entry for entry in dataset.lost if not _may_be_lost(entry, dataset.kind)]
-    if lost:
-        others = quoted(entry.path for entry in lost[1:])
-        raise VideoError(
-            f"class {quoted([lost[0].path])} of {where} {printable(lost[0].reason)}{f'; so does {others}' if others else ''}",
-            "add videos, remove the folder or rows, or name the other classes with --classes",
-        )
     if len(dataset.classes) < (1 if dataset.multi_label else 2):
+        _refuse_lost(dataset)
         raise VideoError(
             f"{where} has one class, {quoted(dataset.classes)}; a classifier needs two",
             "give a folder with one sub-folder of videos per class",
+        )
+
+
+def _refuse_lost(dataset: Dataset) -> None:
+    """Raises `VideoError` for a class of which no video can be used: it would vanish from the task."""
+    lost = [entry for entry in dataset.lost if not _may_be_lost(entry, dataset.kind)]
+    if lost:
+        first, *others = lost
+        more = f"; so does {quoted(entry.path for entry in others)}" if others else ""
+        raise VideoError(
+            f"class {quoted([first.path])} of {printable(dataset.root)} {printable(first.reason)}{more}",
+            "add videos, remove the folder or rows, or name the other classes with --classes",
         )
 
 
@@ -160,7 +166,7 @@ def _may_be_lost(entry: Skipped, kind: Kind) -> bool:
 
 
 def left_out(dataset: Dataset) -> list[str]:
-    """A sentence on each folder or class that `refuse_unusable` accepts though it contributes nothing."""
+    """A sentence on each folder or class that is accepted though it contributes nothing."""
     return [f"{quoted([entry.path])} is not among the classes: {printable(entry.reason)}" for entry in dataset.lost]
 
 
@@ -176,7 +182,11 @@ def _table(rows: Sequence[Skipped]) -> str:
 
 
 def split(dataset: Dataset, val: str, seed: int) -> Dataset:
-    """The same dataset with every item in `train`, `val` or `test` (`splits.split`)."""
+    """The same dataset with every item in `train`, `val` or `test` (`splits.split`), for training.
+
+    Raises `VideoError` where a class would vanish: in the split, or because none of its videos can be used.
+    """
+    _refuse_lost(dataset)
     items, rule = splits.split(dataset.items, val, seed, dataset.grouped_by)
     return replace(dataset, items=items, grouped_by=rule, val=val)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.errors import UsageError, VideoError
 from ..core.text import counted, printable, quoted
-from .items import TEST, TRAIN, VAL, Item
+from .items import TEST, TRAIN, VAL, Item, names_in
 
 DRAWS = 20  # of groups to validate on, that are tried where the share is missed
 _RULES = {
@@ -123,7 +123,7 @@ def split(items: Sequence[Item], val: str, seed: int, rule: Rule) -> tuple[tuple
     """Every item that is not for testing in `train` or `val`, whole groups at a time; and the rule of the split.
 
     `val`: a share of the videos such as `0.25`, drawn by `seed` so that every class is on both sides where that can be;
-    a fold such as `2/5`, the second of five that the seed makes; or names of groups, comma-separated (`8,9,10`). What
+    a fold such as `2/5`, the second of five that the seed makes; or names of groups, as a row of CSV (`8,9,10`). What
     folders or a list say of the split is kept as it is. `rule` is how the groups were made. Raises `UsageError`, and
     `VideoError` when a class would have no training clip or nothing is left to validate on.
     """
@@ -199,7 +199,7 @@ def _held_out(items: list[Item], val: str, seed: int, rule: Rule) -> set[str]:
     groups = sorted({item.group for item in items})
     fold, share = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", val), _share(val)
     if not fold and share is None:
-        named = {name.strip() for name in val.split(",")}
+        named = set(names_in(val, groups))
         unknown = sorted(named - set(groups))
         if unknown:
             raise UsageError(
@@ -248,7 +248,7 @@ def _draw(items: list[Item], groups: list[str], share: float, seed: int) -> set[
 
 def _tolerance(target: float) -> float:
     """Videos by which the number held out may miss `target`."""
-    return max(1.0, target / 4)
+    return max(1.0, target / 5)
 
 
 def _drawn(items: list[Item], order: list[str], videos: Counter[str], share: float) -> set[str]:

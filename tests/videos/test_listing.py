@@ -737,3 +737,59 @@ def test_labels_are_text_whatever_the_bytes_of_their_folders(tmp_path):
     assert [i.labels for i in listing.read(file).items] == [("caf\\xe9",), ("tea",)]
     listing.write(found, tmp_path / "written.csv")
     assert listing.read(tmp_path / "written.csv").items == found.items
+
+
+@pytest.mark.parametrize(
+    "asked, meant",
+    [
+        ("vidz-1", "videos-1"),
+        ("VIDEOS-1", "videos-1"),
+        ("videos-1/train/hugs", "videos-1/train/hug"),
+        ("lst.csv", "list.csv"),
+    ],
+)
+def test_near_misses_of_names_are_offered(asked, meant, tmp_path, work):
+    put(tmp_path, "videos-1/train/hug/1.mp4", "list.csv", "other/1.mp4")
+    with pytest.raises(VideoError) as caught:
+        listing.read(tmp_path / asked)
+    assert caught.value.message == f"{tmp_path / asked} does not exist"
+    assert caught.value.hint == f"did you mean {tmp_path / meant}?"
+
+
+def test_nothing_is_offered_where_nothing_is_near(tmp_path, work):
+    with pytest.raises(VideoError) as caught:
+        listing.read(tmp_path / "elsewhere" / "videos")
+    assert caught.value.hint == "give a folder with one sub-folder of videos per class, or a list of path,label"
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.mp4", "s3://bucket/videos", "hf://datasets/user/name"])
+def test_addresses_are_no_paths(address, work):
+    with pytest.raises(UsageError, match="is an address; nlzoo reads files"):
+        listing.read(Path(address))
+
+
+COMMAS = ("turn, left", 'say "hi"', "a;b", "plain", "two words")
+
+
+@pytest.mark.parametrize(
+    "wanted, chosen",
+    [
+        (("turn, left",), {"turn, left"}),
+        (("turn, left", "plain"), {"turn, left", "plain"}),
+        (('"turn, left",plain',), {"turn, left", "plain"}),
+        (('plain, "turn, left"', "a;b"), {"turn, left", "plain", "a;b"}),
+        (('"say ""hi""", two words',), {'say "hi"', "two words"}),
+        (('say "hi"',), {'say "hi"'}),
+        (("plain,plain",), {"plain"}),
+        ((" , ",), set(COMMAS)),
+    ],
+)
+def test_classes_whose_names_hold_commas_can_be_chosen(wanted, chosen, tmp_path, work):
+    folder = put(tmp_path / "videos", *(f"{label}/1.mp4" for label in COMMAS))
+    assert {i.labels[0] for i in listing.read(folder, wanted).items} == chosen
+
+
+def test_an_unknown_class_is_told_with_all_names_in_quotes(tmp_path, work):
+    folder = put(tmp_path / "videos", *(f"{label}/1.mp4" for label in ("turn, left", "plain")))
+    with pytest.raises(UsageError, match="has no class 'left'; it has 'plain', 'turn, left'"):
+        listing.read(folder, ("left,plain",))

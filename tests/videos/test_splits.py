@@ -177,3 +177,53 @@ def test_several_labels_are_all_balanced(seed):
             sum(label in i.labels for i in result if i.split in parts) for parts in (("train", "val"), ("val",))
         )
         assert 0 < held < 0.6 * total
+
+
+def grouped(*sizes, labels="uv"):
+    """A group for each of `sizes`, that many videos of each class in it."""
+    return [
+        Item(f"{c}/{g}_{n}.mp4", (c,), group=f"g{g}")
+        for g, size in enumerate(sizes)
+        for c in labels
+        for n in range(size)
+    ]
+
+
+@pytest.mark.parametrize(
+    "sizes, share, held",
+    [
+        ((10, 10), "0.25", 20),  # one of two recordings: no nearer
+        ((4, 1, 1, 1, 1, 2), "0.2", 4),  # never the large one
+        ((3, 3, 3, 3), "0.25", 6),
+        ((1, 1, 1), "0.25", 2),
+        ((8, 2, 2, 2, 2), "0.5", 16),
+    ],
+)
+def test_the_share_is_of_videos(sizes, share, held, seed):
+    for n in range(20):
+        result, rule = splits.split(grouped(*sizes), share, seed % 10**6 + n, Rule("column"))
+        assert sum(i.split == splits.VAL for i in result) == held
+        asked = float(share) * len(result)
+        assert bool(splits.doubts(result, share, rule)) == (abs(held - asked) > max(1, asked / 5))
+
+
+def test_what_is_doubtful_of_a_split(seed):
+    result, rule = splits.split(grouped(10, 10), "0.25", seed, Rule("column"))
+    assert splits.doubts(result, "0.25", rule) == [
+        "20 of 40 videos are for validation (50%), not the 25% that --val asks for: whole groups (grouped by the column "
+        "group) go to one side, and every class keeps some to train on"
+    ]
+    given = [replace(i, split=splits.VAL if n % 2 else splits.TRAIN) for n, i in enumerate(grouped(2, 2))]
+    result, rule = splits.split(given, "0.25", seed, Rule("column"))
+    assert splits.doubts(result, "0.25", rule) == [
+        "2 groups of clips are on both sides of the split that was given: its figures will flatter"
+    ]
+
+
+def test_groups_whose_names_hold_commas_can_be_named():
+    items = named("one, two", 3, 4)
+    for val in ('"one, two"', "one, two"):
+        held = {i.group for i in splits.split(items, val, 0, Rule("column"))[0] if i.split == splits.VAL}
+        assert held == {"one, two"}
+    held = {i.group for i in splits.split(items, '3,"one, two"', 0, Rule("column"))[0] if i.split == splits.VAL}
+    assert held == {"3", "one, two"}
