@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
-WIDE = 4.6  # inches, of every chart of lines: at 320 pixels its text can still be read
+WIDE = 4.3  # inches, of every chart of lines: at 320 pixels its text can still be read
 MATRIX_SIDE = 480  # pixels at least, of a picture of a matrix
 IN_A_ROW = 4  # frames of a sheet
 
@@ -43,7 +43,7 @@ _STYLE = {
     "svg.hashsalt": "nlzoo",
     "text.parse_math": False,
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
+    "font.size": 10,
     "text.color": LIGHT.ink,
     "axes.edgecolor": LIGHT.rule,
     "axes.labelcolor": LIGHT.soft,
@@ -135,7 +135,7 @@ def curves(
         dot = {"markersize": 7, "clip_on": False, "zorder": 3, "label": f"best epoch, {best}"}
         axes.plot([best], [values[best - 1]], "o", color=LIGHT.accent, **dot)
         axes.set_xlabel("epoch")
-        axes.set_ylim(0, 1 if share else None)
+        axes.set_ylim(0, 1 if share else 1.05 * max(map(max, lines.values())))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if share:
             axes.yaxis.set_major_formatter(_percent)
