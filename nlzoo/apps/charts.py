@@ -6,10 +6,10 @@ stays text in the SVG, in the reader's own font. A chart has no background and t
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,7 +63,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-_DASHED = {"color": LIGHT.soft, "linewidth": 1.2, "linestyle": (0, (4, 3))}
+_DASHED: dict[str, Any] = {"color": LIGHT.soft, "linewidth": 1.2, "linestyle": (0, (4, 3))}
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def _side(place: float) -> str:
 
 
 def curves(
-    lines: dict[str, Sequence[float]], best: int, share: bool = False, level: tuple[str, float] | None = None
+    lines: Mapping[str, Sequence[float]], best: int, share: bool = False, level: tuple[str, float] | None = None
 ) -> bytes:
     """One or two lines over epochs 1, 2, …, the last one in the accent's colour, with a dot at epoch `best` of it.
 
@@ -132,7 +132,7 @@ def curves(
         if level:
             axes.axhline(level[1], label=level[0], **_DASHED)
         axes.axvline(best, color=LIGHT.accent, linewidth=0.8, alpha=0.6)
-        dot = {"markersize": 7, "clip_on": False, "zorder": 3, "label": f"best epoch, {best}"}
+        dot: dict[str, Any] = {"markersize": 7, "clip_on": False, "zorder": 3, "label": f"best epoch, {best}"}
         axes.plot([best], [values[best - 1]], "o", color=LIGHT.accent, **dot)
         axes.set_xlabel("epoch")
         axes.set_ylim(0, 1 if share else 1.05 * max(map(max, lines.values())))

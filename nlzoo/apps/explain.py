@@ -124,7 +124,7 @@ def explain(
     """Explains the clip of a video that `predict` shows the network: see `explain_clip`. Raises `VideoError` for an unreadable file."""
     source = loader.Clips(Path(), (listing.Item(str(path), ()),), net.spec.clip)
     for _, pixels, bad in loader.load(source, [[(-1, 0)]], 1):  # in a process of its own: a file may crash a decoder
-        if bad:
+        if pixels is None:
             raise VideoError(bad[0][1], path=path)
         frames = pixels[0, 0].clone()
     return explain_clip(net, frames, device, str(path), target_class, at, points)

@@ -203,7 +203,7 @@ def _png(figure: "Figure") -> bytes:
     return content.getvalue()
 
 
-def _draw(figure: "Figure", bounds: tuple[float, ...], grid: _Grid, drawing: Drawing) -> None:
+def _draw(figure: "Figure", bounds: tuple[float, float, float, float], grid: _Grid, drawing: Drawing) -> None:
     """The frames, twice: plain with the arrows, and grey below the heat, in the part `bounds` of the figure."""
     axes = figure.add_axes(bounds)
     grey, warm = _grey(drawing.frames), _coloured(drawing.heat, drawing.colours, drawing.limits)
@@ -230,7 +230,7 @@ def _draw_arrows(axes: "Axes", row: Row, grid: _Grid) -> None:
         _draw_arrow(axes, grid.at(row.query), grid.at(key), key.weight, abs(key.weight / row.keys[0].weight))
     for band in (0, 1):
         centre = grid.at(row.query, band)
-        ring = {"color": "white", "lw": 1.8, "zorder": 5, "path_effects": [_outline(3.6)]}
+        ring: dict[str, Any] = {"color": "white", "lw": 1.8, "zorder": 5, "path_effects": [_outline(3.6)]}
         axes.add_patch(Circle(centre, 0.05, fill=False, **ring))
 
 
@@ -254,7 +254,7 @@ def _draw_arrow(
         axes.add_patch(Circle(start, 0.09, fill=False, **style))
         return
     bend = min(0.18, 0.4 / length) * (-1 if end[0] >= start[0] else 1)  # upwards, and not far
-    path = {"arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 5, "shrinkB": 0}
+    path: dict[str, Any] = {"arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "shrinkA": 5, "shrinkB": 0}
     axes.add_patch(FancyArrowPatch(start, end, mutation_scale=6 + 5 * strength, **path, **style))
 
 

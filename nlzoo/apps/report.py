@@ -187,7 +187,8 @@ def _clips(
     """The clips of those rows that can still be read, in their order."""
     found = {}
     for indices, pixels, _ in loader.load(source, [[(-1, row)] for row in rows], workers):
-        for row in indices:
+        if pixels is not None:
+            (row,) = indices
             found[row] = _clip(predictions.items[row], predictions.scores[row], spec, pixels[0, 0].numpy().copy())
     return tuple(found[row] for row in rows if row in found)
 
