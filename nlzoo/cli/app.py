@@ -142,13 +142,14 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Before every command."""
     console.tame_libraries()
-    console.status("starting …")
+    console.status(f"starting {ctx.invoked_subcommand} …")
 
 
 def main() -> NoReturn:

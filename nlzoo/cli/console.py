@@ -130,7 +130,7 @@ def error(problem: NlzooError) -> None:
 
 
 def status(text: str) -> None:
-    """A line on a terminal that says what is being done; the next output replaces it. Not with `--json`, nor in a pipe."""
+    """A line that says what is being done, until the next output; on a terminal only, and not with `--json`."""
     if _err.is_terminal and not _state.muted and not _state.json and not _state.bar:
         end_status()
         _err.file.write(printable(text)[: _err.width - 1])

@@ -14,11 +14,12 @@ def demo(json: Json = False) -> None:
 
 
 def doctor(json: Json = False) -> None:
-    """What this machine can do, and how to mend what it cannot."""
+    """What this machine can do, and how to fix what it cannot."""
     import dataclasses
 
     from ..apps import doctor as examiner
 
+    console.status("examining this machine …")
     findings = examiner.examine()
     console.result([dataclasses.asdict(f) for f in findings])
     marks = {True: "ok", False: "problem", None: "note"}

@@ -51,6 +51,7 @@ def inflate(
         )
     asked = named or Named(backbone, arch or "i3d", pools or "none", nl or "5", ClipSpec())
     how = Inflation(asked.arch, init, temporal_padding, asked.pools)
+    console.status(f"inflating {asked.backbone} and checking the result …")
     net, checks = model.inflate(
         asked.backbone,
         weights,
@@ -178,6 +179,7 @@ def info(
     from ..networks import checkpoint, describe, download, zoo
     from ..networks import model as models
 
+    console.status(f"reading {model} …")
     named = None if zoo.find(model) else parse_name(model)
     net = models.blueprint(named, classes) if named else checkpoint.read_blueprint(download.locate(model))
     console.result(describe.describe(net), describe.in_words(net))

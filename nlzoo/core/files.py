@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or not at all, their sha256, small JSON files that may come from anybody, the cache.
+"""Files and folders that are there whole or not at all, sha256, the cache, small JSON files that may come from anybody.
 
-Everything is written beside its place under a hidden name, flushed to disk and renamed. One error says what could not be
-written (`not_written`), and one function removes what killed writers left (`remove_leftovers`).
+Everything is written beside its place under a hidden name, flushed to disk and renamed. One error says what could not
+be written (`not_written`), and one function removes what killed writers left (`remove_leftovers`).
 """
 
 import contextlib
@@ -63,7 +63,8 @@ def check_writable(file: Path) -> None:
 def replacing(file: Path, flush: bool = True) -> Iterator[Path]:
     """Gives a hidden path beside `file` to write to. At the end it is flushed and takes `file`'s place.
 
-    Without `flush` a power cut may leave a damaged `file`: for what its reader checks and can make again. When the block raises, `file` is left as it was and the hidden one is removed. An `OSError` becomes a `DiskError`.
+    Without `flush` a power cut may leave a damaged `file`: for what its reader checks and can make again. When the block
+    raises, `file` is left as it was and the hidden one is removed. An `OSError` becomes a `DiskError`.
     """
     file = Path(file)
     part = _hidden(file, "part")
@@ -116,8 +117,8 @@ def append_text(file: Path, text: str) -> None:
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> Path:
     """Calls `fill(part)` on a new folder beside `folder`, flushes it and puts it in `folder`'s place; returns `folder`.
 
-    On Linux `folder` has the old content or the new at any instant, where the file system can exchange two names. Elsewhere
-    there is a moment without it, which `current` bridges. Raises `DiskError`; the old content is kept then.
+    On Linux `folder` has the old content or the new at any instant, where the file system can exchange two names.
+    Elsewhere there is a moment without it, which `current` bridges. Raises `DiskError`; the old content is kept then.
     """
     part = _hidden(folder, "part")
     try:
@@ -195,7 +196,7 @@ def sha256(file: str | os.PathLike) -> str:
 
 
 def cache_folder() -> Path:
-    """Where everything is kept that can be made or fetched again: `$NLZOO_CACHE`, else `$XDG_CACHE_HOME/nlzoo` or `~/.cache/nlzoo`."""
+    """Where what can be made or fetched again is kept: `$NLZOO_CACHE`, `$XDG_CACHE_HOME/nlzoo` or `~/.cache/nlzoo`."""
     folder = os.environ.get("NLZOO_CACHE")
     if not folder:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "nlzoo")
@@ -208,7 +209,7 @@ def read_json(file: Path) -> object:
 
 
 def read_text(file: Path) -> str:
-    """A UTF-8 file of at most `MAX_CONFIG` bytes that may come from anybody, its line ends as they are. Raises `WeightsError`."""
+    """A UTF-8 file of at most `MAX_CONFIG` bytes that may come from anybody, line ends kept. Raises `WeightsError`."""
     try:
         if file.stat().st_size > MAX_CONFIG:
             raise WeightsError(f"{printable(file)} is larger than {MAX_CONFIG} bytes")
@@ -240,7 +241,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _hidden(path: Path, ending: str) -> Path:
-    """A hidden name beside `path`: `part` for what is being written or removed, `old` for a whole folder that was replaced."""
+    """A hidden name beside `path`: `part` of what is being written or removed, `old` of a whole folder that was replaced."""
     name = path.name if ending == "old" else path.name[:40]  # or a long name would become too long
     return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.{ending}")
 

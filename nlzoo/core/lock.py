@@ -138,7 +138,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _refuse_other_host(folder: Path) -> None:
-    """Raises `UsageError` where another host's process is named, though that may have ended: no lock reaches it here."""
+    """Raises `UsageError` where another host's process is named, though it may have ended: no lock reaches it here."""
     owner = _read_owner(folder / LOCK)
     if owner and owner.host != socket.gethostname():
         raise _in_use(folder, owner, f"; if it ended long ago, remove {printable(folder / LOCK)}")

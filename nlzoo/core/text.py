@@ -19,7 +19,7 @@ def as_text(name: str | os.PathLike) -> str:
 
 
 def printable(name: str | os.PathLike) -> str:
-    """A name on one line, safe for a terminal: control, format and line-ending characters and broken bytes become escapes."""
+    """A name on one line, safe for a terminal: characters that do not show and broken bytes become escapes."""
     return _UNUSUAL.sub(lambda match: _escape(match[0], "unicode_escape"), as_text(name))
 
 
@@ -29,7 +29,7 @@ def printable_text(text: str) -> str:
 
 
 def as_json(value: object, indent: int | None = None) -> str:
-    """Readable JSON, safe for a terminal: invisible characters and broken bytes as JSON's escapes. Raises `ValueError` for NaN."""
+    """Readable JSON, safe for a terminal: what does not show becomes JSON's escapes. Raises `ValueError` for NaN."""
     lines = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False).split("\n")  # none inside of a text
     return "\n".join(_UNUSUAL.sub(lambda match: _escape(match[0], "json"), line) for line in lines)
 

@@ -119,7 +119,7 @@ def test_a_terminal_is_told_that_work_has_begun_before_anything_heavy_is_importe
         f"def status(text): was(text + str([m for m in {HEAVY} if m in sys.modules]))\n"
         "console.status = status\ntry: cli.main()\nexcept SystemExit as stop: assert not stop.code\n"
     )
-    assert on_terminal(code).decode().startswith("starting …[]\r\x1b[2K")
+    assert on_terminal(code).decode().startswith("starting list …[]\r\x1b[2K")
     piped = subprocess.run([sys.executable, "-m", "nlzoo", "list"], cwd=tmp_path, capture_output=True, check=True)
     assert b"starting" not in piped.stdout + piped.stderr
 

@@ -292,7 +292,7 @@ HOSTILE = '<b>&amp;$x$ [red]\x1b[31m "q" 👩‍👩‍👧'  # a folder's name
 
 @pytest.fixture(scope="module")
 def trained_once(tmp_path_factory):
-    """A small model of two classes, one with a nasty name, and its videos, one of them broken and of a name that is no text."""
+    """A small model of two classes, one with a nasty name, and its videos; one is broken, and its name is no text."""
     folder = tmp_path_factory.mktemp("trained")
     draw.write_videos(folder / "videos", draw.DEMO[:2], 4, seed=7, frames=8, size=(32, 48))
     (folder / "videos" / draw.DEMO[0]).rename(folder / "videos" / HOSTILE)

@@ -94,7 +94,8 @@ def test_a_text_keeps_its_lines_and_a_name_does_not():
 def test_a_terminal_gets_no_codes_but_ours():
     code = (
         "from nlzoo.cli import console\nfrom nlzoo.core.errors import UsageError\nevil = '\\x1b[2J\\x9bm\\u202e'\n"
-        "console.warn(evil); console.error(UsageError(evil, evil)); console.status(evil); console.table([evil], [[evil]])\n"
+        "console.warn(evil); console.error(UsageError(evil, evil)); console.status(evil)\n"
+        "console.table([evil], [[evil]])\n"
         "with console.progress(evil) as bar: bar(1, 2, evil)\n"
     )
     seen = on_terminal(code)
@@ -146,7 +147,8 @@ def test_a_narrow_terminal_breaks_lines_between_words_only():
 def test_answers_and_a_bar_keep_apart(tmp_path, both):
     """On a terminal an answer clears the bar's line before it is written; in a file there is nothing but answers."""
     code = (
-        "from nlzoo.cli import console\nwith console.progress('looking') as bar:\n    for n in range(3):\n        bar(n, 3)\n"
+        "from nlzoo.cli import console\nwith console.progress('looking') as bar:\n"
+        "    for n in range(3):\n        bar(n, 3)\n"
         "        console.result(None, f'answer {n}')\n"
     )
     seen = on_terminal(code, stdout=both)
@@ -167,7 +169,8 @@ def test_the_status_line_makes_way_for_what_comes_next():
 def test_libraries_speak_in_one_line_each_and_once():
     code = (
         "from nlzoo.cli import console\nconsole.tame_libraries()\nimport logging, warnings\n"
-        "theirs = logging.getLogger('theirs.part')\ntheirs.addHandler(logging.StreamHandler())\ntheirs.propagate = False\n"
+        "theirs = logging.getLogger('theirs.part')\n"
+        "theirs.addHandler(logging.StreamHandler())\ntheirs.propagate = False\n"
         "for n in range(2):\n"
         "    theirs.warning('WARNING: \\x1b[31m%s\\n  lines', 'two')\n"
         "    theirs.info('nothing')\n"

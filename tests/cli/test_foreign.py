@@ -1,4 +1,4 @@
-"""Terminal codes in whatever comes from somebody else: no command hands them on to a terminal, a log or a page of text."""
+"""Terminal codes in whatever comes from somebody else: no command hands them on to a terminal or a log."""
 
 import contextlib
 import json
