@@ -43,6 +43,7 @@ def test_each_command_explains_every_option_and_ends_with_examples(nlzoo, monkey
     for parameter in COMMANDS[name].params:
         for part in (*parameter.opts, *parameter.secondary_opts):
             assert part in words
+        assert getattr(parameter, "help", None) is None or set(parameter.help.split()) <= set(words.split())
     examples = out[out.index("Examples:") :].split("\n")[1:]
     examples = [line.strip() for line in examples if line.strip()]
     assert examples and all(line.startswith(f"nlzoo {name}") for line in examples)
