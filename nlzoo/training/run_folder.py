@@ -114,8 +114,7 @@ def start(
     run: Path, net: Network, dataset: scanning.Dataset, config: TrainConfig, decisions: Sequence[Decision] = ()
 ) -> None:
     """Writes all that is known before the first step; `config.json`, which makes it a run, last. Raises `DiskError`."""
-    used = listing.Listing(dataset.root, dataset.items, (), 0, dataset.multi_label, dataset.kind)
-    listing.write(used, run / "videos.csv")
+    listing.write(dataset, run / "videos.csv")
     skipped = [dataclasses.asdict(entry) for entry in dataset.skipped]
     tables.write(run / "skipped.csv", skipped, ("path", "reason", "code"))
     files.write_json(run / "environment.json", environment())

@@ -16,22 +16,7 @@ from .tree import Tree, walk
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _LISTS = {".csv", ".tsv", ".txt"}
 _ARCHIVES = (".zip", ".tar", ".rar", ".7z", ".gz", ".tgz")
-_NOTES = {
-    *_LISTS,
-    "",
-    ".md",
-    ".json",
-    ".jsonl",
-    ".xml",
-    ".yaml",
-    ".yml",
-    ".toml",
-    ".html",
-    ".pdf",
-    ".py",
-    ".log",
-    ".db",
-}
+_NOTES = _LISTS | set(".md .json .jsonl .xml .yaml .yml .toml .html .pdf .py .log .db".split())
 _SPLIT_WORDS = {*SPLITS, "dev", "development", "eval", "evaluation", "holdout", "heldout", "unlabeled", "unlabelled"}
 _FILLERS = {"set", "data", "dataset", "video", "videos", "clip", "clips", "split", "fold", "part", "hold", "out", "new"}
 
@@ -125,19 +110,16 @@ def _lists_in(root: Path) -> list[tuple[Path, str]]:
 def _lost(tree: Tree, layout: dict[str, str], labels: set[str]) -> list[Skipped]:
     """Class folders without a video of their own."""
     folders: dict[str, list[str]] = defaultdict(list)  # label → its folders
-    for path in tree.folders | {entry.path for entry in tree.closed}:
+    unreadable = {entry.path: entry for entry in (*tree.links, *tree.closed)}
+    for path in {*tree.folders, *unreadable}:
         parts = path.split("/")
         if path and len(parts) == (2 if layout else 1) and (not layout or parts[0] in layout):
             folders[parts[-1]].append(path)
-    closed = {entry.path: entry for entry in tree.closed}
     lost = []
     for label in sorted(folders.keys() - labels):
-        unreadable = [closed[path] for path in folders[label] if path in closed]
-        if unreadable:
-            lost.append(Skipped(label, items.CLOSED, unreadable[0].reason))
-        else:
-            endings = sum((tree.endings(path) for path in folders[label]), Counter())
-            lost.append(Skipped(label, *_no_videos(endings)))
+        problems = [(unreadable[path].code, unreadable[path].reason) for path in folders[label] if path in unreadable]
+        endings = sum((tree.endings(path) for path in folders[label]), Counter())
+        lost.append(Skipped(label, *(problems[0] if problems else _no_videos(endings))))
     return lost
 
 

@@ -31,7 +31,13 @@ NOT_FOUND, LISTED_TWICE, IS_FOLDER, CLOSED, OUTSIDE = (
     "closed",
     "outside_class",
 )
-EMPTY, PICTURES, NO_VIDEOS, NOTES = "empty_folder", "pictures", "no_videos", "notes"  # the same of class folders
+EMPTY, PICTURES, NO_VIDEOS, NOTES, LINK = (
+    "empty_folder",
+    "pictures",
+    "no_videos",
+    "notes",
+    "link",
+)  # the same of class folders
 # codes of `Kind`
 CLASS_FOLDERS, SPLIT_FOLDERS, HEADER, PLAIN, SPACED = "class_folders", "split_folders", "header", "plain", "spaced"
 KINETICS, CHARADES, OWN = "kinetics", "charades", "own"
@@ -89,10 +95,10 @@ class Listing:
     items: tuple[Item, ...]  # sorted by (path, start)
     skipped: tuple[Skipped, ...]  # sorted by path
     ignored: int  # files that are no videos
-    multi_label: bool
-    kind: Kind
+    multi_label: bool = False
+    kind: Kind = Kind(OWN)
     levels: int = 0  # folders of each path that are the layout's: the class, train/ and the class
-    lost: tuple[Skipped, ...] = ()  # classes that contribute no video: their folder or no file of their rows is there
+    lost: tuple[Skipped, ...] = ()  # classes that contribute no video; `path` is the class
 
 
 def ends_like_video(name: str) -> bool:

@@ -22,17 +22,10 @@ _SHOWN = 10  # rows of a table in a message
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """What is in a folder or a list, and can be used."""
+class Dataset(Listing):
+    """What is in a folder or a list, and can be used: the skipped are all videos that cannot."""
 
-    root: Path
-    items: tuple[Item, ...]  # sorted by path
-    skipped: tuple[Skipped, ...]  # videos that cannot be used
-    ignored: int  # files that are no videos
-    multi_label: bool = False
-    kind: Kind = Kind(codes.OWN)
     grouped_by: splits.Rule = splits.Rule("video")  # what made the groups, or that the split was given
-    lost: tuple[Skipped, ...] = ()  # classes of which no video can be used; `path` is the class
     val: str = ""  # what the split was asked to hold out, as `splits.split` reads it
 
     @property
@@ -77,16 +70,9 @@ def collect(
         else:
             used.append(part)
     items, rule = splits.grouped(used, found.levels, copies)
-    return Dataset(
-        found.root,
-        items,
-        tuple(sorted(skipped.values())),
-        found.ignored,
-        found.multi_label,
-        found.kind,
-        rule,
-        (*found.lost, *_lost(found.items, items, skipped)),
-    )
+    lost = (*found.lost, *_lost(found.items, items, skipped))
+    usable = replace(found, items=items, skipped=tuple(sorted(skipped.values())), lost=lost)
+    return Dataset(**vars(usable), grouped_by=rule)
 
 
 def _usable(item: Item, record: records.Record) -> Item | Skipped:

@@ -19,6 +19,7 @@ class Tree:
     others: Counter[tuple[str, str]] = field(default_factory=Counter)  # (folder, ending) → files that are no videos
     folders: set[str] = field(default_factory=set)
     closed: list[Skipped] = field(default_factory=list)  # folders that could not be read
+    links: list[Skipped] = field(default_factory=list)  # links without an ending that give nothing
 
     def endings(self, folder: str = "") -> Counter[str]:
         """How many files that are no videos have each ending, in `folder` and below it."""
@@ -55,6 +56,7 @@ def walk(root: Path) -> Tree:
         if folders:
             path, real = folders.pop()
             if real in entered:
+                tree.links.append(Skipped(path, items.LINK, "is a link to a folder that is read elsewhere"))
                 continue
             entered.add(real)
             tree.folders.add(path)
@@ -69,6 +71,8 @@ def walk(root: Path) -> Tree:
         else:
             for inside, link in sorted(links, reverse=True):  # the last that is put on the pile is taken first
                 target = os.path.realpath(link)
+                if not os.path.exists(target) and not os.path.splitext(inside)[1]:
+                    tree.links.append(Skipped(inside, items.LINK, "is a link to nothing"))
                 if not os.path.isdir(target):
                     add_file(inside, target)
                 elif not _hidden(inside):

@@ -320,6 +320,15 @@ def beside(*others, content=b"x"):
     return make
 
 
+def linked(target):
+    def make(tree):
+        root = tree(*some("a", "b"))
+        (root / "c").symlink_to(target)
+        return root
+
+    return make
+
+
 # name: (how the folder is made, words of why finetune refuses it; "" where it does not)
 AGREED = {
     "good": (lambda t: t(*some("a", "b")), ""),
@@ -378,6 +387,12 @@ AGREED = {
         beside("c/1.mp4"),
         "class 'c' of {} has 1 video, and none can be used (c/1.mp4: is not a video, or is cut off)",
     ),
+    "a class of files without ending": (
+        beside("c/1", "c/2"),
+        "class 'c' of {} has no videos, but other files (2 without ending)",
+    ),
+    "a class that is a link to nothing": (linked("/no/where"), "class 'c' of {} is a link to nothing"),
+    "a class that is a link to another": (linked("a"), "class 'c' of {} is a link to a folder that is read elsewhere"),
     "two such classes": (beside("c/", "d/1.jpg"), "class 'c' of {} is an empty folder; so does 'd'"),
     "a class of pictures in train": (
         lambda t: beside("train/c/1.jpg")(lambda *_: t(*some("train/a", "train/b", "val/a", "val/b"))),
