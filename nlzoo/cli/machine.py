@@ -20,9 +20,9 @@ def doctor(json: Json = False) -> None:
     from ..apps import doctor as examiner
 
     console.status("examining this machine …")
-    findings = examiner.examine()
-    console.result([dataclasses.asdict(f) for f in findings])
+    results = examiner.examine()
+    console.result([dataclasses.asdict(result) for result in results])
     marks = {True: "ok", False: "problem", None: "note"}
-    console.table(["", "what", "here", "fix"], [[marks[f.ok], f.name, f.value, f.fix] for f in findings])
-    if any(f.ok is False for f in findings):
+    console.table(["", "what", "here", "fix"], [[marks[r.ok], r.name, r.value, r.fix] for r in results])
+    if any(result.ok is False for result in results):
         raise typer.Exit(1)

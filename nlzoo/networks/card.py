@@ -1,7 +1,7 @@
 """The README.md of a model folder: what the network is, how good, how to load it, and what not to expect.
 
 Unusual: every name in it may come from a stranger's folder or file, so all of them are escaped, and nothing of the
-machine it was written on goes in. The YAML that the Hub wants on top is `hub.py`'s business.
+machine it was written on goes in. The YAML that the Hub wants on top is the business of `apps.hub_card`.
 """
 
 import math
@@ -82,21 +82,19 @@ def escape(text: str) -> str:
     return shown.replace("://", r"\://").replace("www.", r"www\.")  # GitHub and the Hub link bare addresses
 
 
-def _visible(character):
-    joiner = character == "\u200d"  # holds family emoji together
-    if unicodedata.category(character)[0] != "C" or joiner:
-        return " " if unicodedata.category(character) in ("Zl", "Zp") else character
+def _visible(character: str) -> str:
+    category = unicodedata.category(character)
+    if category[0] != "C" or character == "\u200d":  # which holds family emoji together
+        return " " if category in ("Zl", "Zp") else character
     return character.encode("unicode_escape").decode()
 
 
-def _what(spec):
+def _what(spec: ModelSpec) -> str:
     arch, kernels = _ARCHS[spec.inflation.arch]
     blocks = ", with non-local blocks" if spec.non_local else ""
-    made = (
-        "a 3-D ResNet imported into nlzoo"
-        if spec.inflation.init == "imported"
-        else "made with nlzoo: a 2-D ResNet inflated to 3-D"
-    )
+    made = "made with nlzoo: a 2-D ResNet inflated to 3-D"
+    if spec.inflation.init == "imported":
+        made = "a 3-D ResNet imported into nlzoo"
     lines = [
         f"A video classifier {made}{blocks} (Wang et al., 2018).",
         "",
@@ -112,103 +110,101 @@ def _what(spec):
     return "\n".join(lines)
 
 
-def _licence(spec):
+def _licence(spec: ModelSpec) -> str:
     """A licence against commercial use holds for what was trained from the weights too, so it is said in words."""
     if not spec.licence:
         return "not recorded; find out before you pass this model on"
-    return escape(spec.licence) + (": no commercial use, of this model either" if "-nc" in spec.licence.lower() else "")
+    limits = ": no commercial use, of this model either" if "-nc" in spec.licence.lower() else ""
+    return escape(spec.licence) + limits
 
 
-def _placement(spec):
+def _placement(spec: ModelSpec) -> str:
     stages = []
     for group in spec.non_local:
+        blocks = "residual blocks" if len(group.blocks) > 1 else "residual block"
         after = ", ".join(map(str, group.blocks))
-        options = [group.form, group.span] + ([f"subsampled {group.subsample}"] if group.subsample != "none" else [])
-        stages.append(
-            f"{group.stage} after residual block{'s' if len(group.blocks) > 1 else ''} {after} ({', '.join(options)})"
-        )
+        subsampled = f", subsampled {group.subsample}" if group.subsample != "none" else ""
+        stages.append(f"{group.stage} after {blocks} {after} ({group.form}, {group.span}{subsampled})")
     return "; ".join(stages) or "none"
 
 
-def _numbers(values):
+def _numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{v:g}" for v in values)
 
 
-def _checked(checks):
-    lines = [f"- {words}: {_result(checks[key])}" for key, words in _CHECKS.items() if checks.get(key) is not None]
+def _checked(checks: dict) -> str:
+    lines = [f"- {name}: {_result(checks[key])}" for key, name in _CHECKS.items() if checks.get(key) is not None]
     return "Computed on this network when it was built:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _result(value):
-    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.1e}"
+def _result(value: bool | float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.1e}"
 
 
-def _outputs(spec):
+def _outputs(spec: ModelSpec) -> str:
     if not spec.classes and spec.inflation.init == "imported":
         return (
-            f"The last layer has the {spec.num_outputs} outputs that the network was trained with; their names did not come with "
-            "the weights. Fine-tune the network on videos of your own before asking it about any."
+            f"The last layer has the {spec.num_outputs} outputs that the network was trained with; their names did not "
+            "come with the weights. Fine-tune the network on videos of your own before asking it about any."
         )
     if not spec.classes:
         return (
             f"The last layer still has the {spec.num_outputs} outputs of the backbone: "
             "fine-tune the network on videos before asking it about any."
         )
-    names = [escape(c) for c in spec.classes[:_MOST_CLASSES]]
-    more = len(spec.classes) - len(names)
+    names = [escape(name) for name in spec.classes[:_MOST_CLASSES]]
+    if len(spec.classes) > len(names):
+        names.append(f"and {len(spec.classes) - len(names)} more in config.json")
     several = "; a video may have several, or none" if spec.multi_label else ""
-    return (
-        f"Classes ({len(spec.classes)}, in the order of the outputs{several}): "
-        + " · ".join(names)
-        + (f" · and {more} more in config.json" if more else "")
-    )
+    return f"Classes ({len(spec.classes)}, in the order of the outputs{several}): {' · '.join(names)}"
 
 
-def _figures(spec, metrics):
-    top1, mean_ap = number(metrics, "top1"), number(metrics, "map")
-    if top1 is None and mean_ap is None:
+def _figures(spec: ModelSpec, metrics: dict) -> str:
+    figures = {key: value for key in metrics if (value := number(metrics, key)) is not None}
+    if "top1" not in figures and "map" not in figures:
         return "None came with this model."
-    val, majority, top5 = (number(metrics, k) for k in ("val", "majority", "top5"))
-    if top1 is None:
-        rows = [("mean average precision", _percent(mean_ap))]
+    rows = []
+    if "top1" in figures:
+        val = figures.get("val", 0)
+        right = f" ({round(figures['top1'] * val)} of {val:.0f})" if val else ""
+        rows.append(("top-1", _percent(figures["top1"]) + right))
     else:
-        rows = [("top-1", _percent(top1) + (f" ({round(top1 * val)} of {val:.0f})" if val else ""))]
-    if top5 is not None and spec.num_outputs > 5:  # with five classes or fewer it is 1 by construction
-        rows.append(("top-5", _percent(top5)))
-    if majority is not None:
-        rows.append(
-            (
-                "the same answer for every video" if top1 is None else "always answering the commonest class",
-                _percent(majority),
-            )
-        )
-    rows += [
-        (words, f"{number(metrics, key):.0f}")
-        for key, words in (("val", "validation videos"), ("train", "training videos"), ("epochs", "epochs"))
-        if number(metrics, key) is not None
-    ]
-    table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return table + "\n\n" + " ".join(_caveats(metrics))
+        rows.append(("mean average precision", _percent(figures["map"])))
+    if "top5" in figures and spec.num_outputs > 5:  # with five classes or fewer it is 1 by construction
+        rows.append(("top-5", _percent(figures["top5"])))
+    if "majority" in figures:
+        baseline = "majority-class baseline" if "top1" in figures else "the same scores for every video"
+        rows.append((baseline, _percent(figures["majority"])))
+    for key, name in (("val", "validation videos"), ("train", "training videos"), ("epochs", "epochs")):
+        if key in figures:
+            rows.append((name, f"{figures[key]:.0f}"))
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"| | |\n|---|---|\n{table}\n\n{' '.join(_caveats(figures, _interval(metrics)))}"
 
 
 def number(metrics: dict, key: str) -> float | None:
     """A finite number of `metrics`, or None."""
-    value = metrics.get(key)
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if fits else None
+    return _finite(metrics.get(key))
 
 
-def _caveats(metrics: dict) -> Iterator[str]:
-    top1, majority, val = (number(metrics, key) for key in ("top1", "majority", "val"))
-    if top1 is not None and majority is not None and top1 <= majority:
-        yield "**It does no better than always answering the commonest class.**"
-    groups, ends = number(metrics, "groups"), _interval(metrics)
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _caveats(figures: dict[str, float], ends: tuple[float, float] | None) -> Iterator[str]:
+    if "top1" in figures and figures["top1"] <= figures.get("majority", -1):
+        yield "**It does no better than the majority-class baseline.**"
+    val, groups = figures.get("val"), figures.get("groups")
     if val and groups:
         videos = f"{counted(round(val), 'validation video')} of {counted(round(groups), 'group')}"
         if ends is None:
             yield f"{videos} are too few for an interval, and too few to rank models by."
         else:
-            figure = "mean average precision" if top1 is None else "top-1"
+            figure = "top-1" if "top1" in figures else "mean average precision"
             few = ": too few to rank models by" if ends[1] - ends[0] > 0.1 else ""
             yield f"With {videos} the 95 % interval of {figure} is {_percent(ends[0])} to {_percent(ends[1])}{few}."
     yield _FLATTERS
@@ -219,14 +215,17 @@ def _interval(metrics: dict) -> tuple[float, float] | None:
     ends = metrics.get("interval")
     if not isinstance(ends, list) or len(ends) != 2:
         return None
-    low, high = (number({"end": end}, "end") for end in ends)
+    low, high = map(_finite, ends)
     return (low, high) if low is not None and high is not None and 0 <= low < high <= 1 else None
 
 
-_FLATTERS = "The saved epoch was chosen by its score on these same videos, so the figures flatter the model: expect less on new ones."
+_FLATTERS = (
+    "The saved epoch was chosen by its score on these same videos, so the figures flatter the model: "
+    "expect less on new ones."
+)
 
 
-def _percent(share):
+def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
@@ -237,6 +236,6 @@ _LIMITS = """\
 - It inherits the biases of its starting weights and of its training videos; do not let it decide about people."""
 
 
-def _limits(spec):
+def _limits(spec: ModelSpec) -> str:
     closed = "- It gives every video one of the classes above, also a video that shows none of them.\n"
-    return (closed if spec.classes and not spec.multi_label else "") + _LIMITS
+    return closed + _LIMITS if spec.classes and not spec.multi_label else _LIMITS

@@ -3,10 +3,10 @@
 Each machine is a process of its own, since what is broken is what gets imported.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -142,9 +142,23 @@ for name, factor in (("right", 1), ("off", 1.05), ("nan", float("nan"))):
 
 
 def test_it_needs_only_what_is_installed():
-    """The names it falls back on where nlzoo is not installed are real ones."""
-    from nlzoo.apps.doctor import _PACKAGES
+    """The names it falls back on where nlzoo is not installed are those that the package needs."""
+    from packaging.requirements import Requirement
 
-    imports = {"huggingface-hub": "huggingface_hub", "decord2": "decord"}
-    for name in _PACKAGES:
-        assert importlib.util.find_spec(imports.get(name, name)), name
+    from nlzoo.apps.doctor import EXTRAS, PACKAGES
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = {Requirement(text).name for text in project["dependencies"]}
+    needed |= {f"{Requirement(text).name}; extra == '{extra}'" for extra in EXTRAS for text in extras[extra]}
+    assert set(PACKAGES) == needed and set(EXTRAS) == set(extras) - {"test"}
+
+
+def test_extras_are_notes_where_they_are_missing(hub, tmp_path):
+    needs = ("no-such-a>=1; extra == 'serve'", "no-such-b; extra == 'test'", "torch>=99; extra == 'multi'")
+    distribution(tmp_path, "nlzoo", "9.9", *needs, "rich>=13; extra == 'parquet'")
+    found = ask(hub.env(tmp_path / "home"), what="doctor.versions()", path=[tmp_path])
+    assert set(found) == {"nlzoo", "python", "no-such-a", "torch", "rich"}
+    missing = {"name": "no-such-a", "ok": None, "value": "not installed; nlzoo serve needs it"}
+    assert found["no-such-a"] == {**missing, "fix": "pip install 'nlzoo[serve]'"}
+    assert found["torch"]["ok"] is False and found["torch"]["fix"] == "pip install 'torch>=99'" and found["rich"]["ok"]

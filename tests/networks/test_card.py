@@ -51,14 +51,14 @@ def test_figures_stand_beside_chance_and_say_what_they_are_worth():
     for row in (
         "| top-1 | 90.0 % (9 of 10) |",
         "| top-5 | 98.0 % |",
-        "| always answering the commonest class | 25.0 % |",
+        "| majority-class baseline | 25.0 % |",
         "| validation videos | 10 |",
         "| training videos | 30 |",
     ):
         assert row in text, row
     assert "interval" not in text and "chosen by its score on these same videos" in text
     assert "no better" not in text
-    assert "no better than always answering" in card.body(SPEC, FIGURES | {"top1": 0.25})
+    assert "no better than the majority-class baseline" in card.body(SPEC, FIGURES | {"top1": 0.25})
     few = ModelSpec("resnet18", classes=tuple("abcde"), num_outputs=5)
     assert "top-5" not in card.body(few, FIGURES | {"top5": 1.0})  # five of five: says nothing
 
