@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..core import files as disk
 from ..core.errors import HubError, WeightsError
@@ -168,7 +169,7 @@ def _state(repo: Repo) -> RepoState | None:
     try:
         return hub_client.repo_state(repo, None, _OURS[repo.kind])
     except HubError as error:
-        if type(error.__cause__) is huggingface_hub.errors.RepositoryNotFoundError:  # not its child for a gated one
+        if type(error.__cause__) is RepositoryNotFoundError:  # not its child for a gated one
             return None
         raise
 
@@ -248,15 +249,14 @@ def _commit(repo: Repo, contents: Contents, state: RepoState, private: bool) -> 
 
 def _send(repo: Repo, changed: Contents, gone: list[str], parent: str, private: bool) -> str:
     """The commit that was made. What is large goes first, so that the repository can be looked at just before the commit."""
-    additions = [huggingface_hub.CommitOperationAdd(name, content) for name, content in changed.items()]
-    deletions = [huggingface_hub.CommitOperationDelete(name) for name in gone]
+    additions = [CommitOperationAdd(name, content) for name, content in changed.items()]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions, *map(CommitOperationDelete, gone)]
     client, words = hub_client.client(), f"{repo.kind.capitalize()} by nlzoo"
 
     def upload() -> None:
         client.preupload_lfs_files(repo.name, additions, repo_type=repo.kind, free_memory=False)
 
     def commit() -> str:
-        operations = [*additions, *deletions]
         made = client.create_commit(
             repo.name, operations, repo_type=repo.kind, commit_message=words, parent_commit=parent
         )

@@ -45,14 +45,16 @@ def readme(text: str, repo: str, spec: ModelSpec, metrics: dict) -> str:
     A folder that was pulled has the block of its last push, which is replaced; the rest is kept to the letter.
     """
     results = _eval_results(spec, metrics)
-    named = {"eval_results": results, "model_name": repo.rpartition("/")[2]} if results else {}
+    licence = _licence(spec.licence)
     data = huggingface_hub.ModelCardData(
         library_name="nlzoo",
         pipeline_tag="video-classification",
         base_model=f"timm/{spec.backbone}" if "." in spec.backbone else None,
         tags=["nlzoo", "non-local"] if spec.non_local else ["nlzoo"],
-        **_licence(spec.licence),
-        **named,
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        eval_results=results or None,
+        model_name=repo.rpartition("/")[2] if results else None,
     )
     own = re.sub(r"\A---\n.*?\n---\n\n?", "", text, count=1, flags=re.DOTALL)
     return f"---\n{data.to_yaml()}\n---\n\n{card.addressed(own, repo)}"
@@ -64,6 +66,7 @@ def space(repo: Repo, spec: ModelSpec) -> dict[str, str]:
     Nothing in them is of this machine but the place that nlzoo was installed from, where that is a public one.
     """
     model, name = repo.name, repo.name.rpartition("/")[2]
+    licence = _licence(spec.licence)
     data = huggingface_hub.SpaceCardData(
         title=name,
         sdk="gradio",
@@ -72,7 +75,8 @@ def space(repo: Repo, spec: ModelSpec) -> dict[str, str]:
         app_file="app.py",
         models=[model],
         tags=["nlzoo", "video-classification"],
-        **_licence(spec.licence),
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
     )
     limits = _NO_COMMERCE.format(card.escape(spec.licence)) if "-nc" in spec.licence.lower() else ""
     text = _SPACE_CARD.format(yaml=data.to_yaml(), name=name, model=model, url=Repo(model).url, limits=limits)

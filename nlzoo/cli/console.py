@@ -190,7 +190,11 @@ class _LibraryLogger(logging.Logger):
 
 class _LibraryHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
-        _library_message(record.name.partition(".")[0], record.getMessage())
+        library = record.name.partition(".")[0]
+        if library == "nlzoo":
+            warn(record.getMessage())
+        else:
+            _library_message(library, record.getMessage())
 
 
 def _show_warning(
