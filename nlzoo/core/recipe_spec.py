@@ -1,7 +1,8 @@
-"""How a network is trained, as plain frozen data: a recipe, its presets and the defaults by size of the set. No torch here."""
+"""How a network is trained, as plain frozen data: a recipe, its presets, the defaults by size of the set. No torch."""
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from .bounds import between, number, one_of
 from .changes import WORDS, parse_changes
@@ -16,7 +17,7 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained (docs/training.md); the defaults are the preset `small`. Shares are of the run's steps."""
+    """How a network is trained (docs/training.md); the defaults are the preset `small`. Shares are of the run."""
 
     optimizer: str = "adamw"  # adamw, whose kernels' rates follow their size; sgd with Nesterov's momentum of 0.9
     lr: float = 5e-4  # of the whole batch, at its highest
@@ -42,7 +43,7 @@ class Recipe:
     checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     loss: str = "ce"  # bce: a sigmoid for each class, where a video may have several
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
@@ -77,7 +78,7 @@ class Recipe:
                 "with loss=bce leave balance at none and label_smoothing at 0",
             )
 
-    def _check_milestones(self):
+    def _check_milestones(self) -> None:
         if not isinstance(self.milestones, tuple) or len(self.milestones) > 100:
             raise UsageError(f"milestones must be at most 100 shares of the run; they are {self.milestones!r}")
         for share in self.milestones:
@@ -87,7 +88,7 @@ class Recipe:
         if self.schedule == "step" and not self.milestones:
             raise UsageError("schedule step needs milestones", "for example milestones=0.375/0.75, the paper's")
 
-    def __str__(self):
+    def __str__(self) -> str:
         """The nearest preset and what differs from it, as `parse_recipe` reads it."""
         own = dataclasses.asdict(self)
         changes = {name: {k: v for k, v in own.items() if v != getattr(preset, k)} for name, preset in RECIPES.items()}
@@ -97,7 +98,7 @@ class Recipe:
         return ",".join([name, *(f"{k}={_recipe_word(v)}" for k, v in changes[name].items())])
 
 
-def _recipe_word(value):
+def _recipe_word(value: object) -> object:
     if isinstance(value, tuple):
         return "/".join(map(str, value)) or "none"
     return WORDS.get(str(value), value)
@@ -121,7 +122,7 @@ RECIPES = {
     # 400,000 steps on the 235,000 training clips of Kinetics-400, a tenth at 150,000 and 300,000 (paper, authors' code)
     "paper": _PAPER,
     "paper-long": dataclasses.replace(_PAPER, lr=0.0025, epochs=27, batch=16, bn="frozen", precise_bn=0),
-    # 200,000 steps on 7,985 videos, a tenth at 75,000 and 150,000; 8 clips a step is what the rate says by the paper's own rule
+    # 200,000 steps on 7,985 videos, a tenth at 75,000 and 150,000; 8 clips a step follow from the rate, by its rule
     "charades": dataclasses.replace(_PAPER, lr=0.00125, epochs=200, batch=8, bn="frozen", precise_bn=0, loss="bce"),
 }
 LONG_CLIP = 64  # frames; the paper's short clips have up to 32, its long ones 128
@@ -137,7 +138,7 @@ def default_size(device: str) -> int:
     return SIZE if device == "cpu" else GPU_SIZE
 
 
-def change_recipe(recipe: Recipe, **changes) -> Recipe:
+def change_recipe(recipe: Recipe, **changes: Any) -> Recipe:
     """`recipe` with these fields changed. A new batch without a new rate scales the rate.
 
     SGD: in proportion; AdamW: by the square root. Raises `UsageError` for a value that cannot be.
@@ -156,16 +157,15 @@ def for_labels(recipe: Recipe, multi_label: bool) -> Recipe:
     """
     if multi_label == (recipe.loss == "bce"):
         return recipe
-    return (
-        dataclasses.replace(recipe, loss="bce", label_smoothing=0.0)
-        if multi_label
-        else dataclasses.replace(recipe, loss="ce")
-    )
+    if multi_label:
+        return dataclasses.replace(recipe, loss="bce", label_smoothing=0.0)
+    return dataclasses.replace(recipe, loss="ce")
 
 
 def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
-    """`paper`, `paper,epochs=20,batch=8`, or `layer_decay=0.7` and `auto,layer_decay=0.7`: changes to `auto` (`small` where None).
+    """The recipe that a text says: `paper`, `paper,epochs=20,batch=8`, or `layer_decay=0.7`, which changes `auto`.
 
+    `auto` is `small` where None.
     The rate follows a changed batch unless it is given too (`change_recipe`). Spaces and case do not matter; several
     milestones are written 0.375/0.75. Raises `UsageError`, naming all presets and keys, for another name or key, and
     for a value that cannot be.
@@ -262,7 +262,7 @@ class TrainConfig:
     cache: str | None = None  # folder of decoded frames
     world: int = 1  # processes that share each batch
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         between(self.seed, 0, 2**31 - 1, "--seed")
         between(self.world, 1, 100_000, "the number of processes")
         if self.recipe.batch < self.world:
@@ -272,10 +272,10 @@ class TrainConfig:
             )
 
 
-def train_config(data: dict) -> TrainConfig:
+def train_config(data: Any) -> TrainConfig:
     """The config that a run recorded. Raises `UsageError` for values that cannot be, `WeightsError` for other keys."""
     try:
-        recipe = {k: tuple(v) if k == "milestones" else v for k, v in data["recipe"].items()}
+        recipe: dict[str, Any] = {**data["recipe"], "milestones": tuple(data["recipe"]["milestones"])}
         return TrainConfig(**{**data, "recipe": Recipe(**recipe), "augment": Augment(**data["augment"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(

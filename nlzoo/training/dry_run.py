@@ -53,7 +53,7 @@ def rehearse(
     steady.progress.step = REHEARSAL // 2
     losses, began = [], time.monotonic()
     first_batch = batches(job, 0)[:1]
-    with contextlib.closing(loader.load(job.train_clips, first_batch, config.workers)) as loaded:  # type: ignore[type-var]
+    with contextlib.closing(loader.load(job.train_clips, first_batch, config.workers)) as loaded:
         indices, pixels, unread = next(loaded)
         for n in range(REHEARSAL):
             loss, seen, _ = train_step(steady, indices, pixels, unread)
@@ -89,7 +89,7 @@ def find_rate(
     epochs = -(-RANGE_STEPS // len(batches(job, 0)))
     keys = [batch for epoch in range(epochs) for batch in batches(job, epoch)][:RANGE_STEPS]
     losses = []
-    with contextlib.closing(loader.load(job.train_clips, keys, config.workers)) as loaded:  # type: ignore[type-var]
+    with contextlib.closing(loader.load(job.train_clips, keys, config.workers)) as loaded:
         for factor, (indices, pixels, bad) in zip(factors, loaded):
             for group, base in zip(groups, bases):
                 group["base"] = base * factor

@@ -1,8 +1,8 @@
-"""One process or many: the door to accelerate, and the parent of `--gpus N`.
+"""One process or many: the only module that imports accelerate, and the parent process of `--gpus N`.
 
-A run of one process needs none of it. Of many each has a part of every batch and of every validation, gradients are averaged
-by torch's DistributedDataParallel, and rank 0 alone writes and talks. Started by `accelerate launch -m nlzoo …` or
-`torchrun -m nlzoo …`, on one machine or several, or by `launch` here, which keeps the exit code of the first that failed.
+A run of one process needs no accelerate. Of many, each has a part of every batch and of every validation, gradients are
+averaged by torch's DistributedDataParallel, and rank 0 alone writes and prints. They are started by
+`accelerate launch -m nlzoo …` or `torchrun -m nlzoo …`, on one machine or several, or by `launch` here.
 """
 
 import contextlib
@@ -17,10 +17,13 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,11 +33,11 @@ from ..core.errors import DivergedError, NlzooError, Stopped, UsageError
 HUNG = 600.0  # seconds that a rank waits for another before the run ends; NLZOO_HUNG_SECONDS says otherwise
 GRACE = 8.0  # seconds that the other ranks have to end after the first has failed
 TRACKERS = ("tensorboard", "wandb", "trackio")
-_OTHERS_LATER, _LOST_LATER = 5.0, 3.0  # seconds; see `together`
+_OTHERS_LATER, _LOST_LATER = 5.0, 3.0  # seconds; see `distributed_errors`
+_LAUNCHED = "NLZOO_LAUNCHED"  # set for the ranks of `launch`
 _OF_ALL = (Stopped, DivergedError)  # what every rank raises at the same step
-_LOST = re.compile(
-    r"gloo|nccl|closed by peer|reset by peer|broken pipe|timed out|recvValue|failed to recv", re.IGNORECASE
-)
+_LOST = re.compile(r"gloo|nccl|closed by peer|reset by peer|broken pipe|timed out|recvValue|failed to recv", re.I)
+_HUNG = re.compile(r"timed out|timeout", re.I)  # of these, where the other may still be there
 
 
 class LostError(NlzooError):
@@ -48,12 +51,12 @@ class Engine:
     device: torch.device
     rank: int = 0
     world: int = 1
-    accelerator: object = None  # accelerate's, where there are several processes or a tracker
+    accelerator: Any = None  # accelerate's, where there are several processes or a tracker
     tracker: str | None = None
 
     @property
     def main(self) -> bool:
-        """Whether this process writes and talks."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def wrapped(self, net: nn.Module) -> nn.Module:
@@ -61,18 +64,17 @@ class Engine:
         if self.world == 1:
             return net
         self.accelerator.free_memory()  # it keeps what it wrapped before, whose hooks would average too
-        warnings.filterwarnings(
-            "ignore", "Grad strides do not match"
-        )  # of kernels of one tap, where they mean the same
+        # of kernels of one tap, where they mean the same
+        warnings.filterwarnings("ignore", "Grad strides do not match")
         return self.accelerator.prepare_model(net)
 
     def sync_buffers(self, net: nn.Module) -> None:
-        """Rank 0's running statistics of `net`, which saves and speaks for all, on every rank."""
+        """Gives every rank the running statistics of rank 0, which saves for all."""
         if self.world > 1:
             for buffer in net.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
-    def no_sync(self, model: nn.Module):
+    def no_sync(self, model: nn.Module) -> AbstractContextManager:
         """Around a backward pass after which others of the same step follow: gradients are not exchanged yet."""
         return self.accelerator.no_sync(model) if self.world > 1 else contextlib.nullcontext()
 
@@ -91,16 +93,17 @@ class Engine:
 
         return gather_object(rows)
 
-    def broadcast(self, value):
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank."""
         return self.all_gather([value])[0]
 
     def agree(self, what: str, value: object) -> None:
-        """Raises `UsageError`, on every rank, where `value` is not the same on all: they would train apart."""
+        """Raises `UsageError`, on every rank, where `value` differs between them: they would train different things."""
         digests = self.all_gather([hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()])
-        if other := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if others:
             raise UsageError(
-                f"{what} are not the same on rank {other[0]} as on rank 0",
+                f"{what} are not the same on rank {others[0]} as on rank 0",
                 "give every machine the same command and the same files",
             )
 
@@ -109,18 +112,17 @@ class Engine:
         if self.world > 1:
             self.accelerator.wait_for_everyone()
 
-    def track(self, run: Path, summary: dict, step: int) -> None:
-        """Begins the tracker's record of the run in the folder `run`, or goes on with it after `step`."""
+    def track(self, run: Path, settings: dict, step: int) -> None:
+        """Starts the tracker's record of the run in the folder `run`, or continues it after `step`."""
         if not self.tracker:
             return
         self.accelerator.project_configuration.logging_dir = str(run)
         if self.tracker == "tensorboard":  # into RUN/tensorboard; what an earlier try logged after `step` is void
             self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
-        else:
-            extra = {"wandb": {"name": run.name, "dir": str(run)}, "trackio": {"name": run.name}}
-            self.accelerator.init_trackers(
-                "nlzoo", {k: v for k, v in summary.items() if isinstance(v, int | float | str)}, extra
-            )
+            return
+        plain = {k: v for k, v in settings.items() if isinstance(v, int | float | str)}
+        extra = {"wandb": {"name": run.name, "dir": str(run)}, "trackio": {"name": run.name}}
+        self.accelerator.init_trackers("nlzoo", plain, extra)
 
     def log(self, values: dict, step: int) -> None:
         """Numbers for the tracker."""
@@ -140,7 +142,8 @@ def ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _hung():
+def _hung() -> float:
+    """Seconds that a rank waits for another."""
     text = os.environ.get("NLZOO_HUNG_SECONDS") or str(HUNG)
     try:
         return max(1.0, float(text))
@@ -149,44 +152,41 @@ def _hung():
 
 
 def begin(device: torch.device, tracker: str | None = None) -> Engine:
-    """This process's engine; waits for the other ranks. Raises `UsageError` where accelerate or the tracker is not installed."""
+    """This process's engine, once the other ranks are there.
+
+    Raises `UsageError` where accelerate or the tracker is not installed.
+    """
     if tracker and tracker not in TRACKERS:
         raise UsageError(f"there is no tracker {tracker!r}", f"choose one of {', '.join(TRACKERS)}")
     if ranks()[1] == 1 and not tracker:
         return Engine(device)
-    for package, user in (
-        ("accelerate", "several processes, and trackers,"),
-        (tracker or "accelerate", f"--track {tracker}"),
-    ):
+    needs = {"accelerate": "several processes, and trackers, need accelerate"}
+    if tracker:
+        needs[tracker] = f"--track {tracker} needs {tracker}"
+    for package, need in needs.items():
         if not importlib.util.find_spec(package):
-            raise UsageError(
-                f"{user} need{'s' * (package == tracker)} {package}, which is not installed", f"pip install {package}"
-            )
+            raise UsageError(f"{need}, which is not installed", f"pip install {package}")
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    one = Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",
         log_with=tracker,
         project_dir=".",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=_hung()))],
     )
-    return Engine(
-        one.device if one.num_processes > 1 and device.type != "cpu" else device,
-        one.process_index,
-        one.num_processes,
-        one,
-        tracker,
-    )
+    world = accelerator.num_processes
+    own = accelerator.device if world > 1 and device.type != "cpu" else device
+    return Engine(own, accelerator.process_index, world, accelerator, tracker)
 
 
 @contextlib.contextmanager
-def distributed_errors():
-    """Around all that a rank does: the first error is shown once, and those that follow from it are not.
+def distributed_errors() -> Iterator[None]:
+    """Around all that a rank does: the first error is printed once, and those that follow from it are not.
 
-    Most errors meet all ranks at once: the others leave rank 0 a moment to tell it, and one that has lost another, which is gone
-    by then, leaves the launcher a moment. Meanwhile that, any of the three, has ended them.
+    Most errors meet all ranks at once: the others leave rank 0 a moment to print its own. One that has lost another
+    leaves the launcher a moment, which ends it meanwhile; `launch` names a rank that was killed.
     """
     rank, world = ranks()
     try:
@@ -195,14 +195,16 @@ def distributed_errors():
         if world == 1 or not _LOST.search(str(error)):
             raise
         time.sleep(_LOST_LATER)
+        if os.environ.get(_LAUNCHED) and not _HUNG.search(str(error)):
+            sys.exit(LostError.exit_code)
         raise LostError(
             f"rank {rank} has lost another of the {world} processes: it has ended, or did not answer for {_hung():g} s",
-            "its own error may stand above; the same command goes on from the last checkpoint",
+            "its own error may stand above; the same command resumes from the last checkpoint",
         ) from error
     except NlzooError as error:
         if rank:
             time.sleep(_OTHERS_LATER)
-            if isinstance(error, _OF_ALL):  # rank 0 has told it, but may take longer than that to end
+            if isinstance(error, _OF_ALL):  # rank 0 has printed it, but may take longer than that to end
                 sys.exit(error.exit_code)
         raise
 
@@ -213,32 +215,30 @@ def set_current_gpu() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
-def launch(words: Sequence[str], count: int, device: str | None = None, say=lambda text: None) -> int:
-    """`python -m nlzoo WORDS` as `count` ranks on this machine; the exit code of the first that failed, else 0.
+# --- the parent of `--gpus N`
 
-    When one has failed the others are told to end (SIGTERM), and killed after `GRACE` seconds; `say` gets a sentence on one that
-    a signal killed. SIGTERM and SIGHUP go on to all; Ctrl-C reaches them by itself. Where this process is killed they end too (Linux).
+
+def launch(
+    words: Sequence[str], count: int, device: str | None = None, warn: Callable[[str], None] = lambda text: None
+) -> int:
+    """Runs `python -m nlzoo WORDS` as `count` ranks on this machine; the exit code of the first that failed, else 0.
+
+    When one has failed the others are told to end (SIGTERM), and killed after `GRACE` seconds. `warn` gets a sentence on
+    one that a signal killed. SIGTERM and SIGHUP are passed on to all; Ctrl-C reaches them by itself. When this process is
+    killed they end too (Linux). Not torch's elastic launcher: it exits with 1 whatever the code of the rank, kills ranks
+    30 s after a signal though they have not saved, and when it is killed leaves them running, with the run's lock.
     Raises `UsageError` where there are fewer GPUs, unless `device` is cpu.
     """
-    if device != "cpu" and (have := torch.cuda.device_count()) < count:
+    have = torch.cuda.device_count()
+    if device != "cpu" and have < count:
         raise UsageError(
             f"--gpus {count}, but there {'is 1 GPU' if have == 1 else f'are {have} GPUs'} here",
             "ask for as many as there are; with --device cpu processes share the CPU",
         )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    processes, passed = [], []
+    processes: list[subprocess.Popen] = []
+    passed: list[int] = []
 
-    def pass_on(number, frame):
+    def pass_on(number: int, frame: FrameType | None) -> None:
         passed.append(number)
         for process in processes:
             process.send_signal(number)
@@ -246,22 +246,17 @@ def launch(words: Sequence[str], count: int, device: str | None = None, say=lamb
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
     signal.signal(signal.SIGINT, lambda number, frame: passed.append(number))
+    environment = _environment(count)
     try:
-        for n in range(count):
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "nlzoo", *words],
-                    env={**common, "RANK": str(n), "LOCAL_RANK": str(n)},
-                    preexec_fn=_end_with_parent if sys.platform.startswith("linux") else None,
-                )
-            )
+        for rank in range(count):
+            processes.append(_start(words, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
         while True:
             codes = [process.poll() for process in processes]
-            if failed := next((c for c in codes if c), 0):
-                if failed < 0 and -failed not in passed:
-                    say(
-                        f"rank {codes.index(failed)} of {count} was killed ({signal.Signals(-failed).name}); the others are told to end"
-                    )
+            failed = next((code for code in codes if code), 0)
+            if failed < 0 and -failed not in passed:
+                killed = f"rank {codes.index(failed)} of {count} was killed ({signal.Signals(-failed).name})"
+                warn(f"{killed}; the others are told to end. The same command resumes from the last checkpoint")
+            if failed:
                 return failed if failed > 0 else 128 - failed
             if None not in codes:
                 return 0
@@ -270,11 +265,27 @@ def launch(words: Sequence[str], count: int, device: str | None = None, say=lamb
         _stop(processes)
 
 
-def _end_with_parent():
+def _environment(count: int) -> dict[str, str]:
+    """What all ranks have in common."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"OMP_NUM_THREADS": threads, **os.environ, **world, **address, _LAUNCHED: "1"}
+
+
+def _start(words: Sequence[str], environment: dict[str, str]) -> subprocess.Popen:
+    end_with_parent = _end_with_parent if sys.platform.startswith("linux") else None
+    return subprocess.Popen([sys.executable, "-m", "nlzoo", *words], env=environment, preexec_fn=end_with_parent)
+
+
+def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: a rank left alone would hold the run's lock
 
 
-def _stop(processes):
+def _stop(processes: list[subprocess.Popen]) -> None:
     for process in processes:
         if process.poll() is None:
             process.terminate()

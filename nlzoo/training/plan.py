@@ -51,7 +51,7 @@ def starting_model(start: str | None, callbacks: Callbacks) -> tuple[Path, Netwo
 
 
 def fit_network(net: Network, dataset: scanning.Dataset, options: FinetuneOptions, device: torch.device) -> None:
-    """Gives `net` the clip and the blocks that were asked for and a head for the classes, in place. Raises `UsageError`.
+    """Gives `net` the clip and blocks that were asked for and a head for the classes, in place. Raises `UsageError`.
 
     What was not asked for is that of the network; the size only where it was trained on videos.
     """
@@ -111,7 +111,7 @@ def plan(
 
 
 def augmentation(text: str | None, training_clips: int, classes: Sequence[str]) -> tuple[Augment, Decision]:
-    """What is changed in training clips: by default little for few clips, and no mirroring where a class names a side."""
+    """What is changed in training clips: by default little for few clips, no mirroring where a class names a side."""
     preset, reason = default_augment(training_clips)
     changes, reasons = parse_augment(text or preset), [GIVEN if text else reason]
     if "flip" not in (text or ""):

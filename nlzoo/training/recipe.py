@@ -1,4 +1,4 @@
-"""What a `spec.Recipe` means in torch: parameter groups, rates, BN, stages of unfreezing, balance, loss, memory.
+"""What a `Recipe` means in torch: parameter groups, rates, BN, stages of unfreezing, balance, loss, memory.
 
 Plain functions on timm's ResNet with 3-D leaves and non-local blocks. What timm has fits where it does not look at
 paths: its moving average (`model.moving_average`) and its checkpointing of activations. Its layer decay does not: it
@@ -9,8 +9,9 @@ import copy
 import dataclasses
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from ..core.recipe_spec import Recipe
 from ..core.view_spec import ClipSpec
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
+from ..networks.network import Network
 
 KERNEL_SIZE = 0.14  # root mean square of the kernels of the network on which AdamW's rates were found
 HEAD_RATE = 3.0  # AdamW: the fresh head's rate, as a multiple of the backbone's
@@ -35,7 +37,7 @@ MOMENTUM = 0.9  # SGD, Nesterov (paper)
 # -- rates ------------------------------------------------------------------------------------------------------------
 
 
-def parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict]:
+def parameter_groups(net: Network, recipe: Recipe) -> list[dict]:
     """Groups for `optimizer`, each with its highest rate as `base`; nothing with one axis (BN, biases) decays.
 
     SGD: the recipe's rate. AdamW: a rate for each backbone kernel, and 3 times the recipe's for the head. BN makes a
@@ -45,7 +47,7 @@ def parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict]:
     blocks = {id(p) for block in _blocks(net) for p in block.parameters()}
     head = {id(p) for p in net.fc.parameters()}
     by_depth = layer_rates(net, recipe.layer_decay)
-    groups = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in net.named_parameters():
         rate = by_depth[name]
         if recipe.optimizer == "adamw":
@@ -63,17 +65,18 @@ def kernel_size(weight: torch.Tensor) -> float:
     """Root mean square of a kernel `(O, I, t, h, w)`, summed over its taps: inflating a kernel does not change it."""
     taps = weight.float().sum(2)
     size = taps.square().mean().sqrt().item()
-    return (
-        size if math.isfinite(size) else taps.double().square().mean().sqrt().item()
-    ) or KERNEL_SIZE  # squares of huge weights overflow
+    if not math.isfinite(size):  # squares of huge weights overflow
+        size = taps.double().square().mean().sqrt().item()
+    return size or KERNEL_SIZE
 
 
-def layer_rates(net: nn.Module, decay: float) -> dict[str, float]:
+def layer_rates(net: Network, decay: float) -> dict[str, float]:
     """`{parameter: decay ** (residual blocks from it to the head)}`: 1 for the head, the least for the stem.
 
     A non-local block has the rate of the residual block that it stands behind.
     """
-    depth, depths = 0, {}
+    depth = 0
+    depths: dict[str, int] = {}
     for stage in STAGES:
         for key, part in getattr(net, LAYER[stage]).named_children():
             depth += key.isdigit()  # nl4 and pool2 are no residual blocks
@@ -82,8 +85,8 @@ def layer_rates(net: nn.Module, decay: float) -> dict[str, float]:
     return {name: decay ** (depth + 1 - depths.get(name, 0)) for name, _ in net.named_parameters()}
 
 
-def optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW or SGD over all parameters; those that do not train (`staged`) have no gradient, and no step is taken for them."""
+def optimizer(net: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW or SGD over all parameters. Those that do not train (`staged`) have no gradient, and take no step."""
     groups = parameter_groups(net, recipe)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
@@ -100,15 +103,17 @@ def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
         return (step + 1) / warm
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-    return 0.1 ** sum(step >= round(share * steps) for share in recipe.milestones) if recipe.schedule == "step" else 1.0
+    if recipe.schedule == "step":
+        return 0.1 ** sum(step >= round(share * steps) for share in recipe.milestones)
+    return 1.0
 
 
 def range_test(losses: Sequence[float], rates: Sequence[float]) -> float:
-    """The rate to train with, of a short run whose rate rose from step to step (losses of its steps, in order; rates above 0).
+    """The rate to train with, from the losses of a short run whose `rates` (above 0) rose from step to step.
 
     The smaller of two: where the smoothed loss falls fastest on the rates' logarithmic scale, and a tenth of the rate
-    at which it blows up (is not finite, or twice as far above its lowest value as the first one was, a tenth of that one
-    at least) or the run ends.
+    at which it blows up (is not finite, or twice as far above its lowest value as the first one was, a tenth of that
+    one at least) or the run ends.
     Raises `UsageError` where the loss never falls, and for fewer than 10 steps before it blows up.
     """
     smooth, end = _smoothed(losses)
@@ -127,15 +132,17 @@ def range_test(losses: Sequence[float], rates: Sequence[float]) -> float:
     return float(min(rates[int(np.argmin(slopes))], rates[min(end, len(rates) - 1)] / 10))
 
 
-def _smoothed(losses, keep=0.8):
+def _smoothed(losses: Sequence[float], keep: float = 0.8) -> tuple[np.ndarray, int]:
     """A moving average without the bias of its start, and the number of steps before it blows up."""
-    values, average, lowest = [], 0.0, math.inf
+    values: list[float] = []
+    average, lowest = 0.0, math.inf
     for n, value in enumerate(losses):
         average = keep * average + (1 - keep) * value
         now = average / (1 - keep ** (n + 1))
         lowest = min(lowest, now)
-        if not math.isfinite(value) or n and now - lowest > 2 * max(values[0] - lowest, 0.1 * abs(values[0])):
-            return np.array(values), n
+        first = values[0] if values else now
+        if not math.isfinite(value) or now - lowest > 2 * max(first - lowest, 0.1 * abs(first)):
+            break
         values.append(now)
     return np.array(values), len(values)
 
@@ -143,44 +150,43 @@ def _smoothed(losses, keep=0.8):
 # -- what trains ------------------------------------------------------------------------------------------------------
 
 
-def _blocks(net):
+def _blocks(net: Network) -> list[NonLocalBlock]:
     return [m for m in net.modules() if isinstance(m, NonLocalBlock)]
 
 
-def _batch_norms(net, bn="train"):
-    """Those that learn: all of them, or, where bn is frozen, only the non-local blocks' own."""
-    return [
-        m for part in (_blocks(net) if bn == "frozen" else [net]) for m in part.modules() if isinstance(m, _BatchNorm)
-    ]
+def batch_norms(net: Network, bn: str = "train") -> list[_BatchNorm]:
+    """The BN that learns: all of it, or, where `bn` is frozen, only the non-local blocks' own."""
+    parts = _blocks(net) if bn == "frozen" else [net]
+    return [m for part in parts for m in part.modules() if isinstance(m, _BatchNorm)]
 
 
-def freeze_bn_(net: nn.Module) -> None:
-    """BN as constants, in place: statistics and affine, of all but the non-local blocks' own, whose gamma of 0 could never leave it.
+def freeze_bn_(net: Network) -> None:
+    """BN as constants, in place: statistics and affine, of all but the non-local blocks' own.
 
-    `net.train()` puts BN back into training mode, as it does for any module: `train_mode_` is to be called in its place.
+    Their gamma of 0 could never leave it. `net.train()` would put BN back into training mode; `train_mode_` does not.
     """
-    own = set(_batch_norms(net, "frozen"))
-    for m in _batch_norms(net):
+    own = set(batch_norms(net, "frozen"))
+    for m in batch_norms(net):
         if m not in own:
             m.eval().requires_grad_(False)
 
 
-def train_mode_(net: nn.Module, recipe: Recipe) -> None:
+def train_mode_(net: Network, recipe: Recipe) -> None:
     """`net.train()`, after which frozen BN is frozen still; to be called wherever a run calls `net.train()`."""
     net.train()
     if recipe.bn == "frozen":
         freeze_bn_(net)
 
 
-def staged(net: nn.Module, recipe: Recipe, share: float) -> bool:
+def staged(net: Network, recipe: Recipe, share: float) -> bool:
     """Sets what trains at `share` (0 to 1) of the run, in place; whether that has changed.
 
     Until `recipe.unfreeze` only the head and the non-local blocks with their BN train, then everything but frozen BN.
     The backbone's BN statistics follow `recipe.bn` all the while: its running means move before its kernels do.
     """
     first = {id(p) for part in (net.fc, *_blocks(net)) for p in part.parameters()}
-    learning = {id(p) for m in _batch_norms(net, recipe.bn) for p in m.parameters()}
-    frozen = {id(p) for m in _batch_norms(net) for p in m.parameters()} - learning
+    learning = {id(p) for m in batch_norms(net, recipe.bn) for p in m.parameters()}
+    frozen = {id(p) for m in batch_norms(net) for p in m.parameters()} - learning
     changed = False
     for p in net.parameters():
         trains = id(p) in first or share >= recipe.unfreeze and id(p) not in frozen
@@ -190,17 +196,20 @@ def staged(net: nn.Module, recipe: Recipe, share: float) -> bool:
 
 
 @torch.no_grad()
-def precise_bn_(net: nn.Module, batches: Iterable[torch.Tensor], device: torch.device, bn: str = "train") -> None:
+def precise_bn_(net: Network, batches: Iterable[torch.Tensor], device: torch.device, bn: str = "train") -> None:
     """Replaces running statistics by those over all of `batches`, in place; `net` is in eval mode afterwards.
 
     `batches`: inputs of the network, `(B, 3, T, H, W)`, of any sizes. Each BN normalises by its batch, as in training,
     with dropout off; its mean is then that of all numbers it saw, and its variance theirs (over N - 1), summed up in
-    float64. `bn` frozen: only the non-local blocks' own. Runs under the caller's autocast. Raises `ValueError` for no batch.
+    float64. `bn` frozen: only the non-local blocks' own. Runs under the caller's autocast. Raises `ValueError` without
+    a batch.
     """
-    learning = _batch_norms(net, bn)
-    sums = {m: torch.zeros(3, m.num_features, dtype=torch.float64) for m in learning}  # on the CPU: mps has no float64
+    learning = batch_norms(net, bn)
+    sums: dict[_BatchNorm, torch.Tensor] = {
+        m: torch.zeros(3, m.num_features, dtype=torch.float64) for m in learning
+    }  # on the CPU: mps has no float64
 
-    def look(m, inputs):
+    def look(m: Any, inputs: tuple[torch.Tensor]) -> None:
         x = inputs[0].float()
         var, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
         var, mean, count = var.cpu().double(), mean.cpu().double(), x.numel() // x.shape[1]
@@ -208,7 +217,8 @@ def precise_bn_(net: nn.Module, batches: Iterable[torch.Tensor], device: torch.d
 
     net.eval()
     handles = [m.train().register_forward_pre_hook(look) for m in learning]
-    kept = [(m, m.num_batches_tracked.clone()) for m in learning if m.num_batches_tracked is not None]
+    counters = [m.num_batches_tracked for m in learning if m.num_batches_tracked is not None]
+    kept = [counter.clone() for counter in counters]
     try:
         for inputs in batches:
             net(inputs.to(device))
@@ -216,9 +226,10 @@ def precise_bn_(net: nn.Module, batches: Iterable[torch.Tensor], device: torch.d
         for handle in handles:
             handle.remove()
         net.eval()
-        for m, count in kept:
-            m.num_batches_tracked.copy_(count)
+        for counter, value in zip(counters, kept):
+            counter.copy_(value)
     for m, (count, total, square) in sums.items():
+        assert m.running_mean is not None and m.running_var is not None
         if not bool(count.all()):
             raise ValueError("there was no batch to take BN's statistics from")
         mean = total / count
@@ -226,8 +237,8 @@ def precise_bn_(net: nn.Module, batches: Iterable[torch.Tensor], device: torch.d
         m.running_var.copy_((square / count - mean.square()).clamp_min(0) * (count / (count - 1).clamp_min(1)))
 
 
-def lengthen(net: nn.Module, frames: int, stride: int | None) -> nn.Module:
-    """A trained network as the start of longer (or shorter) clips, in place; returns it. Weights and blocks stay as they are.
+def lengthen(net: Network, frames: int, stride: int | None) -> Network:
+    """A trained network as the start of longer (or shorter) clips, in place; returns it. Weights stay as they are.
 
     No weight knows T: convolutions, blocks and the mean at the end take any number of frames, and pools all but the
     very small. Raises `UsageError` for frames or stride out of bounds, and for too few frames for the network's pools.
@@ -237,7 +248,8 @@ def lengthen(net: nn.Module, frames: int, stride: int | None) -> nn.Module:
     left = -(-frames // pools.stem_stride)
     if left + 2 * ((pools.pool1_kernel - 1) // 2) < pools.pool1_kernel:
         raise UsageError(
-            f"{frames} frames are too few: pools {net.spec.inflation.pools!r} take {pools.pool1_kernel} of the {left} that the stem leaves",
+            f"{frames} frames are too few: pools {net.spec.inflation.pools!r} take {pools.pool1_kernel} of the {left} "
+            "that the stem leaves",
             f"--frames {(pools.pool1_kernel - 1) * pools.stem_stride + 1} is the least",
         )
     net.spec = dataclasses.replace(net.spec, clip=clip)
@@ -250,7 +262,7 @@ def lengthen(net: nn.Module, frames: int, stride: int | None) -> nn.Module:
 def loss(
     logits: torch.Tensor, target: torch.Tensor, recipe: Recipe, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The mean loss of a batch. `logits`: float `(B, K)`; `target`: classes `(B,)`, or shares of each class, float `(B, K)`.
+    """The mean loss of a batch. `logits`: float `(B, K)`; `target`: classes `(B,)`, or their shares, float `(B, K)`.
 
     `weights` `(K,)` of `class_weights`: each clip counts as its class says, and the mean is over clips, so that
     parts of a batch add up. For bce there are none.
@@ -265,25 +277,25 @@ def loss(
 
 
 def class_weights(labels: Sequence[int], classes: int) -> torch.Tensor:
-    """float32 `(classes,)`: every class counts as much as another, and the mean over the clips is 1; 0 where there is no clip."""
+    """float32 `(classes,)`: every class counts alike, and the mean over the clips is 1; 0 for a class without clips."""
     counts = np.bincount(np.asarray(labels), minlength=classes)
     share = len(labels) / np.count_nonzero(counts)
     return torch.from_numpy(np.divide(share, counts, out=np.zeros(classes), where=counts > 0)).float()
 
 
 def balanced_order(labels: Sequence[int], seed: int, epoch: int) -> list[int]:
-    """Clips of an epoch, as many as there are, with every class equally often (but for one clip), keyed by (seed, epoch).
+    """Clips of an epoch, as many as there are, every class equally often (but for one clip), keyed by (seed, epoch).
 
     A large class is a draw without repeats, another one in each epoch; a small one is gone through several times.
     """
-    labels, draw = np.asarray(labels), np.random.default_rng([seed, epoch])
-    classes = draw.permutation(np.unique(labels))  # which of them get the one clip more
+    known, draw = np.asarray(labels), np.random.default_rng([seed, epoch])
+    classes = draw.permutation(np.unique(known))  # which of them get the one clip more
     parts = []
     for n, k in enumerate(classes):
-        own = np.flatnonzero(labels == k)
-        wanted = len(labels) // len(classes) + (n < len(labels) % len(classes))
-        rounds = [draw.permutation(own) for _ in range(-(-wanted // len(own)))]
-        parts.append(np.concatenate([*rounds, own[:0]])[:wanted])
+        own = np.flatnonzero(known == k)
+        count = len(known) // len(classes) + (n < len(known) % len(classes))
+        rounds = [draw.permutation(own) for _ in range(-(-count // len(own)))]
+        parts.append(np.concatenate([*rounds, own[:0]])[:count])
     return draw.permutation(np.concatenate(parts)).tolist()
 
 
@@ -307,39 +319,38 @@ def scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
 
 
-def checkpoint_activations_(net: nn.Module, on: bool = True) -> None:
-    """Of every residual and non-local block only the input is kept, in place (timm's own); `backward` inside `recomputing(net)`."""
+def checkpoint_activations_(net: Network, on: bool = True) -> None:
+    """Of every residual and non-local block only the input is kept, in place (timm's own).
+
+    `backward` must then be called inside `recomputing(net)`.
+    """
     net.set_grad_checkpointing(on)
 
 
 @contextmanager
-def recomputing(net: nn.Module) -> Iterator[None]:
-    """Around `backward`: BN's running statistics stay as they are, though checkpointed blocks run a second time (pytorch #96136).
+def recomputing(net: Network) -> Iterator[None]:
+    """Around `backward`: BN's running statistics stay as they are, though checkpointed blocks run a second time.
 
-    Without checkpointing it changes nothing.
+    (pytorch #96136.) Without checkpointing it changes nothing.
     """
-    kept = [(m, m.momentum, m.num_batches_tracked) for m in _batch_norms(net)]
+    kept = [(m, m.momentum, m.num_batches_tracked) for m in batch_norms(net)]
     try:
         for m, _, _ in kept:
-            m.momentum, m.num_batches_tracked = (
-                0.0,
-                None,
-            )  # without running statistics other tensors would be saved than the first time
+            # they stay in place: without them other tensors would be saved than the first time
+            m.momentum, m.num_batches_tracked = 0.0, None
         yield
     finally:
         for m, momentum, count in kept:
             m.momentum, m.num_batches_tracked = momentum, count
 
 
-def memory_estimate(
-    net: nn.Module, clip: ClipSpec, batch: int, recipe: Recipe = Recipe(), training: bool = True
-) -> int:  # noqa: B008 frozen
-    """Bytes that a step of `batch` clips takes at most: weights, gradients, optimiser state, activations and what comes and goes.
+def memory_estimate(net: Network, clip: ClipSpec, batch: int, recipe: Recipe = Recipe(), training: bool = True) -> int:
+    """Bytes that a step of `batch` clips takes at most: weights, gradients, optimiser state, activations, temporaries.
 
     The step (without `training` a forward pass of the network in eval mode) is run on fake tensors of the network's
     device, which hold nothing, and every allocation is counted. Not in it: work space inside a library's
-    kernels (on a CPU a step took 6 to 19 % more than this), what an allocator keeps, a GPU's context (about 0.5 GB), the
-    optimiser's own temporaries.
+    kernels (on a CPU a step took 6 to 19 % more than this), what an allocator keeps, a GPU's context (about 0.5 GB),
+    the optimiser's own temporaries.
     """
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
@@ -368,12 +379,14 @@ def memory_estimate(
 class _Live(TorchDispatchMode):
     """Counts the bytes of all storages that operations made and that are alive, and their `peak`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.known = weakref.WeakSet()
+        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: Sequence = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
             if isinstance(value, torch.Tensor):
@@ -388,5 +401,5 @@ class _Live(TorchDispatchMode):
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._release, storage.nbytes())
 
-    def _release(self, size):
+    def _release(self, size: int) -> None:
         self.now -= size

@@ -1,8 +1,8 @@
 """What a run writes beside its checkpoints and models, and reads back.
 
-`config.json` (what was asked and filled in, and why), `videos.csv` (every video that is used and its side of the split, a
-list that nlzoo reads), `skipped.csv`, `environment.json`, `metrics.jsonl` (a line an epoch), `events.jsonl` (a line for
-what happened) and `result.json`, which says that the run finished.
+`config.json` (what was asked and filled in, and why), `videos.csv` (every video that is used and its side of the split,
+a list that nlzoo reads), `skipped.csv`, `environment.json`, `metrics.jsonl` (a line an epoch), `events.jsonl` (what
+happened) and `result.json`, which says that the run finished.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..core import files, tables
 from ..core.errors import WeightsError
 from ..core.model_spec import to_json
@@ -27,6 +26,7 @@ from ..core.recipe_spec import Decision, TrainConfig
 from ..core.text import printable
 from ..networks.network import Network
 from ..videos import listing, scanning
+from .state import versions
 
 CONFIG, RESULT, METRICS, EVENTS = "config.json", "result.json", "metrics.jsonl", "events.jsonl"
 
@@ -141,12 +141,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, Any]:
-    """What a checkpoint says of its writer: with others the last bits may differ."""
-    python, threads = platform.python_version(), torch.get_num_threads()
-    return {"nlzoo": __version__, "torch": torch.__version__, "python": python, "threads": threads}
-
-
 def append(file: Path, line: dict[str, Any]) -> None:
     """A line of JSON. Raises `DiskError`."""
     files.append_text(file, json.dumps(line) + "\n")
@@ -166,7 +160,7 @@ def append_event(run: Path, code: str, step: int, values: dict[str, Any]) -> Non
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:
-    """`{"code", "time", "step", …}` of all that happened, in order; none where the run is of before there was such a file."""
+    """`{"code", "time", "step", …}` of all that happened, in order; none for a run older than such files."""
     return _lines(run / EVENTS)
 
 
@@ -195,17 +189,19 @@ def _unreadable(file: Path, error: Exception) -> WeightsError:
 
 def read_result(run: Path) -> Result:
     """The outcome of a finished run. Raises `WeightsError`."""
+    result: Any = files.read_json(run / RESULT)
     try:
-        return Result(**files.read_json(run / RESULT))  # type: ignore[arg-type]
-    except TypeError as error:
+        known = {field.name for field in dataclasses.fields(Result)}
+        return Result(**{name: value for name, value in result.items() if name in known})
+    except (AttributeError, TypeError) as error:
         raise _unreadable(run / RESULT, error) from None
 
 
 def read_decisions(run: Path) -> list[Decision]:
     """Why the run has its settings; none where it is of before that was kept. Raises `WeightsError`."""
-    settings = files.read_json(run / CONFIG)
+    settings: Any = files.read_json(run / CONFIG)
     try:
-        rows = settings.get("decisions", [])  # type: ignore[union-attr]
+        rows = settings.get("decisions", [])
         return [Decision(row["code"], row["value"], row["reason"]) for row in rows]
     except (AttributeError, TypeError, KeyError) as error:
         raise _unreadable(run / CONFIG, error) from None

@@ -1,8 +1,8 @@
-"""What a run needs to go on after a kill: checkpoints that are whole or not there, and one process on a run at a time.
+"""What a run needs to be resumed after a kill: checkpoints that are whole or not there, one process on a run at a time.
 
-A checkpoint is a folder, RUN/checkpoints/step-00000123, of `state.safetensors`, `state.json` and `manifest.json`, which has
-the sha256 of the other two and of itself. It is written as model folders are (`files.write_folder`), and older ones are
-removed only when it is sure to outlive a power cut. No pickle is written or read.
+A checkpoint is a folder, RUN/checkpoints/step-00000123, of `state.safetensors`, `state.json` and `manifest.json`, which
+has the sha256 of the other two and of itself. It is written as model folders are (`files.write_folder`), and older ones
+are removed only when it is sure to outlive a power cut. No pickle is written or read.
 """
 
 import errno
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -51,22 +52,19 @@ class Loaded:
 def save(run: Path, step: int, tensors: dict[str, torch.Tensor], meta: dict, keep: int = 2) -> Path:
     """Writes the checkpoint of `step`, and only then removes all but the newest `keep`; returns its folder.
 
-    `tensors`: on any device; names of letters, digits, `_` and `.`. `meta`: plain JSON. This checkpoint is the newest from now
-    on: one of the same step is replaced, those of later steps are removed (`load` passed over them, or their course was given
-    up). Hold the run's `lock`. Raises `DiskError`, which says how much is missing where; what was there is kept then.
+    `tensors`: on any device; names of letters, digits, `_` and `.`. `meta`: plain JSON. This checkpoint is the newest
+    from now on: one of the same step is replaced, those of later steps are removed (`load` passed over them, or they
+    were given up). Hold the run's `lock`. Raises `DiskError`, which says how much is missing where; what was there is
+    kept then.
     """
-    rest = (
-        json.dumps(meta, indent=2, allow_nan=False) + "\n"
-    )  # in ASCII, which has a form for the broken bytes of file names
+    rest = json.dumps(meta, indent=2, allow_nan=False) + "\n"  # in ASCII, which has escapes for broken file names
     if not isinstance(meta, dict) or json.loads(rest) != meta or len(rest) > files.MAX_CONFIG:
-        raise ValueError(
-            "meta is not plain JSON (a tuple in it, or a key that is no text), or too long to be read again"
-        )
+        raise ValueError("meta is not plain JSON (a tuple, or a key that is no text), or too long to be read again")
     if len(tensors) > checkpoint.MAX_TENSORS or not all(checkpoint.NAME.fullmatch(name) for name in tensors):
         raise ValueError("too many tensors, or names that would not be read again")
-    tensors = _apart(tensors)
+    tensors = _separate(tensors)
 
-    def fill(part):
+    def fill(part: Path) -> None:
         (part / REST).write_text(rest, encoding="utf-8")
         save_file(tensors, part / TENSORS)
         shutil.copymode(part / REST, part / TENSORS)  # safetensors lets nobody else read its file
@@ -81,31 +79,29 @@ def save(run: Path, step: int, tensors: dict[str, torch.Tensor], meta: dict, kee
         files.write_folder(folder, fill)
     except (DiskError, OSError) as error:
         raise _full(folder, error, len(rest) + sum(128 + t.nbytes for t in tensors.values()) + 2**14) from error
-    found = _steps(place)
-    for left in [old for number, old in found if number < step][max(0, keep - 1) :] + [
-        later for number, later in found if number > step
-    ]:
-        files.discard(left)
+    steps = _steps(place)
+    older = [old for number, old in steps if number < step]
+    later = [new for number, new in steps if number > step]
+    for superfluous in older[max(0, keep - 1) :] + later:
+        files.discard(superfluous)
     return folder
 
 
-def _apart(tensors):
+def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """On the CPU, contiguous, and no two in one stretch of memory, which the format cannot say."""
-    seen, apart = set(), {}
+    seen, separate = set(), {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         memory = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if memory in seen else tensor
+        separate[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
-    return apart
+    return separate
 
 
-def _full(folder, error, needed):
+def _full(folder: Path, error: DiskError | OSError, needed: int) -> DiskError:
     """The error with figures. What was half written is gone again: the checkpoint did not fit into what is free now."""
-    cause = error.__cause__ or error
-    text = (
-        error.message if isinstance(error, DiskError) else f"{folder} could not be written ({error.strerror or error})"
-    )
+    cause = error.__cause__ if isinstance(error, DiskError) else error
+    text = error.message if isinstance(error, DiskError) else files.not_written(folder, error).message
     if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskError(text, "work in a folder of your own")
     near = next(p for p in folder.absolute().parents if p.is_dir())
@@ -117,37 +113,39 @@ def _full(folder, error, needed):
     )
 
 
-def _manifest(part, step):
-    writer = {
-        "nlzoo": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-    }
-    entries = {
-        name: {"bytes": (part / name).stat().st_size, "sha256": files.sha256(part / name)} for name in (TENSORS, REST)
-    }
-    return _sealed({"format": FORMAT, "step": step, "files": entries, "writer": writer})
+def _manifest(part: Path, step: int) -> str:
+    entries = {}
+    for name in (TENSORS, REST):
+        entries[name] = {"bytes": (part / name).stat().st_size, "sha256": files.sha256(part / name)}
+    return _sealed({"format": FORMAT, "step": step, "files": entries, "writer": versions()})
 
 
-def _sealed(manifest):
+def versions() -> dict[str, Any]:
+    """What a checkpoint says of its writer: with others the last bits may differ."""
+    python, threads = platform.python_version(), torch.get_num_threads()
+    return {"nlzoo": __version__, "torch": torch.__version__, "python": python, "threads": threads}
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
     """The manifest's text, with the digest of that text without the digest."""
-    return files.to_json_text({**manifest, "sha256": hashlib.sha256(files.to_json_text(manifest).encode()).hexdigest()})
+    digest = hashlib.sha256(files.to_json_text(manifest).encode()).hexdigest()
+    return files.to_json_text({**manifest, "sha256": digest})
 
 
 # --- reading
 
 
 def load(run: Path) -> Loaded | None:
-    """The newest checkpoint that verifies, or None where there is none at all. Raises `WeightsError` where none verifies."""
-    place, passed = Path(run) / FOLDER, []
+    """The newest checkpoint that verifies, or None where there is none. Raises `WeightsError` where none verifies."""
+    place = Path(run) / FOLDER
+    passed: list[tuple[str, str]] = []
     try:
-        found = _steps(place)
+        steps = _steps(place)
     except OSError as error:
         raise WeightsError(
             f"{printable(str(place))} could not be read ({error.strerror or error})", "work in a folder of your own"
         ) from error
-    for step, folder in found:
+    for step, folder in steps:
         try:
             tensors, meta, writer = _read(folder, step)
             return Loaded(step, tensors, meta, tuple(passed), writer)
@@ -157,22 +155,24 @@ def load(run: Path) -> Loaded | None:
         rows = "".join(f"\n  {name}: {reason}" for name, reason in passed[:10])
         raise WeightsError(
             f"none of the {len(passed)} checkpoints in {printable(str(place))} can be read:{rows}",
-            "begin again under another name; the run's model folders may still be whole",
+            "start again under another name; the run's model folders may still be whole",
         )
     return None
 
 
-def _steps(place):
+def _steps(place: Path) -> list[tuple[int, Path]]:
     """`(step, folder)` of what may be a checkpoint, the newest first."""
-    if not place.is_dir():
-        return []
-    named = [(match, folder) for folder in place.iterdir() if (match := _STEP.fullmatch(folder.name))]
-    return sorted(((int(match[1] or match[2]), folder) for match, folder in named), reverse=True)
+    steps = []
+    for folder in place.iterdir() if place.is_dir() else ():
+        match = _STEP.fullmatch(folder.name)
+        if match:
+            steps.append((int(match[1] or match[2]), folder))
+    return sorted(steps, reverse=True)
 
 
-def _read(folder, step):
+def _read(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], Any, dict[str, Any]]:
     """Tensors, meta and writer of one checkpoint, every byte of it verified. Raises `WeightsError`."""
-    writer = _verified(folder, step)["writer"]
+    writer = _verified_manifest(folder, step)["writer"]
     checkpoint.read_header(folder / TENSORS)
     meta = files.read_json(folder / REST)
     try:
@@ -181,32 +181,22 @@ def _read(folder, step):
         raise WeightsError(f"{TENSORS} could not be read ({error})") from error
 
 
-def _verified(folder, step):
+def _verified_manifest(folder: Path, step: int) -> dict[str, Any]:
     """The manifest, once both files are what it says. Nothing else of them is read before."""
-    if missing := [name for name in (TENSORS, REST, MANIFEST) if not (folder / name).is_file()]:
-        raise WeightsError(f"{missing[0]} is missing")
-    manifest = files.read_json(folder / MANIFEST)
-    try:
-        sealed = (
-            isinstance(manifest, dict)
-            and _sealed({k: v for k, v in manifest.items() if k != "sha256"}).encode()
-            == (folder / MANIFEST).read_bytes()
-        )
-    except ValueError:  # NaN, or half a character
-        sealed = False
-    if not sealed:
+    for name in (TENSORS, REST, MANIFEST):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{name} is missing")
+    manifest: Any = files.read_json(folder / MANIFEST)
+    if not _is_sealed(manifest, folder / MANIFEST):
         raise WeightsError(f"{MANIFEST} is damaged")
     if manifest.get("format") != FORMAT or manifest.get("step") != step:
         raise WeightsError(
-            f"{MANIFEST} is of step {manifest.get('step')!r}, format {manifest.get('format')!r}, and not of step {step}, format {FORMAT}"
+            f"{MANIFEST} is of step {manifest.get('step')!r}, format {manifest.get('format')!r}, "
+            f"and not of step {step}, format {FORMAT}"
         )
     try:
-        said = [(name, manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in (TENSORS, REST)]
-        for name, size, digest in said:
-            if (there := (folder / name).stat().st_size) != size:
-                raise WeightsError(f"{name} has {there:,} bytes instead of {size:,}")
-            if files.sha256(folder / name) != digest:
-                raise WeightsError(f"{name} is damaged: its content has changed since it was written")
+        for name in (TENSORS, REST):
+            _verify(folder / name, **manifest["files"][name])
         return {**manifest, "writer": dict(manifest["writer"])}
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{MANIFEST} is not one of ours ({error!r})") from error
@@ -214,30 +204,51 @@ def _verified(folder, step):
         raise WeightsError(f"it could not be read ({error})") from error
 
 
+def _is_sealed(manifest: object, file: Path) -> bool:
+    """Whether the manifest, which was read from `file`, has the digest of its own text."""
+    try:
+        if not isinstance(manifest, dict):
+            return False
+        unsealed = {key: value for key, value in manifest.items() if key != "sha256"}
+        return _sealed(unsealed).encode() == file.read_bytes()
+    except ValueError:  # NaN, or half a character
+        return False
+
+
+def _verify(file: Path, bytes: int, sha256: str) -> None:
+    size = file.stat().st_size
+    if size != bytes:
+        raise WeightsError(f"{file.name} has {size:,} bytes instead of {bytes:,}")
+    if files.sha256(file) != sha256:
+        raise WeightsError(f"{file.name} is damaged: its content has changed since it was written")
+
+
 # --- an optimizer's state, or any other, as tensors and JSON
 
 
 def pack(prefix: str, value: object) -> tuple[dict[str, torch.Tensor], object]:
-    """`(tensors, plan)` of nested dicts, lists and tuples of tensors, numbers, texts, bool and None; `unpack` gives them back.
+    """`(tensors, plan)` of nested dicts, lists and tuples of tensors, numbers, texts, bool and None; see `unpack`.
 
-    Tensors are not copied, and are named `prefix.0`, `prefix.1`, …; `plan` is plain JSON. Raises `TypeError` for anything else.
+    Tensors are not copied, and are named `prefix.0`, `prefix.1`, …; `plan` is plain JSON. `TypeError` for all else.
     """
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     return tensors, _packed(value, prefix, tensors)
 
 
-def _packed(value, prefix, tensors):
+def _packed(value: object, prefix: str, tensors: dict[str, torch.Tensor]) -> object:
     if isinstance(value, torch.Tensor):
         name = f"{prefix}.{len(tensors)}"
         tensors[name] = value.detach()
         return {"tensor": name}
     if isinstance(value, dict):  # as pairs: the keys of JSON are texts alone
-        if bad := [k for k in value if not (k is None or isinstance(k, bool | int | str))]:
-            raise TypeError(f"{bad[0]!r} cannot be kept as a key")
-        return {"dict": [[k, _packed(v, prefix, tensors)] for k, v in value.items()]}
-    if isinstance(value, list | tuple):
-        items = [_packed(v, prefix, tensors) for v in value]
-        return items if isinstance(value, list) else {"tuple": items}
+        for key in value:
+            if key is not None and not isinstance(key, bool | int | str):
+                raise TypeError(f"{key!r} cannot be kept as a key")
+        return {"dict": [[key, _packed(v, prefix, tensors)] for key, v in value.items()]}
+    if isinstance(value, list):
+        return [_packed(v, prefix, tensors) for v in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_packed(v, prefix, tensors) for v in value]}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(float(value))}
     if value is None or isinstance(value, bool | int | float | str):
@@ -246,16 +257,16 @@ def _packed(value, prefix, tensors):
 
 
 def unpack(tensors: dict[str, torch.Tensor], plan: object) -> object:
-    """What `pack` was given; `tensors` may hold others too. Raises `WeightsError` for a plan that is not one of `pack`'s."""
+    """What `pack` was given; `tensors` may hold others too. `WeightsError` for a plan that `pack` did not make."""
     try:
         return _unpacked(plan, tensors)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"the state of the training is not one of ours ({error!r})", "begin again under another name"
+            f"the state of the training is not one of ours ({error!r})", "start again under another name"
         ) from error
 
 
-def _unpacked(plan, tensors):
+def _unpacked(plan: object, tensors: dict[str, torch.Tensor]) -> object:
     if isinstance(plan, list):
         return [_unpacked(v, tensors) for v in plan]
     if not isinstance(plan, dict):

@@ -28,9 +28,7 @@ from . import recipe as recipes
 from .callbacks import Callbacks, Event
 from .engine import Engine
 
-Keys = list[tuple[int, int]]  # (epoch, index) of clips
 Failures = list[tuple[int, str]]  # (index, reason) of clips that could not be read
-Batch = tuple[list[int], torch.Tensor | None, Failures]  # as `loader.load` gives it
 
 
 @dataclass
@@ -77,14 +75,15 @@ class Learner:
         recipes.train_mode_(net, recipe)
         recipes.staged(net, recipe, 0.0)
         self.net, self.recipe, self.engine = net, recipe, engine
-        self.ema = moving_average(net, recipe.ema) if recipe.ema else None
+        self.ema: Any = moving_average(net, recipe.ema) if recipe.ema else None  # timm's
         self.optimizer = recipes.optimizer(net, recipe)
         self.scaler = recipes.scaler(recipe, engine.device)
         self.wrap()
 
     def wrap(self) -> None:
-        """Sets `model`: the network as training calls it, compiled and spread over the ranks. Anew when stages unfreeze."""
-        self.model = self.engine.wrapped(torch.compile(self.net) if self.recipe.compile else self.net)
+        """Sets `model`, the network as training calls it: compiled, spread over ranks. Anew when stages unfreeze."""
+        compiled: Any = torch.compile(self.net) if self.recipe.compile else self.net
+        self.model = self.engine.wrapped(compiled)
 
     @property
     def kept(self) -> Network:
@@ -196,7 +195,7 @@ def prepare(
     return dataclasses.replace(job, steps=recipe.epochs * len(batches(job, 0)))
 
 
-def batches(job: Job, epoch: int) -> list[Keys]:
+def batches(job: Job, epoch: int) -> list[list[loader.Key]]:
     """Keys of an epoch, `batch` clips at a time over all ranks: views of one video count as so many clips."""
     config = job.config
     size = max(1, config.recipe.batch // config.augment.repeats)

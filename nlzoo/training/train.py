@@ -9,7 +9,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from . import recipe as recipes
 from .callbacks import Callbacks, Event, Step
 from .engine import Engine
 from .run_folder import Epoch, Result
-from .step import Batch, Job, Keys, batches, prepare, train_step
+from .step import Job, batches, prepare, train_step
 
 SAVE_SHARE, SAVE_AT_MOST = 0.05, 300.0  # of the time may go into checkpoints; seconds from one to the next at most
 SANITY_BATCHES = 2  # of validation, before the first epoch
@@ -72,10 +72,11 @@ def train(
 ) -> Result:
     """Trains `net` (its head fits the classes of `dataset`, which is split) in the folder `run`; returns the outcome.
 
-    A run that was started there is resumed from its newest checkpoint. `ready` is called when the folder is ours. Raises
-    `DivergedError` before a step that would be taken with NaN, `OutOfMemory`, `DiskError`, `VideoError` when an epoch's
-    videos cannot be read, `Stopped` after a signal, when all is saved, and `UsageError` where another process works in
-    `run`.
+    A run that was started there is resumed from its newest checkpoint. `ready` is called when the folder is ours.
+
+    Raises `DivergedError` before a step that would be taken with NaN, `OutOfMemory`, `DiskError`, `VideoError` when an
+    epoch's videos cannot be read, `Stopped` after a signal, when all is saved, and `UsageError` where another process
+    works in `run`.
     """
     engine = engine or Engine(torch.device(config.device))
     with state.lock(run) if engine.main else contextlib.nullcontext(), stopping() as stop:
@@ -142,7 +143,7 @@ def _resume(job: Job) -> int | None:
     job.progress.restore(loaded.step, loaded.meta["at"])
     if job.engine.main:
         run_folder.write_epochs(job.run, job.progress.epochs)
-    then, now = loaded.writer, run_folder.versions()
+    then, now = loaded.writer, state.versions()
     changed = {key: [then.get(key), value] for key, value in now.items() if then.get(key) != value}
     if changed:
         job.log("other_versions", changed=changed)
@@ -239,11 +240,13 @@ def _train_epoch(job: Job, checkpoints: _Checkpoints, epoch: int) -> None:
         )
 
 
-def _one_for_each(batches: list[Keys], loaded: Iterator[Batch]) -> Iterator[Batch]:
+def _one_for_each(
+    batches: list[list[loader.Key]], loaded: Generator[loader.Batch, None, None]
+) -> Generator[loader.Batch, None, None]:
     """An entry for each batch, of nothing where this rank has no part of it."""
-    with contextlib.closing(loaded):  # type: ignore[type-var]
+    with contextlib.closing(loaded):
         for batch in batches:
-            yield next(loaded) if batch else ([], None, [])
+            yield next(loaded) if batch else loader.Batch([], None, [])
 
 
 def _say_step(job: Job, num_batches: int, seconds: float) -> None:
@@ -305,7 +308,7 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
 
 
 def _write_epoch(job: Job, line: Epoch, validated: dict[str, Any]) -> None:
-    """The line, `last`, and `best` where this epoch is the best. `validated`: what metrics.json says of the validation."""
+    """The line, `last`, and `best` where this epoch is the best. `validated`: of metrics.json, on the validation."""
     assert job.run
     figures = {"top1": line.top1, "top5": line.top5, "map": line.map}
     summary = {name: value for name, value in figures.items() if value is not None} | {
@@ -326,7 +329,7 @@ def _write_epoch(job: Job, line: Epoch, validated: dict[str, Any]) -> None:
 def _precise_batches(job: Job) -> Iterator[torch.Tensor]:
     """Inputs `(B, 3, T, H, W)` of `precise_bn` batches of training clips, drawn as in training."""
     some = batches(job, job.progress.epoch)[: job.config.recipe.precise_bn]
-    with contextlib.closing(loader.load(job.train_clips, some, job.config.workers)) as loaded:  # type: ignore[type-var]
+    with contextlib.closing(loader.load(job.train_clips, some, job.config.workers)) as loaded:
         for _, pixels, _ in loaded:
             if pixels is not None:
                 yield clips.to_input(pixels.flatten(0, 1).to(job.engine.device), job.net.spec.clip)

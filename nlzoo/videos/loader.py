@@ -6,7 +6,7 @@ Randomness is keyed by (seed, epoch, index), so decoding workers hold no state a
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +95,7 @@ class Clips:
         return video.read_frames(info.path, numbers, side, self.decoder, info)
 
 
-def load(source: Clips, batches: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
+def load(source: Clips, batches: Iterable[list[Key]], workers: int) -> Generator[Batch, None, None]:
     """A `Batch` for each list of keys, in order.
 
     Workers write into memory that is shared with this process: a tensor holds until the next one is asked for. A file
@@ -135,7 +135,7 @@ def _fill(source: Clips, buffers: torch.Tensor, task: _Task) -> None:
     buffers[buffer, row] = source.read(epoch, index)
 
 
-def _one_by_one(source: Clips, batches: list[list[Key]], workers: int) -> Iterator[Batch]:
+def _one_by_one(source: Clips, batches: list[list[Key]], workers: int) -> Generator[Batch, None, None]:
     tasks = ((key, 0, 0) for batch in batches for key in batch)
     with closing(pool.run(partial(_pixels, source), tasks, workers, partial(_deadline, source), ahead=2)) as results:
         for ((_, index), _, _), result in results:
