@@ -223,10 +223,11 @@ def launch(
 ) -> int:
     """Runs `python -m nlzoo WORDS` as `count` ranks on this machine; the exit code of the first that failed, else 0.
 
-    When one has failed the others are told to end (SIGTERM), and killed after `GRACE` seconds. `warn` gets a sentence on
-    one that a signal killed. SIGTERM and SIGHUP are passed on to all; Ctrl-C reaches them by itself. When this process is
-    killed they end too (Linux). Not torch's elastic launcher: it exits with 1 whatever the code of the rank, kills ranks
-    30 s after a signal though they have not saved, and when it is killed leaves them running, with the run's lock.
+    When one has failed the others are told to end (SIGTERM), and killed after `GRACE` seconds. `warn` gets a
+    sentence on one that a signal killed. SIGTERM and SIGHUP are passed on to all; Ctrl-C reaches them by itself.
+    When this process is killed they end too (Linux). Not torch's elastic launcher: it exits with 1 whatever the
+    code of the rank, kills ranks 30 s after a signal though they have not saved, and when it is killed leaves them
+    running, with the run's lock.
     Raises `UsageError` where there are fewer GPUs, unless `device` is cpu.
     """
     have = torch.cuda.device_count()

@@ -206,9 +206,9 @@ def test_the_loss_follows_the_labels():
             False,
             "small",
             [
-                "batch 4 (on cpu)",
+                "batch: 4 (on cpu)",
                 "BatchNorm: trainable (",
-                "precision float32",
+                "precision: fp32 (on a CPU)",
                 "35 training clips of 5 classes, under 50,000",
             ],
         ),
