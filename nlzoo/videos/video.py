@@ -11,6 +11,7 @@ Readers are opened and closed within one call and decode with one thread, so wor
 
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,10 @@ _DEMUXERS = (
 _TIMED_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "mkv"}
 _TIMED_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "h263", "mjpeg", "prores", "vvc"})
 _CODEC_OF = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}  # decoder name -> codec
+# In mp4: samples of one size (`stsz`: size, count), and runs of samples (`trun`: flags, count; flags 0x000f00 say that
+# each has fields of its own). All others have a table, which cannot be longer than the file.
+_SAME_SIZES = re.compile(rb"stsz.{4}(.{4})(.{4})", re.DOTALL)
+_RUNS = re.compile(rb"trun.(.{3})(.{4})", re.DOTALL)
 _JUMP = 4  # frames; a seek empties the decoder and costs about as much as decoding these
 _DECORD_CODECS = frozenset({"h264", "vp8", "vp9"})
 
@@ -161,6 +166,7 @@ def read_frames(
             raise IndexError(f"frame {index} of {info.frames}")
         rows.setdefault(int(index), []).append(row)
     height, width = scaled_size(info.height, info.width, short_side)
+    _check_pixels(info, height, width)
     out = np.empty((len(indices), height, width, 3), np.uint8)
     for number, image in _images(info, sorted(rows), height, width, decoder):
         out[rows[number]] = image
@@ -174,8 +180,15 @@ def frames(path: str | os.PathLike, size: tuple[int, int] | None = None) -> Iter
     """
     info = probe(path)
     height, width = size or (info.height, info.width)
+    _check_pixels(info, height, width)
     for _, image in _images(info, list(range(info.frames)), height, width, "pyav"):
         yield image
+
+
+def _check_pixels(info: Probe, height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        reason = f"has frames of {info.width}x{info.height} pixels; scaled to {width}x{height} they are too large"
+        raise VideoError(reason, "crop it first", info.path)
 
 
 def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
@@ -306,6 +319,10 @@ def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
 
 def _walk(path: str) -> _Walk:
     """Reads every packet, and decodes until the first frame comes. `VideoError` where none does."""
+    try:
+        _check_boxes(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
     packets: list[_Packet] = []
     first, whole = None, True
     with _opened(path) as (container, stream):
@@ -324,8 +341,6 @@ def _walk(path: str) -> _Walk:
             whole = False
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         base = float(stream.time_base or 1)
-    if name in _TIMED_CONTAINERS and _protected(path):
-        raise VideoError("is encrypted", "get a copy without DRM", path)
     if first is None:
         raise _no_frames(path, packets)
     return _Walk(path, name, codec, rate, base, packets, first, whole)
@@ -442,21 +457,40 @@ def _has_open_gop(packets: list[_Packet]) -> bool:
     return False
 
 
-def _protected(path: str) -> bool:
-    """Whether an mp4 declares its video encrypted (an `encv` sample entry), wherever its `moov` box is."""
+def _check_boxes(path: str) -> None:
+    """Raises `VideoError` for an mp4 that is encrypted, or declares more samples than it has bytes.
+
+    FFmpeg makes an index entry for each sample at once: a file of 10 kB could take all memory.
+    """
+    size = os.path.getsize(path)
+    for content in _boxes(path, size):
+        if b"encv" in content and b"sinf" in content:
+            raise VideoError("is encrypted", "get a copy without DRM", path)
+        counts = [count for sample_size, count in _SAME_SIZES.findall(content) if any(sample_size)]
+        counts += [count for flags, count in _RUNS.findall(content) if not flags[1] & 0x0F]
+        if any(int.from_bytes(count, "big") > size for count in counts):
+            raise VideoError("declares more frames than it has bytes", "download it again, or remove it", path)
+
+
+def _boxes(path: str, size: int) -> Iterator[bytes]:
+    """The content of the boxes of an mp4 that describe its samples, `moov` and `moof`: at most 64 MiB of each."""
+    at = 0
     with open(path, "rb") as file:
-        while len(header := file.read(8)) == 8:
-            size, kind = int.from_bytes(header[:4], "big"), header[4:]
-            body = size - 8
-            if size == 1:
-                body = int.from_bytes(file.read(8), "big") - 16
-            if kind == b"moov":
-                moov = file.read(max(0, min(body, 1 << 26)) if size else 1 << 26)
-                return b"encv" in moov and b"sinf" in moov
-            if size == 0 or body < 0:
-                return False
-            file.seek(body, os.SEEK_CUR)
-    return False
+        while at + 8 <= size:
+            file.seek(at)
+            header = file.read(16)
+            length = int.from_bytes(header[:4], "big")
+            start = 8
+            if length == 1:
+                start, length = 16, int.from_bytes(header[8:], "big")
+            elif length == 0:
+                length = size - at
+            if length < start:
+                return
+            if header[4:8] in (b"moov", b"moof"):
+                file.seek(at + start)
+                yield file.read(min(length - start, 1 << 26))
+            at += length
 
 
 def _no_frames(path: str, packets: list[_Packet]) -> VideoError:
@@ -467,7 +501,7 @@ def _no_frames(path: str, packets: list[_Packet]) -> VideoError:
     )
 
 
-def _unreadable(path: str, error: av.error.FFmpegError) -> VideoError:
+def _unreadable(path: str, error: av.error.FFmpegError | OSError) -> VideoError:
     if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of a demuxer outside the list
         return VideoError("is not a kind of video file that is read here", "convert it to mp4 (H.264)", path)
     if isinstance(error, av.error.InvalidDataError):

@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from decoded import REFUSED, decode_all, mutant, mutant_outcomes, mutants_survived, wrong_frames
-from drawn import MADE, B, damaged, drawing, encode, rotate, two_sizes
+from drawn import MADE, B, copy_packets, damaged, drawing, encode, rotate, two_sizes
 from measured import grown
 
 from nlzoo.core.errors import NlzooError, UsageError, VideoError
@@ -279,6 +280,52 @@ def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(av, "open", refuse)
     assert "cannot be read: Permission denied" in refusal(path).message
+
+
+def with_many_samples(folder, box_kind) -> Path:
+    """An mp4 of some kB that declares 8 million samples of one size, in its `stsz` or in a `trun`."""
+    count = (1 << 23).to_bytes(4, "big")
+    if box_kind == "stsz":
+        path = encode(folder / "a.mp4", drawing(30), options=B)
+        changes = {b"stsz": b"\0\0\0\0" + b"\0\0\0\1" + count, b"stsc": b"\0\0\0\0" + b"\0\0\0\1" * 2 + count}
+    else:
+        path = copy_packets(encode(folder / "b.mp4", drawing(30)), folder / "a.mp4", container="ismv")
+        changes = {b"trun": b"\0\0\0\0" + count}
+    data = bytearray(path.read_bytes())
+    for kind, content in changes.items():
+        at = data.index(kind) + 4
+        data[at : at + len(content)] = content
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("box_kind", ["stsz", "trun"])
+def test_samples_that_are_not_in_the_file_take_no_memory(box_kind, tmp_path):
+    path = with_many_samples(tmp_path, box_kind)
+    assert path.stat().st_size < 100_000
+    assert refusal(path).reason == "declares more frames than it has bytes"
+    before = """
+        import sys
+        from nlzoo.core.errors import VideoError
+        from nlzoo.videos import video
+    """
+    script = """
+        try:
+            video.probe(sys.argv[1])
+        except VideoError:
+            pass
+    """
+    assert grown(before, script, path) < 20  # MiB
+    unchecked = before + "    video._check_boxes = lambda path: None"
+    assert grown(unchecked, script, path) > 80  # the control
+
+
+def test_frames_that_grow_over_the_limit_when_they_are_scaled_are_refused(tmp_path):
+    path = encode(tmp_path / "a.avi", drawing(3, 2, 4000), "ffv1", "yuv444p")
+    assert video.read_frames(path, [2], 32).shape == (1, 32, 64_000, 3)
+    for read in (lambda: video.read_frames(path, [2], 256), lambda: next(video.frames(path, (256, 512_000)))):
+        with pytest.raises(VideoError, match="has frames of 4000x2 pixels; scaled to 512000x256 they are too large"):
+            read()
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
