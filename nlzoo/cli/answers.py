@@ -77,7 +77,8 @@ def predict(
     )
     failures = app.failures(rows)
     good = [row for row in rows if "error" not in row]
-    for file in filter(None, (out, features and good and features)):
+    file = out or (features if good else None)
+    if file:
         console.log(f"wrote {printable(file)}")
     console.result(app.summary(rows, features))
     for reason in failures:

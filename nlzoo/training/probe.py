@@ -7,7 +7,7 @@ what the model folder predicts. The run folder is that of `finetune`, after one 
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..core import files, lock
 from ..core.errors import VideoError
 from ..core.progress import Progress, Stages, no_progress, no_stages
-from ..core.recipe_spec import Recipe, TrainConfig, default_size
+from ..core.recipe_spec import Decision, Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
 from ..core.text import as_json
 from ..networks import card, checkpoint, zoo
@@ -26,7 +26,6 @@ from ..networks.network import Network
 from ..videos import listing, loader, pool, scanning, video
 from ..videos.listing import Item
 from . import evaluate, metrics, run_folder
-from .run_folder import Epoch, Result
 
 STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: the smaller, the stronger the regularisation
 FOLDS = 5  # of the training groups, to choose C by
@@ -90,42 +89,24 @@ def _keep(
     made, classes, multi_label = fitted.predictions, net.spec.classes, net.spec.multi_label
     figures = metrics.full(made.scores, made.items, classes, multi_label)
     chance = metrics.chance(classes, fitted.train, made.items, multi_label)
-    main = {key: figures.get(key) for key in ("top1", "top5", "mean_class", "map")}
+    main: dict[str, float | None] = {key: figures.get(key) for key in ("top1", "top5", "mean_class", "map")}
     counts = {"train": len(fitted.train), "val": len(made.items)}
-    run_folder.start(run, net, dataset, config)
+    reason = "C of a logistic regression on the features, by cross-validation over the training groups"
+    run_folder.start(run, net, dataset, config, [Decision("probe", fitted.strength, reason)])
     skipped = (*fitted.bad, *made.bad)
-    epoch = Epoch(
-        1,
-        fitted.train_loss,
-        **main,
-        loss=figures["loss"],
-        seconds=round(seconds, 2),
-        data_seconds=0.0,
-        clips=len(fitted.train),
-        failed=len(skipped),
-    )
-    files.append_text(run / "metrics.jsonl", as_json(asdict(epoch)) + "\n")
+    epoch = {"epoch": 1, "train_loss": fitted.train_loss, **main, "loss": figures["loss"]}
+    epoch |= {"seconds": round(seconds, 2), "data_seconds": 0.0, "clips": len(fitted.train), "failed": len(skipped)}
+    files.append_text(run / "metrics.jsonl", as_json(epoch) + "\n")
     summary = {key: value for key, value in main.items() if value is not None and key != "mean_class"}
     interval = figures["intervals"]["map" if multi_label else "top1"]
     summary |= {"majority": chance, **counts, "groups": figures["groups"], "interval": interval}
     for part in ("last", "best"):
         checkpoint.save_model(run / part, net, summary, card.body(net.spec, summary))
-    result = Result(
-        str(run),
-        str(run / "best"),
-        list(classes),
-        **counts,
-        epochs=1,
-        **main,
-        majority=chance,
-        best_epoch=1,
-        last_top1=main["top1"],
-        last_map=main["map"],
-        seconds=round(seconds, 1),
-    )
-    files.write_json(run / "result.json", asdict(result) | {"C": fitted.strength})
-    told = {"run": result.run, "model": result.model, "classes": result.classes, **counts, "majority": chance}
-    return Probe({**told, "C": fitted.strength, **figures}, skipped)
+    told = {"run": str(run), "model": str(run / "best"), "classes": list(classes), **counts}
+    last = {"best_epoch": 1, "last_top1": main["top1"], "last_map": main["map"], "seconds": round(seconds, 1)}
+    result = {**told, "epochs": 1, **main, "majority": chance, **last, "resumed_from": None, "C": fitted.strength}
+    files.write_json(run / run_folder.RESULT, result)
+    return Probe({**told, "majority": chance, "C": fitted.strength, **figures}, skipped)
 
 
 @dataclass(frozen=True)

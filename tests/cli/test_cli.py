@@ -17,6 +17,7 @@ from hub_server import HubServer
 from nlzoo.apps import draw
 from nlzoo.networks import model
 from nlzoo.networks.download import load
+from nlzoo.training import run_folder
 from nlzoo.videos import video
 
 
@@ -490,10 +491,16 @@ def test_a_probe_is_a_model(nlzoo, trained):
         "metrics.jsonl",
         "result.json",
     }
+    result = json.loads((Path(summary["run"]) / "result.json").read_text())
+    assert result.pop("C") == summary["C"] and run_folder.Result(**result).top1 == summary["top1"]
+    (epoch,) = run_folder.read_epochs(Path(summary["run"]))
+    assert (epoch.score, epoch.clips, epoch.loss) == (summary["top1"], 6, summary["loss"])
     (row,) = [r for r in json.loads(nlzoo("list", "--json")[1])["runs"] if r["run"] == summary["run"]]
     assert (row["top1"], row["val"]) == (summary["top1"], 2)
     code, _, err = nlzoo("report", summary["run"])
-    assert code == 0 and "<h1>videos-probe-1</h1>" in (Path(summary["run"]) / "report.html").read_text(), err
+    page = (Path(summary["run"]) / "report.html").read_text()
+    assert code == 0 and "<h1>videos-probe-1</h1>" in page and "nothing else was trained" in page, err
+    assert "is optimistic" not in page and "--recipe" not in page  # no epoch was chosen, no recipe was used
     assert nlzoo("eval", summary["run"], Path(summary["run"]) / "videos.csv")[0] == 0
     code, _, err = nlzoo("probe", "m", "videos", "--name", "r")
     assert (code, "r is there already" in err) == (2, True)  # before the work

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,29 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="needs pyarrow") as error:
         tables.check(tmp_path / "a.parquet")
     assert "nlzoo[parquet]" in error.value.hint
-    with pytest.raises(DiskError):
-        tables.write(tmp_path / "nowhere" / "a.csv", ROWS)
+    for file in (tmp_path / "nowhere" / "a.csv", tmp_path / "nowhere" / "more" / "a.jsonl"):
+        with pytest.raises(DiskError, match="could not be written"):
+            tables.check(file)
+        with pytest.raises(DiskError):
+            tables.write(file, ROWS)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_overwrites_neither_an_input_nor_a_part_of_a_model_or_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(DiskError, match="Is a directory"):
+        tables.check(tmp_path / "folder.csv")
+    with pytest.raises(UsageError, match="would overwrite what is read"):
+        tables.check(tmp_path / "run" / "list.csv", inputs=[Path("run/../run/list.csv")])
+    for name in ("videos.csv", "skipped.csv", "metrics.jsonl"):
+        tables.check(tmp_path / "run" / name)  # no run yet
+        (tmp_path / "run" / "config.json").write_text("{}")
+        with pytest.raises(UsageError, match="a part of the model or run"):
+            tables.check(tmp_path / "run" / name)
+        (tmp_path / "run" / "config.json").unlink()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    tables.check(tmp_path / "run" / "mine.csv")
+    with pytest.raises(UsageError, match="a part of the model or run"):
+        tables.check(tmp_path / "run" / "model.safetensors", [".safetensors"])

@@ -87,6 +87,11 @@ def test_the_interval_is_the_one_that_was_measured_over_groups():
         assert few in card.body(SPEC, FIGURES | {"groups": 1, "interval": interval})
 
 
+def test_only_an_epoch_that_was_chosen_flatters():
+    probe = {name: value for name, value in FIGURES.items() if name != "epochs"}
+    assert "flatter the model" in card.body(SPEC, FIGURES) and "flatter the model" not in card.body(SPEC, probe)
+
+
 def test_checks_are_shown_as_computed():
     text = card.body(SPEC, None, {"nonlocal_identical": True, "still_clip_error": 2.5e-7, "moving_clip_error": None})
     assert "bit-identical: yes" in text and "relative error: 2.5e-07" in text and "moving clip" not in text

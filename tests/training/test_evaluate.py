@@ -1,17 +1,21 @@
 """Answers that do not depend on the batch they came in, and are the mean over hand-written loops of views."""
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import nlzoo
 from nlzoo.apps import draw
 from nlzoo.core import model_spec, view_spec
-from nlzoo.core.errors import UsageError
-from nlzoo.networks import model
-from nlzoo.training import evaluate
-from nlzoo.videos import clips, listing, loader, video
+from nlzoo.core.errors import DiskError, DivergedError, UsageError, VideoError
+from nlzoo.networks import checkpoint, model
+from nlzoo.training import evaluate, metrics, provenance
+from nlzoo.videos import clips, listing, loader, records, video
 
 
 def test_answers_do_not_depend_on_batch_or_workers_and_average_softmax(tmp_path, seed, monkeypatch):
@@ -158,3 +162,168 @@ def test_a_control_is_compared_on_the_videos_that_both_could_read():
 def test_a_device_that_is_not_here():
     with pytest.raises(UsageError, match="cuda:99"):
         evaluate.resolve_device("cuda:99")
+
+
+# --- nlzoo.evaluate
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Three classes of four videos."""
+    folder = tmp_path_factory.mktemp("labelled") / "videos"
+    draw.write_videos(folder, draw.CLASSES[:3], 4, seed=3, frames=8, size=(32, 48))
+    return folder
+
+
+NAMES = tuple(sorted(draw.CLASSES[:3]))
+
+
+def classifier(classes=NAMES, **changes):
+    torch.manual_seed(5)
+    net = model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32)))
+    model.set_head(net, classes, **changes)
+    torch.nn.init.normal_(net.fc.weight, std=0.3)
+    return net
+
+
+def run_with(folder, net, rows, start=""):
+    """A finished run of `net`, by hand: its model folder."""
+    lists = "\n".join(["path,label,split,start,end", *(",".join(map(str, row)) for row in rows)])
+    checkpoint.save_model(folder / "best", net)
+    (folder / "videos.csv").write_text(lists + "\n")
+    (folder / "config.json").write_text(json.dumps({"train": {"start": str(start)}}))
+    (folder / "result.json").write_text("{}")
+    return folder / "best"
+
+
+def test_evaluate_is_the_figures_of_the_predictions(labelled, tmp_path):
+    net = classifier()
+    done = nlzoo.evaluate(net, labelled, views="2x1", control=True, out=tmp_path / "rows.csv", device="cpu")
+    expected = metrics.full(done.predictions.scores, done.predictions.items, net.spec.classes, False)
+    assert {key: done.figures[key] for key in expected} == expected and done.figures["videos"] == 12
+    assert (done.figures["views"], done.figures["look"], done.figures["skipped"]) == (2, "2x1", 0)
+    assert set(done.figures["control"]) == {"shuffled", "one"} and done.figures["trained_on"] is None
+    assert (tmp_path / "rows.csv").read_text().count("\n") == 13 and done.notes == done.skipped == ()
+    checkpoint.save_model(tmp_path / "model", net)
+    again = nlzoo.evaluate(tmp_path / "model", labelled, view_spec.ViewSpec(2), device=torch.device("cpu"))
+    assert np.array_equal(again.predictions.scores, done.predictions.scores)
+
+
+def test_videos_that_trained_the_model_are_counted_by_path_part_and_content(labelled, tmp_path):
+    """Of the run's own list, and of the run that it started from; what only lies in `val` or `test` trained nothing."""
+    net, videos = classifier(), sorted(labelled.rglob("*.mp4"))
+    copies = tmp_path / "copies"
+    shutil.copytree(labelled, copies)
+    renamed = sorted(copies.rglob("*.mp4"))[1]
+    renamed.rename(renamed.with_name("another.mp4"))
+    label = [video.parent.name for video in videos]
+    first = run_with(
+        tmp_path / "first", net, [(videos[5], label[5], "train", "", ""), (videos[4], label[4], "val", "", "")]
+    )
+    rows = [
+        (videos[0], label[0], "train", "", ""),
+        (videos[1], label[1], "train", "", ""),
+        (videos[2], label[2], "val", "", ""),
+        (videos[8], label[8], "test", "", ""),
+    ]
+    folder = run_with(tmp_path / "second", net, rows, start=first)
+    for place in (labelled, copies):
+        done = nlzoo.evaluate(folder, place, device="cpu")
+        trained = {"another.mp4", *(videos[n].name for n in (0, 1, 5))}
+        kept = [n for n, item in enumerate(done.predictions.items) if Path(item.path).name not in trained]
+        assert done.figures["trained_on"] == 3 and len(kept) == 9
+        others = [done.predictions.items[n] for n in kept]
+        assert done.figures["others"] == metrics.full(done.predictions.scores[kept], others, net.spec.classes, False)
+        text = metrics.in_words(done.figures)
+        assert text.startswith("3 of the 12 videos trained this model; on the 9 others: top-1 ")
+    own = nlzoo.evaluate(folder, folder.parent / "videos.csv", device="cpu")  # its test video
+    assert (own.figures["videos"], own.figures["trained_on"]) == (1, 0) and "others" not in own.figures
+    only = tmp_path / "only.csv"
+    only.write_text(f"path,label\n{videos[0]},{label[0]}\n{videos[5]},{label[5]}\n")
+    done = nlzoo.evaluate(folder, only, device="cpu")
+    assert done.figures["trained_on"] == 2 and done.figures["others"] is None
+    assert metrics.in_words(done.figures).startswith("all 2 videos trained this model")
+
+
+def test_only_parts_that_overlap_trained_the_model():
+    item = listing.Item("a.mp4", ("x",), split="train", start=1.0, end=2.0)
+    trained = listing.Listing(Path("/v"), (item,), (), 0, False, "")
+    parts = [(None, None), (0.0, 1.0), (0.0, 1.5), (1.2, 1.3), (1.9, None), (2.0, 3.0)]
+    asked = [listing.Item("a.mp4", ("x",), start=start, end=end) for start, end in parts]
+    assert provenance.trained_on([trained], Path("/v"), asked) == [True, False, True, True, True, False]
+    assert provenance.trained_on([trained], Path("/w"), asked) == [False] * 6
+
+
+def test_an_unfinished_run_says_so(labelled, tmp_path):
+    folder = run_with(tmp_path / "half", classifier(), [])
+    (tmp_path / "half" / "result.json").unlink()
+    assert nlzoo.evaluate(folder, labelled, device="cpu").notes == (
+        "the run half is unfinished: this is its best model so far",
+    )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_shared_classes_of_videos_that_have_others(labelled, tmp_path, multi_label):
+    names = NAMES
+    net = classifier((names[0], names[2], "elsewhere"), multi_label=multi_label)
+    with pytest.raises(UsageError, match=f"does not know 1 class of these videos: '{names[1]}'") as error:
+        nlzoo.evaluate(net, labelled, device="cpu")
+    assert error.value.hint == f"--classes shared measures on the 2 classes that both have: '{names[0]}', '{names[2]}'"
+    done = nlzoo.evaluate(net, labelled, classes="shared", device="cpu")
+    assert done.figures["videos"] == 8 and {i.labels[0] for i in done.predictions.items} == {names[0], names[2]}
+    assert done.notes == ("left out 4 videos of classes that the model does not know",)
+    with pytest.raises(UsageError, match="does not know 3 classes") as error:
+        nlzoo.evaluate(classifier(("p", "q")), labelled, classes="shared", device="cpu")
+    assert error.value.hint == "its classes: 'p', 'q'"
+
+
+def test_a_network_without_class_names_is_measured_by_numbers(labelled, tmp_path):
+    net = classifier()
+    net.spec = dataclasses.replace(net.spec, classes=())
+    with pytest.raises(UsageError, match="has no class names, only 3 outputs; these videos have ") as error:
+        nlzoo.evaluate(net, labelled, device="cpu")
+    assert "finetune" in error.value.hint
+    for number, folder in enumerate(NAMES):
+        shutil.copytree(labelled / folder, tmp_path / "numbers" / str(number))
+    done = nlzoo.evaluate(net, tmp_path / "numbers", device="cpu")
+    assert done.figures["top1"] == nlzoo.evaluate(classifier(), labelled, device="cpu").figures["top1"]
+    assert done.notes == ("the model has no class names: labels are taken as numbers of its outputs",)
+
+
+def test_a_network_that_overflows_is_an_error_that_names_the_video(labelled):
+    net = classifier()
+    net.fc.bias.data[1] = float("nan")
+    with pytest.raises(DivergedError, match=r"_c0\d\.mp4 is not finite"):
+        nlzoo.evaluate(net, labelled, device="cpu")
+
+
+def test_nothing_to_predict_is_a_sentence():
+    net = classifier()
+    source = loader.Clips(Path(), (), net.spec.clip)
+    assert list(evaluate.probabilities(net, source, torch.device("cpu"))) == []
+    with pytest.raises(VideoError, match="none of the 0 videos"):
+        evaluate.predictions(net, source, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        ({"views": "2x2"}, UsageError, "crops per clip"),
+        ({"classes": "some"}, UsageError, "--classes"),
+        ({"decoder": "vlc"}, UsageError, "no decoder 'vlc'"),
+        ({"device": "meta"}, UsageError, "device 'meta' cannot be used"),
+        ({"device": "gpu"}, UsageError, "device 'gpu' cannot be used"),
+        ({"out": "rows.txt"}, UsageError, "ends in none of"),
+        ({"out": "nowhere/rows.csv"}, DiskError, "could not be written"),
+        ({"out": "folder.csv"}, DiskError, "Is a directory"),
+        ({"out": "videos.csv", "videos": "videos.csv"}, UsageError, "would overwrite what is read"),
+        ({"model": "videos.csv", "videos": "net"}, UsageError, "videos.csv is not a model"),
+        ({"videos": "https://example.com/videos.zip"}, UsageError, "is an address"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_video_is_opened(tmp_path, monkeypatch, changes, error, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+    monkeypatch.setattr(records, "examine", None)
+    with pytest.raises(error, match=words):
+        nlzoo.evaluate(**{"model": classifier(), "videos": "videos", "device": "cpu"} | changes)

@@ -15,6 +15,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from nlzoo.core.errors import DivergedError, VideoError
 from nlzoo.training import metrics
 from nlzoo.videos.listing import Item
 
@@ -41,6 +42,30 @@ def items(*labels):
 def test_an_answer_that_never_looks():
     assert metrics.chance("abc", items("a", "b", "b"), items("a", "a", "b", "c"), False) == 0.25
     assert metrics.chance("abc", (), items("ab", "a", "", "a"), True) == pytest.approx((3 / 4 + 1 / 4) / 2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_scores_that_are_not_finite_have_no_figure(value, multi_label):
+    scores, found = np.full((4, 2), 0.5), items("a", "b", "a", "b")
+    scores[2, 1] = value
+    for figure in (metrics.brief, metrics.full, metrics.interval):
+        with pytest.raises(DivergedError, match=r"for 2\.mp4 is not finite"):
+            figure(scores, found, "ab", multi_label)
+    for one, other in ((scores, np.full((4, 2), 0.5)), (np.full((4, 2), 0.5), scores)):
+        with pytest.raises(DivergedError, match=r"for 2\.mp4 is not finite"):
+            metrics.difference(one, other, found, "ab", multi_label)
+    with pytest.raises(DivergedError, match="for video 2 is not finite"):
+        metrics.of_one_label(scores, np.array([0, 1, 0, 1]))
+    with pytest.raises(DivergedError, match="for video 2 is not finite"):
+        metrics.of_several_labels(scores, np.eye(2)[[0, 1, 0, 1]])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_no_videos_have_no_figure(multi_label):
+    for figure in (metrics.brief, metrics.full, metrics.interval):
+        with pytest.raises(VideoError, match="no predictions to measure"):
+            figure(np.empty((0, 2)), [], "ab", multi_label)
 
 
 def test_mean_average_precision_by_its_definition(seed):
