@@ -1,5 +1,7 @@
 """Windows over long videos, segments, names on standard input, features: each against a hand-written loop."""
 
+import copy
+import dataclasses
 import io
 import json
 import os
@@ -11,10 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import nlzoo
 from nlzoo.apps import draw, predict
 from nlzoo.core import model_spec, view_spec
-from nlzoo.core.errors import UsageError, VideoError
-from nlzoo.networks import model
+from nlzoo.core.errors import DiskError, UsageError, VideoError
+from nlzoo.networks import checkpoint, model
 from nlzoo.videos import clips, encode, listing, loader, video
 
 CPU = torch.device("cpu")
@@ -126,3 +129,85 @@ def test_features_by_the_command_are_what_the_network_gives(net, long, tmp_path)
     assert read[0]["path"] == str(long) and np.array_equal(np.float32(read[0]["features"]), rows[0]["features"])
     with pytest.raises(UsageError, match=".safetensors, .parquet"):
         predict.write_features(tmp_path / "f.csv", rows)
+
+
+# --- nlzoo.predict
+
+
+def test_predict_takes_a_network_or_a_folder_and_one_video_or_many(net, long, tmp_path):
+    checkpoint.save_model(tmp_path / "model", net)
+    done = []
+    (row,) = nlzoo.predict(net, long, device="cpu", on_row=done.append)
+    assert set(row["scores"]) == {"rise", "fall"} and sum(row["scores"].values()) == pytest.approx(1) and done == [row]
+    again = nlzoo.predict(tmp_path / "model", [str(long), tmp_path / "no.mp4"], out=tmp_path / "p.jsonl", device=CPU)
+    assert again[0]["scores"] == pytest.approx(row["scores"]) and again[1]["error"] == "does not exist"
+    assert predict.failures(again) == [f"{tmp_path / 'no.mp4'} does not exist"]
+    assert [json.loads(line)["path"] for line in (tmp_path / "p.jsonl").read_text().splitlines()] == [
+        str(long),
+        str(tmp_path / "no.mp4"),
+    ]
+    (row,) = nlzoo.predict(net, long, every="1s", window=1.5, device="cpu")
+    assert row == predict.windows(net, long, CPU, predict.Windows(1.0, 1.5))
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 1}, {"features": "f.safetensors"}])
+def test_a_network_that_overflows_predicts_nothing(net, long, tmp_path, options, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broken = copy.deepcopy(net)
+    (broken.layer4[1].bn2 if "features" in options else broken.fc).bias.data[1] = float("nan")
+    (row,) = nlzoo.predict(broken, long, device="cpu", **options)
+    failures = predict.failures([row])
+    assert len(failures) == len(row.get("windows", [row])) and not list(tmp_path.iterdir())
+    for line in failures:
+        assert line.startswith(str(long)) and line.endswith(
+            "the network's output for this video is not finite (NaN or infinity)"
+        )
+
+
+def test_outputs_without_names_are_numbers_and_are_said_to_be(net, long):
+    nameless, notes = copy.deepcopy(net), []
+    nameless.spec = dataclasses.replace(net.spec, classes=())
+    (row,) = nlzoo.predict(nameless, long, device="cpu", on_note=notes.append)
+    assert set(row["scores"]) == {"0", "1"}
+    assert notes == [
+        "the model has no class names: numbers of its outputs stand for them; nlzoo finetune gives it classes"
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        ({"views": "3x2"}, UsageError, "crops per clip"),
+        ({"every": "soon"}, UsageError, "--every 'soon' is no number of seconds"),
+        ({"every": 0}, UsageError, "--every is 0 s"),
+        ({"window": 2}, UsageError, "do not go together"),
+        ({"every": 1, "views": "2x1"}, UsageError, "do not go together"),
+        ({"every": 1, "features": "f.safetensors"}, UsageError, "do not go together"),
+        ({"out": "a.csv", "features": "f.safetensors"}, UsageError, "--features goes without --out"),
+        ({"decoder": "vlc"}, UsageError, "no decoder 'vlc'"),
+        ({"device": "meta"}, UsageError, "device 'meta' cannot be used"),
+        ({"out": "a.txt"}, UsageError, "ends in none of"),
+        ({"features": "a.csv"}, UsageError, "ends in none of"),
+        ({"out": "nowhere/a.csv"}, DiskError, "could not be written"),
+        ({"features": "nowhere/a.parquet"}, DiskError, "could not be written"),
+        ({"out": "folder.csv"}, DiskError, "Is a directory"),
+        ({"out": "a.csv", "videos": ["x.mp4", "a.csv"]}, UsageError, "would overwrite what is read"),
+        ({"features": "model/model.safetensors"}, UsageError, "a part of the model"),
+        ({"videos": []}, VideoError, "no videos to predict"),
+        ({"videos": "https://example.com/a.mp4"}, UsageError, "is an address"),
+        ({"model": "a.mp4", "videos": "model"}, UsageError, "a.mp4 is not a model"),
+        ({"model": "clips", "videos": "model"}, UsageError, "clips is not a model: it is a folder of videos"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_video_is_opened(net, tmp_path, monkeypatch, changes, error, words):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder.csv", "model", "clips"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
+    (tmp_path / "clips" / "a.mp4").touch()
+    monkeypatch.setattr(video, "probe", None)
+    with pytest.raises(error, match=words) as caught:
+        nlzoo.predict(**{"model": net, "videos": "a.mp4", "device": "cpu"} | changes)
+    if "model" in changes:
+        assert caught.value.hint == f"the model comes first: nlzoo predict model {changes['model']}"
