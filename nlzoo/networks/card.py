@@ -207,7 +207,7 @@ def _caveats(figures: dict[str, float], ends: tuple[float, float] | None) -> Ite
             figure = "top-1" if "top1" in figures else "mean average precision"
             few = ": too few to rank models by" if ends[1] - ends[0] > 0.1 else ""
             yield f"With {videos} the 95 % interval of {figure} is {_percent(ends[0])} to {_percent(ends[1])}{few}."
-    if number(metrics, "epochs") is not None:
+    if "epochs" in figures:
         yield _FLATTERS
 
 
