@@ -55,7 +55,15 @@ class Fault:
     drop: str = ""  # close the connection "before" or "after" doing what was asked
     stall: float = 0  # seconds of silence after doing what was asked; those who wait get a 400
     meanwhile: Callable = lambda: None  # what somebody else does just before
+    body: bytes | None = None  # answer this instead of what is asked for, with status 200
+    headers: dict = field(default_factory=dict)  # beside or instead of the right ones; None: without that one
     times: int = 1
+    after: int = 0  # so many such requests pass first
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that went away is none."""
 
 
 class HubServer:
@@ -64,7 +72,7 @@ class HubServer:
     def __init__(self):
         self.repos, self.objects, self.calls, self.faults = {}, {}, [], []
         self.lock, self.closed = threading.Lock(), False
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self.http = _Server(("127.0.0.1", 0), _Handler)
         self.http.daemon_threads = True
         self.http.hub = self
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -102,10 +110,15 @@ class HubServer:
         self.faults.append(Fault(method, pattern, **how))
 
     def fault(self, method, path):
+        if path.startswith("/api/agent-harnesses"):  # the client's own, once
+            return Fault(method, path)
         with self.lock:
             self.calls.append(f"{method} {path}")
             for fault in self.faults:
-                if fault.method == method and fault.pattern in path and fault.times > 0:
+                if fault.method in ("", method) and fault.pattern in path and fault.times > 0:
+                    if fault.after:
+                        fault.after -= 1
+                        continue
                     fault.times -= 1
                     return fault
         return Fault(method, path)
@@ -143,10 +156,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.drop == "after":
             self.close_connection = True
             return
+        if fault.body is not None:
+            status, reply, headers = 200, fault.body, {}
+        self.close_connection = self.close_connection or bool(fault.headers)  # a length may be a lie
         self.send_response(status)
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(reply)), **headers}
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(reply)), **headers, **fault.headers}
         for name, value in headers.items():
-            self.send_header(name, value)
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(reply)

@@ -27,8 +27,8 @@ _UPLOAD = re.compile(r"/gradio_api/upload/?")
 _QUESTION = re.compile(r"/gradio_api/(queue/join|call/answer)/?")
 # Nothing from elsewhere, whatever a page of gradio's may come to ask for: its scripts write code and styles themselves.
 _POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; form-action 'none'; frame-ancestors 'none'"
 )
 
 Message = dict[str, Any]

@@ -31,8 +31,8 @@ _SPACE_CARD = """---
 
 # {name}
 
-Drop a video on the page, and see what the model [{model}]({url}) predicts for it, when, and the evidence for the prediction.
-Made with nlzoo; videos are removed as soon as they are answered.
+Drop a video on the page, and see what the model [{model}]({url}) predicts for it, when, and the evidence for the
+prediction. Made with nlzoo; videos are removed as soon as they are answered.
 {limits}
 If the model is private, the Space needs a secret `HF_TOKEN` that may read it.
 """
@@ -84,7 +84,7 @@ def space(repo: Repo, spec: ModelSpec) -> dict[str, str]:
 
 
 def _requirement() -> str:
-    """What pip is asked for in a Space: this version, or the commit of a public git address that it came from (PEP 610)."""
+    """What a Space asks pip for: this version, or the commit at a public git address that it came from (PEP 610)."""
     try:
         origin = json.loads(importlib.metadata.distribution("nlzoo").read_text("direct_url.json") or "{}")
     except importlib.metadata.PackageNotFoundError:  # a checkout that nobody installed

@@ -1,5 +1,6 @@
 """What a text gives away of the machine it was written on: secrets, paths, names of people and of videos."""
 
+import contextlib
 import getpass
 import html
 import json
@@ -32,10 +33,10 @@ def find_leak(text: str, folder: Path) -> str:
 
 
 def _decoded(text: str) -> Iterator[str]:
-    try:
-        yield "\n".join(_strings(json.loads(text)))
-    except (ValueError, RecursionError):  # no JSON
-        yield re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", html.unescape(text))
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON
+        text = "\n".join(_strings(json.loads(text)))
+        yield text
+    yield re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", html.unescape(text))
     yield unquote(text)
 
 
@@ -68,7 +69,10 @@ def _find_in_plain(text: str, folder: Path) -> str:
 
 
 def find_host(text: str, expected: str) -> str:
-    """This machine's name in `text`, in words; "" where it is not, or is in `expected` too: a computer may well be called `video`."""
+    """This machine's name in `text`, in words; "" where it is not there, or is in `expected` too.
+
+    A computer may well be called `video`.
+    """
     host = socket.gethostname()
     for name in (host, host.partition(".")[0]):
         if name and _has_word(text, name) and not _has_word(expected, name):

@@ -49,7 +49,7 @@ def serve(
     most_seconds: float = MOST_SECONDS,
     most_bytes: int = MOST_BYTES,
 ) -> None:
-    """Serves the page for `net`, which is on `device`, until Ctrl-C or a SIGTERM; `log` gets its address once it is there.
+    """Serves the page for `net`, which is on `device`, until Ctrl-C or a SIGTERM. `log` gets its address.
 
     Port 0 is any free one. Anybody who reaches `host` may send videos of at most `most_seconds` and `most_bytes`.
     Raises `UsageError` without gradio, and for an address that cannot be listened on.
@@ -136,7 +136,7 @@ def _sent(folder: Path) -> Path:
 
 
 def _gradio(folder: Path) -> Any:
-    """The library, told by the environment to keep its files in `folder`, to find itself past a proxy, and to call nobody.
+    """The library, told by the environment to keep files in `folder`, to find itself past a proxy, and to call nobody.
 
     What is known of videos is kept there too.
     """

@@ -1,6 +1,6 @@
 """Models of the Hugging Face Hub on this machine: `locate`, `load`, `pull`.
 
-Nothing but four named files travels, never code, and each is compared with the hash that the Hub lists before it is read.
+Four named files travel, never code, and each is compared with the hash that the Hub lists before it is read.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """One way to ask the Hugging Face Hub: one retry policy, one table of failures, one reading of what a repository holds.
 
-Unusual: the client (1.x and 2.x) has retries of its own, and what it raises for an answer of another shape may be anything.
+Unusual: the client (1.x, 2.x) has retries of its own, and what it raises for an answer of another shape may be anything.
 So every request of ours passes two hooks, which bound its tries and its waiting, and every failure inside `ask` becomes
 an error of ours. What is being waited for is logged, as `nlzoo`.
 """
@@ -176,7 +176,7 @@ def _add_hooks() -> None:
 
 
 def client() -> huggingface_hub.HfApi:
-    """The client, to be used inside `ask`. Its bars and warnings are for people, of whom there are none without a terminal."""
+    """The client, to be used inside `ask`. Its bars are for people, of whom there are none without a terminal."""
     if not sys.stderr.isatty() and huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # says what `_before` says
@@ -300,7 +300,7 @@ def raise_ours(error: Exception, repo: object) -> NoReturn:
             f"{printable(error.filename or str(cache_folder()))} could not be read or written: {error.strerror}",
             "free some room, or set HF_HOME, the Hub's cache, to another folder",
         ) from error
-    words = " ".join(str(getattr(error, "server_message", None) or error).split())
+    words = str(getattr(error, "server_message", None) or error).strip().partition("\n")[0]
     said = printable(words[:300] or type(error).__name__)
     code = status(error)
     reads = isinstance(error, theirs.HfHubHTTPError) and error.response.request.method in ("GET", "HEAD")
