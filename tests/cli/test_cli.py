@@ -448,7 +448,7 @@ def test_report_by_the_command(nlzoo, trained, trained_once, tmp_path):
     assert nlzoo("report")[0] == 0  # the newest
     assert "&lt;b&gt;" in first and "<b>&amp;" not in first.replace("&amp;amp;", "")
     code, _, err = nlzoo("report", "m")
-    assert code == 2 and "is no run" in err
+    assert code == 2 and "is not a run" in err
     listed = tmp_path / "runs" / trained / "videos.csv"
     listed.write_text(listed.read_text().replace(str(trained_once), str(tmp_path / "gone")))
     code, _, err = nlzoo("report", trained)
