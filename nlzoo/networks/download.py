@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,9 @@ def pull(repo: str, revision: str | None = None) -> Path:
             path = _fetch(repo, name, state.commit, state.files[name])
             if name == "config.json":
                 _check_config(path, repo)  # before the weights
+    for name, file in state.files.items():
+        if name != FILES[0] and not hub_client.ask(repo, partial(file.is_same, path.with_name(name))):
+            raise _changed(name, repo)  # by a later file, which the Hub gave the same name in the cache
     _remember(path.parent, revision or "main")
     return path.parent
 
@@ -134,11 +138,15 @@ def _fetch(repo: str, name: str, commit: str, listed: RemoteFile) -> Path:
 
     path = hub_client.ask(repo, fetch) or hub_client.ask(repo, fetch)
     if path is None:
-        raise HubError(
-            f"{name} of {repo} is not what the Hub lists: its size or hash is another",
-            "try again; if it stays so, ask who pushed it to push it again",
-        )
+        raise _changed(name, repo)
     return path
+
+
+def _changed(name: str, repo: str) -> HubError:
+    return HubError(
+        f"{name} of {repo} is not what the Hub lists: its size or hash is another",
+        "try again; if it stays so, ask who pushed it to push it again",
+    )
 
 
 def _check_config(file: Path, repo: str) -> None:

@@ -1,7 +1,7 @@
 """One way to ask the Hugging Face Hub: one retry policy, one table of failures, one reading of what a repository holds.
 
-Unusual: the client (1.x, 2.x) has retries of its own, and what it raises for an answer of another shape may be anything.
-So every request of ours passes two hooks, which bound its tries and its waiting, and every failure inside `ask` becomes
+Unusual: the client (1.x, 2.x) has retries of its own, and may raise anything for an answer of another shape. So every
+request of ours passes two hooks, which bound its tries and its waiting, and every failure inside `ask` becomes
 an error of ours. What is being waited for is logged, as `nlzoo`.
 """
 
