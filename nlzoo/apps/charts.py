@@ -1,20 +1,22 @@
-"""Charts of a run's report, the door to matplotlib for them: SVG for lines and points, PNG and WebP for what is made of pixels.
+"""Charts of a run's report: SVG for lines and points, PNG and WebP for what is made of pixels.
 
-Unusual: nothing from outside is ever drawn as text, so no class name meets mathtext or lacks a glyph; the page's tables hold the names. Text
-stays text in the SVG, in the reader's own font. A chart has no background and the colours of `LIGHT`; `in_dark` gives the same one those of
-`DARK`. The same values give the same bytes.
+Unusual: nothing from outside is ever drawn as text, so no class name meets mathtext or lacks a glyph; the page's tables
+hold the names. Text stays text in the SVG, in the reader's own font. A chart has no background and the colours of
+`LIGHT`; `in_dark` gives the same one those of `DARK`. The same values give the same bytes.
 """
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 WIDE = 4.3  # inches, of every chart of lines: at 320 pixels its text can still be read
@@ -24,7 +26,10 @@ IN_A_ROW = 4  # frames of a sheet
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page and of its charts. Ink, soft and accent have a contrast of 4.5 or more on paper and on card (WCAG AA)."""
+    """Colours of a page and of its charts.
+
+    Ink, soft and accent have a contrast of 4.5 or more on paper and on card (WCAG AA).
+    """
 
     paper: str
     card: str  # of what stands out from the paper a little
@@ -67,11 +72,8 @@ _DASHED: dict[str, Any] = {"color": LIGHT.soft, "linewidth": 1.2, "linestyle": (
 
 
 @contextmanager
-def _drawing(height: float) -> Iterator["Figure"]:
+def _drawing(height: float) -> Iterator[Figure]:
     """An empty figure in the colours of `LIGHT`, `height` inches high."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     with matplotlib.rc_context(_STYLE):
         yield Figure((WIDE, height), layout="constrained")
 
@@ -83,7 +85,7 @@ def in_dark(svg: bytes) -> bytes:
     return svg
 
 
-def _svg(figure: "Figure") -> bytes:
+def _svg(figure: Figure) -> bytes:
     out = io.BytesIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
@@ -101,29 +103,21 @@ def interval(share: float, bounds: Sequence[float] | None, baseline: float, base
         axes.plot([share], [0], "o", color=LIGHT.accent, markersize=10, clip_on=False)
         name = "this network and its 95 % interval" if bounds else "this network"
         for place, height, text in ((share, 0.55, name), (baseline, -1.05, baseline_name)):
-            axes.text(place, height, text, ha=_side(place))
+            side = ("left", "center", "center", "right")[min(int(4 * place), 3)]  # where there is room for the text
+            axes.text(place, height, text, ha=side)
         axes.set(xlim=(0, 1), ylim=(-1.2, 1), xticks=np.linspace(0, 1, 6), yticks=[])
         axes.xaxis.set_major_formatter(_percent)
         axes.spines["bottom"].set_visible(False)
         return _svg(figure)
 
 
-def _side(place: float) -> str:
-    """On which side of a place from 0 to 1 its name finds room."""
-    if place < 0.25:
-        return "left"
-    return "right" if place > 0.75 else "center"
-
-
 def curves(
     lines: Mapping[str, Sequence[float]], best: int, share: bool = False, level: tuple[str, float] | None = None
 ) -> bytes:
-    """One or two lines over epochs 1, 2, …, the last one in the accent's colour, with a dot at epoch `best` of it.
+    """One or two lines over epochs 1, 2, …, the last one in the accent's colour with a dot at epoch `best`.
 
     `share`: values are fractions, on a scale from 0 to 100 %. `level`: the name and height of a dashed line.
     """
-    from matplotlib.ticker import MaxNLocator
-
     with _drawing(2.7) as figure:
         axes = figure.add_subplot()
         for (name, values), colour in zip(lines.items(), (LIGHT.soft, LIGHT.accent)[-len(lines) :]):
@@ -167,9 +161,10 @@ def _percent(value: float, _: object) -> str:
 
 
 def matrix(shares: np.ndarray, theme: Theme) -> bytes:
-    """PNG of float `(K, K)` shares in [0, 1], from the card's colour to the accent; small ones are lifted, so that one error is seen."""
-    from matplotlib.colors import LinearSegmentedColormap
+    """PNG of float `(K, K)` shares in [0, 1], from the card's colour to the accent.
 
+    Small ones are lifted, so that one error is seen.
+    """
     scale = LinearSegmentedColormap.from_list("", [theme.card, theme.accent])
     times = max(1, -(-MATRIX_SIDE // len(shares)))
     return image(scale(np.sqrt(shares), bytes=True)[..., :3].repeat(times, 0).repeat(times, 1), "png")
@@ -181,17 +176,8 @@ def sheets(frames: np.ndarray) -> list[bytes]:
     return [image(np.concatenate(list(row), 1), "webp") for row in rows]
 
 
-def smaller(png: bytes) -> bytes:
-    """The same picture as WebP, with a loss that is not seen."""
-    from matplotlib.image import imread
-
-    return image(imread(io.BytesIO(png)), "webp")
-
-
 def image(pixels: np.ndarray, kind: str) -> bytes:
-    """A "png" or "webp" of `(H, W, 3 or 4)` pixels, uint8 or from 0 to 1."""
-    from matplotlib.image import imsave
-
+    """A "png", or a "webp" with a loss that is not seen, of uint8 `(H, W, 3 or 4)` pixels."""
     out = io.BytesIO()
     options = {"metadata": {"Software": None}} if kind == "png" else {"pil_kwargs": {"quality": 82}}
     imsave(out, pixels, format=kind, **options)

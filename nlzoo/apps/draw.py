@@ -174,7 +174,7 @@ def _drawing(family: str, seed: int, frames: int, size: tuple[int, int], scene: 
 def _path(
     rng: np.random.Generator, family: str, frames: int, size: tuple[int, int]
 ) -> tuple[list[tuple[float, ...]], float]:
-    """(y, x, radius, angle) of the sprite in each frame, pixels and radians, and the standard deviation of the noise."""
+    """(y, x, radius, angle) of the sprite in each frame, pixels and radians; the standard deviation of the noise."""
     height, width = size
     radius = min(size) * rng.uniform(0.2, 0.28)
     angle, tilt = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5)  # turns a little as it goes

@@ -1,8 +1,10 @@
-"""Why a network gave its prediction: where its non-local blocks attend to (paper, figure 3), and the evidence for a class.
+"""Why a network gave its prediction: where its non-local blocks attend to (paper, figure 3), and the evidence for a
+class.
 
-Unusual: a query's row of weights w_ij is the derivative of y_i = sum_j w_ij v_j by v. So `pairwise` itself gives it, for every form, and
-there is neither a second formula nor an N x N matrix. The evidence is Grad-CAM (Selvaraju et al., 2017) at res5; up to there the pass keeps
-no graph. Both come from the one pass that gives the prediction, in the precision of `predict`.
+Unusual: a query's row of weights w_ij is the derivative of y_i = sum_j w_ij v_j by v. So `pairwise` itself gives it,
+for every form, and there is neither a second formula nor an N x N matrix. The evidence is Grad-CAM (Selvaraju et al.,
+2017) at res5; up to there the pass keeps no graph. Both come from the one pass that gives the prediction, in the
+precision of `predict`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UsageError, VideoError
-from ..core.text import printable
+from ..core.text import printable, quoted
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
@@ -121,7 +123,10 @@ def explain(
     at: Sequence[tuple[int, float, float]] = (),
     points: int = POINTS,
 ) -> Explanation:
-    """Explains the clip of a video that `predict` shows the network: see `explain_clip`. Raises `VideoError` for an unreadable file."""
+    """Explains the clip of a video that `predict` shows the network: see `explain_clip`.
+
+    Raises `VideoError` for an unreadable file.
+    """
     source = loader.Clips(Path(), (listing.Item(str(path), ()),), net.spec.clip)
     for _, pixels, bad in loader.load(source, [[(-1, 0)]], 1):  # in a process of its own: a file may crash a decoder
         if pixels is None:
@@ -141,9 +146,10 @@ def explain_clip(
 ) -> Explanation:
     """Explains the prediction of `net`, which is on `device`, for uint8 `frames` (T, S, S, 3).
 
-    `target_class`: the class that the evidence is for; the predicted one if None. `at`: query points (frame of the clip, y, x), y and x as
-    fractions of the frame; without, the `points` places that each block changes most, apart from one another. Modes, gradients and hooks of
-    `net` are left as they were. Raises `UsageError` for an unknown class or a point outside the clip.
+    `target_class`: the class that the evidence is for; the predicted one if None. `at`: query points (frame of the
+    clip, y, x), y and x as fractions of the frame; without, the `points` places that each block changes most, apart
+    from one another. Modes, gradients and hooks of `net` are left as they were. Raises `UsageError` for an unknown
+    class or a point outside the clip.
     """
     names = net.spec.classes or tuple(str(k) for k in range(net.spec.num_outputs))
     _check_request(names, target_class, at, len(frames))
@@ -226,9 +232,10 @@ def _recording(net: Network) -> Iterator[list[_Recorded]]:
 
 
 def weights_of(block: NonLocalBlock, x: Tensor, query: Cell) -> Tensor:
-    """f(x_i, x_j) / C(x) for one query i = (t, y, x) of the grid of x (1, C, T, H, W), over all keys j: (T, H', W'), 0 outside the span.
+    """f(x_i, x_j) / C(x) of one query i = (t, y, x) of the grid of x (1, C, T, H, W), over all keys j: (T, H', W').
 
-    H' and W' are H and W, or half of them, rounded down, where the block pools its keys. In the dtype of the block's parameters.
+    0 outside the span. H' and W' are H and W, or half of them, rounded down, where the block pools its keys. In the
+    dtype of the block's parameters.
     """
     t, h, w = query
     every = slice(None)
@@ -248,7 +255,8 @@ def weights_of(block: NonLocalBlock, x: Tensor, query: Cell) -> Tensor:
 
 
 def strongest(change: Tensor, points: int) -> list[Cell]:
-    """The `points` positions (t, y, x) where `change` (T, H, W) is largest, at least `APART` from one another in height or width.
+    """The `points` positions (t, y, x) where `change` (T, H, W) is largest, `APART` from one another in height or
+    width.
 
     Fewer where the frame has no room for more, or nothing changes.
     """
@@ -270,9 +278,10 @@ def _cell_of(grid: Tensor, index: int) -> Cell:
 
 
 def grad_cam(features: Tensor, gradient: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Grad-CAM of features (1, C, T', H', W') and a logit's gradient by them, as float32 (T, H, W) of `size`, from 0 to 1.
+    """Grad-CAM of features (1, C, T', H', W') and a logit's gradient by them: float32 (T, H, W) of `size`, from 0 to 1.
 
-    Channels are weighed by the mean of their gradient; evidence against the class is 0 (Selvaraju et al., 2017, equations 1 and 2).
+    Channels are weighed by the mean of their gradient; evidence against the class is 0 (Selvaraju et al., 2017,
+    equations 1 and 2).
     """
     heat = (features.float() * gradient.float().mean((2, 3, 4), keepdim=True)).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat, size, mode="trilinear")[0, 0]
@@ -292,7 +301,7 @@ def _note(block: NonLocalBlock, change: Tensor) -> str:
 
 
 def _rows(block: Block, one: _Recorded, at: Sequence[tuple[int, float, float]], points: int, frames: int) -> list[Row]:
-    """A `Row` for each query of a block: those at the points `at`, or the `points` strongest where the weights mean something."""
+    """A `Row` for each query of a block: those at the points `at`, else the strongest where the weights mean something."""
     queries = [_cell(point, frames, one.change.shape) for point in at]
     if not at and not block.note:
         queries = strongest(one.change, points)
@@ -329,8 +338,7 @@ def _check_request(
     names: Sequence[str], target_class: str | None, at: Sequence[tuple[int, float, float]], frames: int
 ) -> None:
     if target_class is not None and target_class not in names:
-        known = ", ".join(repr(printable(name)) for name in names[:12])
-        raise UsageError(f"this model does not know class {printable(target_class)!r}", f"its classes: {known}")
+        raise UsageError(f"this model does not know class {quoted([target_class])}", f"its classes: {quoted(names)}")
     for frame, y, x in at:
         if not (0 <= frame < frames and 0 <= y <= 1 and 0 <= x <= 1):
             raise UsageError(

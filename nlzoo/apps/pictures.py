@@ -1,28 +1,34 @@
-"""Pictures of an explanation (`explain.Explanation`): evidence and arrows over the frames as PNG, and the evidence as mp4 too.
+"""Pictures of an explanation (`explain.Explanation`): evidence and arrows over the frames as PNG, and the evidence as
+mp4 too.
 
-`evidence` and `arrows` say what is to be drawn. `strip` draws it as a file that stands alone, with a heading and a colour scale on white;
-`panel` draws it for a page, which brings the words: only the frames, narrow enough for a phone, on no ground of its own.
+`evidence` and `arrows` say what is to be drawn. `strip` draws it as a picture that stands alone, with a heading and a
+colour scale on white. `panel` draws it for a page, which brings the words: only the frames, narrow enough for a phone,
+without a ground of its own.
 
-Unusual: matplotlib's objects alone (a Figure and its canvas), since pyplot keeps state for the whole program; all frames lie in one pair of
-axes, so that an arrow can run from one to another. Names are drawn as they are: no mathtext, no TeX, and what the font lacks as escapes.
+Unusual: matplotlib's objects alone (a Figure and its canvas), since pyplot keeps state for the whole program. All
+frames lie in one pair of axes, so that an arrow can run from one to another. Names are drawn as they are: no mathtext,
+no TeX, and what the font lacks as escapes.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps, font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch
+from matplotlib.patheffects import withStroke
 
 from ..core import files
 from ..core.text import printable
 from ..videos import encode
+from . import charts
 from .explain import Explanation, Key, Place, Row
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 FONT = "DejaVu Sans"  # matplotlib brings it
 COLUMNS, PANEL_COLUMNS = 8, 4  # frames beside each other, at most, of a strip and of a panel
@@ -58,9 +64,14 @@ def evidence(explanation: Explanation) -> Drawing:
     subtitle = f"Grad-CAM at res5. Predicted: {_short(explanation.prediction)} {explanation.score:.2f}"
     if explanation.target_class != explanation.prediction:
         subtitle += f"; {_short(explanation.target_class)} {explanation.target_score:.2f}"
-    title = f"Evidence for {_short(explanation.target_class)}"
     return Drawing(
-        title, subtitle, explanation.frames, explanation.evidence, EVIDENCE, (0, 1), ("no evidence", "strongest")
+        f"Evidence for {_short(explanation.target_class)}",
+        subtitle,
+        explanation.frames,
+        explanation.evidence,
+        EVIDENCE,
+        (0, 1),
+        ("no evidence", "strongest"),
     )
 
 
@@ -88,7 +99,8 @@ def _shares(row: Row) -> str:
     frames, height, width = row.weights.shape
     total = {"spacetime": frames * height * width, "space": height * width, "time": frames}[row.block.span]
     drawn = len(row.keys)
-    return f"its {drawn} strongest keys of {total} hold {row.share:.0%} of the weight; {drawn / total:.0%} if all were alike"
+    alike = f"{drawn / total:.0%} if all were alike"
+    return f"its {drawn} strongest keys of {total} hold {row.share:.0%} of the weight; {alike}"
 
 
 def check(folder: Path) -> None:
@@ -98,7 +110,8 @@ def check(folder: Path) -> None:
 
 
 def write(explanation: Explanation, folder: Path) -> list[Path]:
-    """Writes `evidence.png`, `res4-3-1.png` for the first query point of each block, …, `evidence.mp4` and `explain.json`; gives their paths.
+    """Writes `evidence.png`, `res4-3-1.png`, … (block, query point), `evidence.mp4` and `explain.json`; gives their
+    paths.
 
     What an earlier call left there of these is replaced, or removed. Raises `DiskError`.
     """
@@ -141,7 +154,7 @@ def _side_by_side(explanation: Explanation) -> np.ndarray:
 
 
 class _Grid:
-    """Where frames lie, in parts of a frame's side: lines of plain ones (band 0), and below them the same with heat (band 1)."""
+    """Where frames lie, in parts of a frame's side: plain ones (band 0), and below them those with heat (band 1)."""
 
     def __init__(self, frames: int, most: int):
         self.lines = -(-frames // most)
@@ -159,28 +172,26 @@ class _Grid:
 
 
 def strip(drawing: Drawing) -> bytes:
-    """PNG with a heading and a colour scale on white."""
+    """PNG of the frames with a heading and a colour scale, on white."""
     grid = _Grid(len(drawing.frames), COLUMNS)
     width, height = grid.width * SIDE, grid.height * SIDE
     inches = max(width, 5.6) + BAR + 2 * MARGIN, height + HEAD + MARGIN
-    figure = _figure(inches)
-    figure.set_facecolor("white")
+    figure = Figure(inches, DPI, facecolor="white")
     _draw(figure, (MARGIN / inches[0], MARGIN / inches[1], width / inches[0], height / inches[1]), grid, drawing)
     _scale(figure, inches, width, height, drawing)
     left = MARGIN / inches[0]
     _text(figure.text, left, 1 - 0.1 / inches[1], drawing.title, size=11, weight="bold", va="top")
     _text(figure.text, left, 1 - 0.33 / inches[1], drawing.subtitle, size=9, color="#444444", va="top")
-    return _png(figure)
+    return charts.image(_pixels(figure)[..., :3], "png")
 
 
-def panel(drawing: Drawing) -> bytes:
-    """PNG of the frames alone, on a transparent ground."""
+def panel(drawing: Drawing) -> np.ndarray:
+    """uint8 RGBA (height, width, 4) of the frames alone, on a transparent ground."""
     frames = len(drawing.frames)
     grid = _Grid(frames, max(PANEL_COLUMNS, min(COLUMNS, -(-frames // PANEL_LINES))))
-    figure = _figure((grid.width * SIDE, grid.height * SIDE))
-    figure.set_facecolor("none")
+    figure = Figure((grid.width * SIDE, grid.height * SIDE), DPI, facecolor="none")
     _draw(figure, (0, 0, 1, 1), grid, drawing)
-    return _png(figure)
+    return _pixels(figure)
 
 
 def ramp(drawing: Drawing) -> np.ndarray:
@@ -189,21 +200,13 @@ def ramp(drawing: Drawing) -> np.ndarray:
     return (255 * (0.3 * (1 - over[..., 3:]) + over[..., :3] * over[..., 3:])).round().astype(np.uint8)
 
 
-def _figure(inches: tuple[float, float]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(inches, DPI)
-
-
-def _png(figure: "Figure") -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    return content.getvalue()
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
 
 
-def _draw(figure: "Figure", bounds: tuple[float, float, float, float], grid: _Grid, drawing: Drawing) -> None:
+def _draw(figure: Figure, bounds: tuple[float, float, float, float], grid: _Grid, drawing: Drawing) -> None:
     """The frames, twice: plain with the arrows, and grey below the heat, in the part `bounds` of the figure."""
     axes = figure.add_axes(bounds)
     grey, warm = _grey(drawing.frames), _coloured(drawing.heat, drawing.colours, drawing.limits)
@@ -222,10 +225,8 @@ def _draw(figure: "Figure", bounds: tuple[float, float, float, float], grid: _Gr
         _draw_arrows(axes, drawing.row, grid)
 
 
-def _draw_arrows(axes: "Axes", row: Row, grid: _Grid) -> None:
-    """From the query to each key, the weakest first, thicker and denser with the weight; a ring for one where the query itself is."""
-    from matplotlib.patches import Circle
-
+def _draw_arrows(axes: Axes, row: Row, grid: _Grid) -> None:
+    """From the query to each key, the weakest first."""
     for key in reversed(row.keys):
         _draw_arrow(axes, grid.at(row.query), grid.at(key), key.weight, abs(key.weight / row.keys[0].weight))
     for band in (0, 1):
@@ -235,11 +236,11 @@ def _draw_arrows(axes: "Axes", row: Row, grid: _Grid) -> None:
 
 
 def _draw_arrow(
-    axes: "Axes", start: tuple[float, float], end: tuple[float, float], weight: float, strength: float
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], weight: float, strength: float
 ) -> None:
-    """`strength`: of the weight against the strongest, 0 to 1."""
-    from matplotlib.patches import Circle, FancyArrowPatch
-
+    """Thicker and denser with `strength`, 0 to 1: the weight against the strongest. A ring where start and end are
+    near.
+    """
     dense = 0.2 + 0.8 * strength
     style: dict[str, Any] = {
         "color": POSITIVE if weight > 0 else NEGATIVE,
@@ -260,12 +261,10 @@ def _draw_arrow(
 
 def _outline(width: float, alpha: float = 1) -> Any:
     """A black line around a white or coloured one."""
-    from matplotlib.patheffects import withStroke
-
     return withStroke(linewidth=width, foreground="black", alpha=alpha)
 
 
-def _scale(figure: "Figure", inches: tuple[float, float], width: float, height: float, drawing: Drawing) -> None:
+def _scale(figure: Figure, inches: tuple[float, float], width: float, height: float, drawing: Drawing) -> None:
     """The colour scale, beside the frames, which are `width` by `height` inches."""
     tall = min(0.8 * height, 1.4)
     left, bottom = MARGIN + width + 0.12, MARGIN + (height - tall) / 2
@@ -288,8 +287,6 @@ def _short(name: str) -> str:
 
 def _drawable(text: str) -> str:
     """The text with the characters that the font lacks as escapes."""
-    from matplotlib import font_manager
-
     known = font_manager.get_font(font_manager.findfont(FONT)).get_charmap()
     return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
 
@@ -302,9 +299,6 @@ def _grey(frames: np.ndarray) -> np.ndarray:
 
 def _coloured(heat: np.ndarray, colours: str, limits: tuple[float, float]) -> np.ndarray:
     """(…, H, W) as RGBA (…, H, W, 4), 0 to 1: what is strong is dense, what is 0 is transparent."""
-    from matplotlib import colormaps
-    from matplotlib.colors import LinearSegmentedColormap
-
     low, high = limits
     signed = LinearSegmentedColormap.from_list(SIGNED, (NEGATIVE, "#404040", POSITIVE))
     colour_map = signed if colours == SIGNED else colormaps[colours]

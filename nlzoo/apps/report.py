@@ -1,9 +1,9 @@
 """`nlzoo report RUN`: a run on one HTML page that needs nothing else: no network, no script, no other file.
 
-`gather` reads the run and lets its best model predict the validation videos once more; `page` makes the text of what was gathered, the
-same each time. The words are in report.html.j2, the look in report.css. Unusual: whatever the template prints goes through
-`text.printable` and then through jinja's autoescape, so nothing has to be remembered where a name is shown, and what is markup already
-says so by its type.
+`gather` reads the run and lets its best model predict the validation videos once more. `page` makes the text of what
+was gathered, the same each time. The words are in report.html.j2, the look in report.css. Unusual: whatever the
+template prints goes through `text.printable` and then through jinja's autoescape, so nothing has to be remembered where
+a name is shown, and what is markup already says so by its type.
 """
 
 import base64
@@ -87,7 +87,7 @@ class Facts:
 
 
 def find(run: str | None) -> Path:
-    """The run's folder that a user's word means: a path, a name in runs/, or the newest finished run. Raises `UsageError`."""
+    """The folder of a run: of a path, of a name in runs/, or of the newest finished run. Raises `UsageError`."""
     places = [zoo.newest_run().parent] if run is None else [Path(run), zoo.RUNS / run]
     return next((place for place in places if (place / run_folder.CONFIG).is_file()), places[0])
 
@@ -95,8 +95,8 @@ def find(run: str | None) -> Path:
 def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress = no_progress) -> Facts:
     """Everything that the page of `run` shows; its best model predicts the validation videos once more, on `device`.
 
-    Raises `UsageError` for a folder that is no run or has finished no epoch, `VideoError` where its videos are gone, `WeightsError`
-    where its model or records are missing or damaged.
+    Raises `UsageError` for a folder that is no run or has finished no epoch, `VideoError` where its videos are gone,
+    `WeightsError` where its model or records are missing or damaged.
     """
     run = Path(run)
     config, epochs = _config(run), _epochs(run)
@@ -371,7 +371,7 @@ def _explanation(clip: Clip, explanation: explain.Explanation) -> dict[str, Any]
 def _panel(drawing: pictures.Drawing) -> dict[str, Any]:
     return {
         "drawing": drawing,
-        "picture": _image(charts.smaller(pictures.panel(drawing)), "webp"),
+        "picture": _image(charts.image(pictures.panel(drawing), "webp"), "webp"),
         "ramp": _image(charts.image(pictures.ramp(drawing), "png"), "png"),
     }
 
@@ -406,7 +406,10 @@ def _hardest(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _split(facts: Facts) -> dict[str, Any]:
-    """`sides`: (name, videos, groups) of each split; `classes`: (name, [videos, groups of each split]); `both`: groups in train and val."""
+    """`sides`: (name, videos, groups) of each split; `classes`: (name, [videos, groups of each split]).
+
+    `both`: how many groups are in training and validation.
+    """
     sides, numbers = [], []
     for split, name in SPLITS.items():
         items = [item for item in facts.items if item.split == split]

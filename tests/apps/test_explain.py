@@ -309,7 +309,7 @@ def test_a_query_that_takes_nothing(seed):
 
 def test_refusals(tmp_path, file):
     net = network(classes=HOSTILE)
-    with pytest.raises(errors.UsageError, match=r"does not know class '\\\\x1b'") as caught:
+    with pytest.raises(errors.UsageError, match=r"does not know class '\\x1b'") as caught:
         explain.explain(net, file, CPU, target_class="\x1b")
     assert "script" in caught.value.hint and "\x1b" not in caught.value.hint
     for bad in ((8, 0.5, 0.5), (-1, 0.5, 0.5), (0, 1.1, 0.5), (0, 0.5, float("nan"))):
