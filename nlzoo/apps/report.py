@@ -63,6 +63,7 @@ class Facts:
     run: str  # the folder
     date: str  # of the last event of the run; "" where it kept none
     finished: bool
+    probe_c: float | None  # strength of the regularisation, where the run is a linear probe
     spec: ModelSpec
     config: recipe_spec.TrainConfig
     epochs: tuple[run_folder.Epoch, ...]  # at least one
@@ -111,8 +112,9 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
     events = run_folder.read_events(run)
     return Facts(
         run=str(run),
-        date=events[-1]["time"][:10] if events else "",
+        date=str(events[-1].get("time", ""))[:10] if events else "",
         finished=(run / run_folder.RESULT).is_file(),
+        probe_c=_object(run / run_folder.RESULT).get("C"),
         spec=spec,
         config=config,
         epochs=epochs,
@@ -127,7 +129,7 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
         worst=worst,
         explanations=tuple((clip, _explain(net, clip, device)) for clip in (*best[:1], *worst[:1])),
         decisions=tuple(run_folder.read_decisions(run)),
-        environment=_environment(run / "environment.json"),
+        environment=_object(run / "environment.json"),
         network=describe.describe(net),
         weights_bytes=(run / "best" / "model.safetensors").stat().st_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -224,7 +226,8 @@ def _skipped(file: Path) -> tuple[Skipped, ...]:
     return tuple(Skipped(row["path"], row.get("code") or "", row["reason"]) for row in rows if row.get("reason"))
 
 
-def _environment(file: Path) -> dict[str, Any]:
+def _object(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where it is not there."""
     values = files.read_json(file) if file.is_file() else {}
     return values if isinstance(values, dict) else {}
 

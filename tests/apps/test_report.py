@@ -17,7 +17,7 @@ from nlzoo.apps import charts, draw, report
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import NlzooError, UsageError, VideoError, WeightsError
 from nlzoo.core.text import printable
-from nlzoo.networks import checkpoint, describe, model
+from nlzoo.networks import card, checkpoint, describe, model
 from nlzoo.training import evaluate, metrics, plan, run_folder, train
 from nlzoo.training.engine import Engine
 from nlzoo.training.options import FinetuneOptions
@@ -100,7 +100,9 @@ def hostile(clips, tmp_path_factory):
     run = trained(folder / "list.csv", folder / "r & <b>un")
     with open(run / "skipped.csv", "a", encoding="utf-8") as opened:
         opened.write('"<b>lost</b>.mp4","""bad"" & <i>broken</i>"\n')
-    return report.gather(run, CPU)
+    facts = report.gather(run, CPU)
+    foreign = dataclasses.replace(facts.spec, source=HOSTILE[0], licence=HOSTILE[1])
+    return dataclasses.replace(facts, spec=foreign, environment={HOSTILE[0]: HOSTILE[1], "command": list(HOSTILE)})
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +224,13 @@ def test_figures_of_random_answers(facts, seed):
         0.1234,
     )
     assert summary["intervals"]["top1"][0] > 0.1234 and "All of it lies above the majority-class baseline" in seen.text
+    ends = summary["intervals"]["top1"]
+    assert ends == metrics.interval(scores / scores.sum(1, keepdims=True), items, classes, False)
+    text = card.body(known, {"top1": summary["top1"], "val": 140, "groups": 20, "interval": ends})
+    assert (
+        f"95 % interval of top-1 is {100 * ends[0]:.1f} % to {100 * ends[1]:.1f} %" in text
+    )  # one figure, one interval
+    assert f"of videos, is {percent(ends[0])} to {percent(ends[1])}." in seen.text
     assert "the difference may be chance" in report.page(
         dataclasses.replace(facts, spec=known, figures=summary, chance=summary["top1"], explanations=())
     )
@@ -376,6 +385,9 @@ def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path):
         return tmp_path / "r"
 
     half = copy("result.json", "events.jsonl", "skipped.csv", "environment.json")
+    settings = json.loads((half / "config.json").read_text())
+    assert settings.pop("decisions")  # as runs of before have it
+    (half / "config.json").write_text(json.dumps(settings))
     with open(half / "metrics.jsonl", "a") as opened:
         opened.write('{"epoch": 3, "train_l')
     written = report.write(half, CPU)
@@ -383,7 +395,8 @@ def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path):
     assert (
         written == half / "report.html"
         and "This run has not finished: 2 of 2 epochs" in seen.text
-        and "What was not given was filled in" in seen.text
+        and "The reasons for these settings were not recorded." in seen.text
+        and "nlzoo run r A video classifier" in seen.text  # of no known day
     )
     for missing, kind in (
         ("config.json", UsageError),
@@ -397,6 +410,13 @@ def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path):
     (copy() / "metrics.jsonl").write_text("[1]\n")
     with pytest.raises(WeightsError, match="metrics.jsonl"):
         report.gather(tmp_path / "r", CPU)
+
+
+def test_a_linear_probe_has_no_epochs_and_no_recipe(facts, page):
+    seen = checked(report.page(dataclasses.replace(facts, probe_c=0.25)))
+    assert "This run is a linear probe" in seen.text and "(C = 0.25)" in seen.text
+    assert not {"training", "recipe"} & {a["href"][1:] for a in seen.all("a")} and "epochs" not in seen.tables
+    assert "The best epoch was chosen" in Parsed(page).text and "The best epoch was chosen" not in seen.text
 
 
 def test_a_video_that_is_gone_is_told_and_all_gone_is_refused(run, clips, tmp_path):
