@@ -23,7 +23,7 @@ from ..core.text import printable, quoted
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
-from ..training import evaluate
+from ..training import evaluate, metrics
 from ..training.recipe import autocast
 from ..videos import clips, listing, loader
 
@@ -149,9 +149,9 @@ def explain_clip(
     `target_class`: the class that the evidence is for; the predicted one if None. `at`: query points (frame of the
     clip, y, x), y and x as fractions of the frame; without, the `points` places that each block changes most, apart
     from one another. Modes, gradients and hooks of `net` are left as they were. Raises `UsageError` for an unknown
-    class or a point outside the clip.
+    class or a point outside the clip, and `DivergedError` for scores that are not finite.
     """
-    names = net.spec.classes or tuple(str(k) for k in range(net.spec.num_outputs))
+    names = evaluate.class_names(net)
     _check_request(names, target_class, at, len(frames))
     with (
         torch.inference_mode(False),
@@ -164,6 +164,7 @@ def explain_clip(
         with torch.enable_grad():
             logits = net.forward_head(features.requires_grad_())[0].cpu().double()
             scores = (logits.sigmoid() if net.spec.multi_label else logits.softmax(0)).detach()
+            metrics.check_finite(scores[None].numpy(), [path])
             predicted = int(scores.argmax())
             target = predicted if target_class is None else names.index(target_class)
             (gradient,) = torch.autograd.grad(logits[target], features)

@@ -238,6 +238,8 @@ def _object(file: Path) -> dict[str, Any]:
 def write(run: Path, device: torch.device, workers: int = 0, progress: Progress = no_progress) -> Path:
     """Writes `run`/report.html, whole or not at all, and returns it. Raises what `gather` does, and `DiskError`."""
     file = Path(run) / "report.html"
+    if file.parent.is_dir():
+        files.check_writable(file)
     files.write_text(file, page(gather(run, device, workers, progress)))
     return file
 

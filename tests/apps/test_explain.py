@@ -325,6 +325,9 @@ def test_refusals(tmp_path, file):
         explain.explain(net, tmp_path / "no.mp4", CPU)
     with pytest.raises(errors.DiskError, match="no.mp4"):
         pictures.write(explain.explain(net, file, CPU), tmp_path / "no.mp4")
+    net.fc.bias.data[0] = float("nan")
+    with pytest.raises(errors.DivergedError, match=f"for {file} is not finite"):
+        explain.explain(net, file, CPU)
 
 
 # --- pictures

@@ -15,7 +15,7 @@ import torch
 
 from nlzoo.apps import charts, draw, report
 from nlzoo.core import model_spec, view_spec
-from nlzoo.core.errors import NlzooError, UsageError, VideoError, WeightsError
+from nlzoo.core.errors import DiskError, NlzooError, UsageError, VideoError, WeightsError
 from nlzoo.core.text import printable
 from nlzoo.networks import card, checkpoint, describe, model
 from nlzoo.training import evaluate, metrics, plan, run_folder, train
@@ -376,7 +376,7 @@ def test_no_name_makes_an_element(hostile, hostile_page):
     )
 
 
-def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path):
+def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path, monkeypatch):
     def copy(*without):
         shutil.rmtree(tmp_path / "r", ignore_errors=True)
         shutil.copytree(run, tmp_path / "r", ignore=shutil.ignore_patterns("checkpoints", "last"))
@@ -407,6 +407,11 @@ def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path):
         with pytest.raises(kind) as caught:
             report.gather(copy(missing), CPU)
         assert caught.value.hint and "\n" not in caught.value.message
+    (copy() / "report.html").unlink(missing_ok=True)
+    (tmp_path / "r" / "report.html").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match="report.html could not be written"):
+        patch.setattr(report, "gather", None)  # said before the videos are read
+        report.write(tmp_path / "r", CPU)
     (copy() / "metrics.jsonl").write_text("[1]\n")
     with pytest.raises(WeightsError, match="metrics.jsonl"):
         report.gather(tmp_path / "r", CPU)
