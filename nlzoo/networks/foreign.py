@@ -334,7 +334,7 @@ class _Bounded:
 def _read_zip(file: Path, opened: IO[bytes]) -> Content:
     """torch's zip: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` has their numbers, nothing is compressed."""
     size = file.stat().st_size
-    with zipfile.ZipFile(_Bounded(opened)) as archive:  # type: ignore[arg-type]  # it reads no more of it
+    with zipfile.ZipFile(_Bounded(opened)) as archive:
         parts = {part.filename: part for part in archive.infolist()}
         count = len(archive.infolist())
     if count > MAX_ENTRIES:

@@ -7,15 +7,18 @@ since one that reaches into H x W without our knowing would run and give wrong n
 Only this module says layer1..layer4 (timm); everybody else says res2..res5 (paper).
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import POOLS, STAGES, Inflation, NonLocal
 from .layers import NonLocalBlock
+from .network import Network
 
 LAYER = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
 
@@ -30,15 +33,15 @@ class InflatedConv3d(nn.Conv3d):
 
     replicate = 0  # frames repeated at each end before the convolution
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.replicate:
             x = F.pad(x, (0, 0, 0, 0, self.replicate, self.replicate), mode="replicate")
         return super().forward(x)
 
 
-def _triple(value, first):
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    return (first, *pair)
+def _triple(value: int | Sequence[int], first: int) -> tuple[int, int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return first, height, width
 
 
 def _conv(old: nn.Conv2d, taps: int, stride: int, inflation: Inflation) -> nn.Conv3d:
@@ -60,12 +63,12 @@ def _conv(old: nn.Conv2d, taps: int, stride: int, inflation: Inflation) -> nn.Co
     new.replicate = taps // 2 if replicate else 0
     with torch.no_grad():
         new.weight.copy_(inflate_kernel(old.weight, taps, inflation.init))
-        if old.bias is not None:
+        if new.bias is not None and old.bias is not None:
             new.bias.copy_(old.bias)
     return new
 
 
-def inflate_kernel(weight: torch.Tensor, taps: int, init: str) -> torch.Tensor:
+def inflate_kernel(weight: Tensor, taps: int, init: str) -> Tensor:
     """A 2-D kernel `(O, I, h, w)` as a 3-D one `(O, I, taps, h, w)`.
 
     `mean`: every tap is weight / taps (paper, section 4.1; I3D). `centre`: the middle tap is the weight, the others
@@ -78,7 +81,7 @@ def inflate_kernel(weight: torch.Tensor, taps: int, init: str) -> torch.Tensor:
     return kernel
 
 
-def _batch_norm(old: nn.BatchNorm2d, *_) -> nn.BatchNorm3d:
+def _batch_norm(old: nn.BatchNorm2d, *_: object) -> nn.BatchNorm3d:
     new = nn.BatchNorm3d(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
     reference = old.weight if old.affine else old.running_mean
     if reference is not None:
@@ -98,7 +101,7 @@ def _max_pool(old: nn.MaxPool2d, taps: int, stride: int, inflation: Inflation) -
     )
 
 
-def _avg_pool(old: nn.AvgPool2d, *_) -> nn.AvgPool3d:
+def _avg_pool(old: nn.AvgPool2d, *_: object) -> nn.AvgPool3d:
     return nn.AvgPool3d(
         _triple(old.kernel_size, 1),
         _triple(old.stride, 1),
@@ -112,11 +115,11 @@ def _avg_pool(old: nn.AvgPool2d, *_) -> nn.AvgPool3d:
 class GlobalAveragePool(nn.Module):
     """Mean over frames and positions: `(B, C, T, H, W)` to `(B, C)`."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3, 4))
 
 
-def _global_pool(old, *_):
+def _global_pool(old: Any, *_: object) -> GlobalAveragePool:
     if old.pool_type not in ("avg", "") or not isinstance(old.flatten, nn.Flatten):
         raise WeightsError(f"a network that ends in {old} cannot be inflated; average pooling can")
     return GlobalAveragePool()
@@ -128,43 +131,43 @@ class FrameSqueezeExcite(nn.Module):
     Over the whole clip, as video networks from scratch have it, a moving clip would not equal the 2-D network.
     """
 
-    def __init__(self, old):
+    def __init__(self, old: Any):
         super().__init__()
         if old.add_maxpool:
             raise WeightsError("squeeze-and-excitation with a max-pool cannot be inflated")
         self.fc1, self.bn, self.act, self.fc2, self.gate = old.fc1, old.bn, old.act, old.fc2, old.gate
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         weights = x.mean((3, 4)).transpose(1, 2).flatten(0, 1)[:, :, None, None]
         weights = self.gate(self.fc2(self.act(self.bn(self.fc1(weights)))))
-        return x * weights.view(x.shape[0], x.shape[2], -1, 1, 1).transpose(1, 2)
+        return x * weights.view(x.shape[0], x.shape[2], x.shape[1], 1, 1).transpose(1, 2)
 
 
 class FrameEca(nn.Module):
     """timm's `EcaModule` (efficient channel attention) on each frame, `(B, C, T, H, W)` to the same."""
 
-    def __init__(self, old):
+    def __init__(self, old: Any):
         super().__init__()
         if old.conv2 is not None:
             raise WeightsError("channel attention with an MLP cannot be inflated")
         self.conv, self.gate = old.conv, old.gate
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         weights = x.mean((3, 4)).transpose(1, 2).flatten(0, 1)[:, None]
         weights = self.gate(self.conv(weights))
-        return x * weights.view(x.shape[0], x.shape[2], -1, 1, 1).transpose(1, 2)
+        return x * weights.view(x.shape[0], x.shape[2], x.shape[1], 1, 1).transpose(1, 2)
 
 
 class FrameGroupNorm(nn.GroupNorm):
     """Group normalisation with each frame's own statistics, `(B, C, T, H, W)` to the same."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         batch, channels, frames, *size = x.shape
         y = super().forward(x.transpose(1, 2).reshape(batch * frames, channels, *size))
         return y.view(batch, frames, channels, *size).transpose(1, 2)
 
 
-def _group_norm(old, *_):
+def _group_norm(old: nn.GroupNorm, *_: object) -> FrameGroupNorm:
     new = FrameGroupNorm(
         old.num_groups, old.num_channels, old.eps, old.affine, device=old.weight.device, dtype=old.weight.dtype
     )
@@ -175,27 +178,32 @@ def _group_norm(old, *_):
 class FrameBlurPool(nn.Module):
     """timm's `BlurPool2d` (anti-aliased stride) on each frame, `(B, C, T, H, W)` to `(B, C, T, H / s, W / s)`."""
 
-    def __init__(self, old):
+    filt: Tensor
+
+    def __init__(self, old: Any):
         super().__init__()
         self.padding, self.pad_mode, self.stride = old.padding, old.pad_mode, old.stride
         self.register_buffer("filt", old.filt, persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         batch, channels, frames, *size = x.shape
         y = F.pad(x.transpose(1, 2).reshape(batch * frames, channels, *size), self.padding, self.pad_mode)
         y = F.conv2d(y, self.filt.expand(channels, -1, -1, -1), stride=self.stride, groups=channels)
         return y.view(batch, frames, channels, *y.shape[2:]).transpose(1, 2)
 
 
-def _on_frames(new):
+Converter = Callable[..., nn.Module]  # of a 2-D leaf, its temporal kernel and stride, and the Inflation
+
+
+def _on_frames(new: Callable[[Any], nn.Module]) -> Converter:
     return lambda old, *_: new(old)
 
 
-def _same(old, *_):
+def _same(old: nn.Module, *_: object) -> nn.Module:
     return old
 
 
-def _converters():
+def _converters() -> dict[type[nn.Module], Converter]:
     """What we know: exact types of timm and torch, and what makes each of them 3-D."""
     from timm import layers
 
@@ -214,8 +222,8 @@ def _converters():
     }
 
 
-def _containers():
-    """Modules with children whose own `forward` does not care about rank; one like `SelectiveKernel` reaches into H x W."""
+def _containers() -> set[type[nn.Module]]:
+    """Modules with children whose own `forward` works at any rank; one like `SelectiveKernel` reaches into H x W."""
     from timm.models import resnet
 
     return {resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck, nn.Sequential}
@@ -231,20 +239,22 @@ def has_time(stage: str, index: int) -> bool:
     return {"res2": True, "res3": index % 2 == 0, "res4": index % 2 == 0, "res5": index % 2 == 1}[stage]
 
 
-def temporal_plan(net: nn.Module, inflation: Inflation) -> dict[str, tuple[int, int]]:
+def temporal_plan(net: Network, inflation: Inflation) -> dict[str, tuple[int, int]]:
     """`{path: (kernel, stride)}` in time of every layer of the 2-D `net` where either exceeds 1.
 
     The stem's first convolution becomes 5 x k x k. 3x1x1 inflates the first 1x1 of a bottleneck, or the first 3x3 of
     a basic block, which has no 1x1; 3x3x3 the 3x3 (reference: the pattern of every peer). Pools stride the stem and
     pool1 in time (`spec.POOLS`), C2D's too.
     """
-    stem = next(name for name, m in net.named_modules() if name.startswith("conv1") and isinstance(m, nn.Conv2d))
+    convolutions = (name for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    stem = next(name for name in convolutions if name.startswith("conv1"))
     pools = POOLS[inflation.pools]
     plan = {stem: (1 if inflation.arch == "c2d" else 5, pools.stem_stride)}
     if pools.pool1_stride > 1 or not inflation.pool1_padding:
         if not isinstance(net.maxpool, nn.MaxPool2d):
             raise WeightsError(
-                f"pools {inflation.pools!r} need a max-pool after the stem; this backbone has {type(net.maxpool).__name__}",
+                f"pools {inflation.pools!r} need a max-pool after the stem; "
+                f"this backbone has {type(net.maxpool).__name__}",
                 "use --pools 8x8 or none",
             )
         plan["maxpool"] = (pools.pool1_kernel, pools.pool1_stride)
@@ -258,7 +268,7 @@ def temporal_plan(net: nn.Module, inflation: Inflation) -> dict[str, tuple[int, 
     return plan
 
 
-def inflate_(net: nn.Module, inflation: Inflation = Inflation()) -> nn.Module:  # noqa: B008 frozen
+def inflate_(net: nn.Module, inflation: Inflation = Inflation()) -> Network:
     """Makes a timm ResNet on `(B, 3, H, W)` one on `(B, 3, T, H, W)`, in place; returns it.
 
     Keys of the state dict stay; convolution weights grow an axis. Training mode, device and dtype are kept.
@@ -268,27 +278,25 @@ def inflate_(net: nn.Module, inflation: Inflation = Inflation()) -> nn.Module:  
     inside = tuple(path + "." for path, m in net.named_modules() if type(m) in converters)
     outer = [(path, m) for path, m in net.named_modules() if not path.startswith(inside)]
     known = converters.keys() | _containers()
-    if unknown := [f"{path or 'the network'}: {type(m).__name__}" for path, m in outer if type(m) not in known]:
+    unknown = [f"{path or 'the network'}: {type(m).__name__}" for path, m in outer if type(m) not in known]
+    if unknown:
         raise WeightsError(
             f"cannot inflate {type(net).__name__}: {'; '.join(unknown[:3])}",
             f"supported: {', '.join(sorted(t.__name__ for t in known))}",
         )
-    leaves = [(path, m) for path, m in outer if type(m) in converters]
-    plan = temporal_plan(net, inflation)
-    made = [
-        (path, converters[type(old)](old, *plan.get(path, (1, 1)), inflation).train(old.training))
-        for path, old in leaves
-    ]
-    for path, new in made:
-        _replace(net, path, new)
+    network = cast(Network, net)
+    plan = temporal_plan(network, inflation)
+    converted = {}
+    for path, old in outer:
+        if type(old) in converters:
+            taps, stride = plan.get(path, (1, 1))
+            converted[path] = converters[type(old)](old, taps, stride, inflation).train(old.training)
+    for path, new in converted.items():
+        parent, _, name = path.rpartition(".")
+        setattr(net.get_submodule(parent), name, new)
     if POOLS[inflation.pools].pool2_kernel:
-        net.layer1.add_module("pool2", TemporalMaxPool(POOLS[inflation.pools].pool2_kernel))
-    return net
-
-
-def _replace(net, path, new):
-    parent, _, name = path.rpartition(".")
-    setattr(net.get_submodule(parent), name, new)
+        network.layer1.add_module("pool2", TemporalMaxPool(POOLS[inflation.pools].pool2_kernel))
+    return network
 
 
 class TemporalMaxPool(nn.Module):
@@ -301,14 +309,14 @@ class TemporalMaxPool(nn.Module):
         super().__init__()
         self.kernel = kernel
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] == 1 or self.kernel == 1:
             return x
         return F.max_pool3d(x, (self.kernel, 1, 1), (2, 1, 1), ((self.kernel - 1) // 2, 0, 0))
 
 
-def insert_nonlocal_(net: nn.Module, placement: Iterable[NonLocal]) -> nn.Module:
-    """Adds a fresh `NonLocalBlock` after each residual block that `placement` names, in place; returns `net`.
+def insert_nonlocal_(net: nn.Module, placement: Iterable[NonLocal]) -> Network:
+    """Adds a new `NonLocalBlock` after each residual block that `placement` names, in place; returns `net`.
 
     For a timm ResNet, inflated or plain (images). Blocks become entries `nl<i>` of the stage's `nn.Sequential`, so no
     other key changes and the output stays bit-identical. Raises `UsageError` for a block that is not there.
@@ -331,12 +339,12 @@ def insert_nonlocal_(net: nn.Module, placement: Iterable[NonLocal]) -> nn.Module
         stage._modules.clear()
         for key, child in children.items():
             stage.add_module(key, child)
-    return net
+    return cast(Network, net)
 
 
 def _block(after: nn.Module, places: NonLocal) -> NonLocalBlock:
-    last = after.conv3 if hasattr(after, "conv3") else after.conv2
-    block = NonLocalBlock(
-        last.out_channels, places.form, places.span, places.subsample, places.scale, places.norm, places.reduction
-    )
+    last = cast(nn.Conv3d, after.conv3 if hasattr(after, "conv3") else after.conv2)
+    kind = dataclasses.asdict(places)
+    del kind["stage"], kind["blocks"]
+    block = NonLocalBlock(last.out_channels, **kind)
     return block.to(device=last.weight.device, dtype=last.weight.dtype).train(after.training)

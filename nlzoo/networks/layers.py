@@ -6,11 +6,13 @@ frame or to the same position (paper, table 2d). docs/nonlocal.md says what was 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.bounds import one_of
 from ..core.errors import UsageError
 from ..core.model_spec import FORMS, NORMS, SPANS, SUBSAMPLES
 from . import pairwise
@@ -54,14 +56,10 @@ class NonLocalBlock(nn.Module):
         reduction: int = 2,
     ):
         super().__init__()
-        for name, value, allowed in (
-            ("form", form, FORMS),
-            ("span", span, SPANS),
-            ("subsample", subsample, SUBSAMPLES),
-            ("norm", norm, NORMS),
-        ):
-            if value not in allowed:
-                raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        one_of(form, FORMS, "form")
+        one_of(span, SPANS, "span")
+        one_of(subsample, SUBSAMPLES, "subsample")
+        one_of(norm, NORMS, "norm")
         if not 1 <= reduction <= channels:
             raise UsageError(f"reduction is {reduction}; with {channels} channels it must be from 1 to {channels}")
         inner = channels // reduction
@@ -78,7 +76,7 @@ class NonLocalBlock(nn.Module):
             self.bn = nn.BatchNorm3d(channels, eps=1e-5, momentum=0.1)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """He (paper), biases 0; then gamma = 0, or w_z = 0 where there is no BN, so that z = x.
 
         theta and phi get sigma = 0.01 (authors' code) where the logits are not scaled: with He the softmax then
@@ -114,7 +112,7 @@ class NonLocalBlock(nn.Module):
                 f"{self.channels}, H, W)"
             )
         q, k, v = self.project(x)
-        y = self.combine(*(_fold(t, self.span) for t in (q, k, v)))
+        y = self.combine(_fold(q, self.span), _fold(k, self.span), _fold(v, self.span))
         z = self.w_z(_unfold(y, q, self.span))
         if self.norm == "bn":
             z = self.bn(z)
@@ -128,7 +126,7 @@ class NonLocalBlock(nn.Module):
         v = self.g(keys)
         return (q, _pool(k), _pool(v)) if subsample == "after" else (q, k, v)
 
-    def combine(self, q, k, v):
+    def combine(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """y (B', Nq, C') of q (B', Nq, D), k (B', Nk, D) and v (B', Nk, C')."""
         if self.form == "dot":
             return pairwise.dot(q, k, v)
@@ -136,7 +134,7 @@ class NonLocalBlock(nn.Module):
             return pairwise.concat(q, k, v, self.w_f.weight.flatten())
         return pairwise.gaussian(q, k, v, self.scale)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"form={self.form}, span={self.span}, subsample={self.subsample}, scale={self.scale:.4g}"
 
 
@@ -144,25 +142,25 @@ class _Sum(torch.autograd.Function):
     """x + z, and bit for bit x where z is 0: 0 - z is then +0, and only subtracting that keeps an x of -0.0."""
 
     @staticmethod
-    def forward(x, z):
+    def forward(x: Tensor, z: Tensor) -> Tensor:
         return x - (0 - z)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         return dy, dy  # autograd's own would negate it twice, at the price of two copies
 
 
-def _pool(x):
+def _pool(x: Tensor) -> Tensor:
     """1x2x2 max-pool (B, C, T, H, W); an odd last row or column is dropped, as every peer does; a size of 1 stays."""
     window = (1, min(2, x.shape[3]), min(2, x.shape[4]))
     return F.max_pool3d(x, window, window)
 
 
-def _fold(x, span):
+def _fold(x: Tensor, span: str) -> Tensor:
     """(B, C, T, H, W) -> (problems, N, C): B, THW; or BT, HW; or BHW, T."""
     if span == "time":
         return x.permute(0, 3, 4, 2, 1).flatten(0, 2)
@@ -170,12 +168,12 @@ def _fold(x, span):
     return rows.flatten(1, 3) if span == "spacetime" else rows.flatten(2, 3).flatten(0, 1)
 
 
-def _unfold(y, like, span):
+def _unfold(y: Tensor, like: Tensor, span: str) -> Tensor:
     """The inverse of `_fold`: (problems, N, C) -> (B, C, T, H, W), with B, T, H, W of `like`."""
     b, _, t, h, w = like.shape
     if span == "time":
-        return y.reshape(b, h, w, t, -1).permute(0, 4, 3, 1, 2)
-    return y.reshape(b, t, h, w, -1).permute(0, 4, 1, 2, 3)
+        return y.reshape(b, h, w, t, y.shape[2]).permute(0, 4, 3, 1, 2)
+    return y.reshape(b, t, h, w, y.shape[2]).permute(0, 4, 1, 2, 3)
 
 
 @dataclass(frozen=True)

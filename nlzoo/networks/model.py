@@ -6,7 +6,7 @@ A network is timm's own `ResNet` object with 3-D leaves (see `inflate.py`) and i
 import copy
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +79,7 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
         _load_plain_(net, zoo.embedded_file(name), name)
         return Backbone(net.eval(), name, f"nlzoo/{name}", "apache-2.0", ClipSpec())
     known = None if name in zoo.EMBEDDED else _pretrained_config(name)
-    clip = ClipSpec(mean=tuple(map(float, known.mean)), std=tuple(map(float, known.std))) if known else ClipSpec()
+    clip = ClipSpec(mean=_three(known.mean), std=_three(known.std)) if known else ClipSpec()
     if weights:
         notes = _load_plain_(net, weights, name)
         return Backbone(net.eval(), name, f"file {weights.name}", "", clip, notes)
@@ -97,6 +97,11 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
         ) from error
     _load_plain_(net, file, name)
     return Backbone(net.eval(), tagged, repo, known.license or "", clip)
+
+
+def _three(values: Iterable[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _pretrained_config(name: str) -> Any:

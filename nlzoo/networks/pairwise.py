@@ -9,7 +9,8 @@ keys are so few that all pairs take no more room than the operands, the plain fo
 `direct` says where, by shape alone, so the same shapes always take the same way. Everything is differentiable once.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ def gaussian(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tensor:
     The paper has scale = 1, its authors' code D ** -0.5. Raises `UsageError` for shapes that do not fit.
     """
     _check(q, k, v)
-    if direct("gaussian", *q.shape[:2], k.shape[1], q.shape[2], v.shape[2]):
+    if _is_direct("gaussian", q, k, v):
         return _plain(q, k, v, scale)
     if not torch.compiler.is_compiling() and not _fused(q, k, v):  # a compiler would unroll the loop over the chunks
         return _Chunked.apply(q, k, v, scale)[0].to(v.dtype)
@@ -53,10 +54,11 @@ def dot(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     _check(q, k, v)
     dtype, keys = v.dtype, k.shape[1]
-    few = direct("dot", *q.shape[:2], keys, q.shape[2], v.shape[2])
+    few = _is_direct("dot", q, k, v)
     with _no_autocast(q):
         q, k, v = _wide(q), _wide(k).transpose(1, 2), _wide(v)
-        return ((q @ k / keys) @ v if few else q @ (k @ v / keys)).to(dtype)
+        y = (q @ k / keys) @ v if few else q @ (k @ v / keys)
+    return y.to(dtype)
 
 
 def concat(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -71,8 +73,9 @@ def concat(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
         raise UsageError(f"w has shape {tuple(w.shape)}; q has {d} channels, so it must be ({2 * d},)")
     with _no_autocast(q):  # a + b may cancel, so neither is rounded to half precision
         a, b = _wide(q) @ _wide(w[:d]), _wide(k) @ _wide(w[d:])
-        if direct("concat", *q.shape[:2], keys, d, v.shape[2]):
-            return ((a.unsqueeze(2) + b.unsqueeze(1)).relu() @ _wide(v) / keys).to(v.dtype)
+        if _is_direct("concat", q, k, v):
+            pairs = (a.unsqueeze(2) + b.unsqueeze(1)).relu()
+            return (pairs @ _wide(v) / keys).to(v.dtype)
     return _ReluMean.apply(a, b, v)
 
 
@@ -92,6 +95,10 @@ def direct(form: str, problems: int, queries: int, keys: int, d: int, c: int) ->
     return keys <= d + c or problems * queries * keys <= FEW_PAIRS
 
 
+def _is_direct(form: str, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return direct(form, q.shape[0], q.shape[1], k.shape[1], q.shape[2], v.shape[2])
+
+
 def cost(form: str, problems: int, queries: int, keys: int, d: int, c: int, itemsize: int = 4) -> tuple[int, int]:
     """Multiply-adds of both products of `problems` such problems, and bytes held between them, as computed here."""
     pairs = queries * keys
@@ -109,7 +116,7 @@ def cost(form: str, problems: int, queries: int, keys: int, d: int, c: int, item
 # -- softmax ----------------------------------------------------------------------------------------------------------
 
 
-def _fused(q, k, v):
+def _fused(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether attention has a kernel here that never holds the pairs (its fallback, "math", does) and is as accurate.
 
     CPU: flash, for every width (1024 tried) if v is as wide as q; padding would do, but wastes more than chunks do.
@@ -124,14 +131,14 @@ def _fused(q, k, v):
         return q.shape[2] == v.shape[2] and dtype in (torch.float32, torch.float64)
     if kind != "cuda":
         return False
-    operands = (t.to(dtype) for t in _fit_kernels(q, k, v))
-    params = torch.backends.cuda.SDPAParams(*operands, None, 0.0, False, False)
-    return torch.backends.cuda.can_use_flash_attention(params) or torch.backends.cuda.can_use_efficient_attention(
-        params
-    )
+    operands = [t.to(dtype) for t in _fit_kernels(q, k, v)]
+    make_params: Any = torch.backends.cuda.SDPAParams  # whose stub lacks arguments
+    params = make_params(*operands, None, 0.0, False, False)
+    flash = torch.backends.cuda.can_use_flash_attention(params)
+    return flash or torch.backends.cuda.can_use_efficient_attention(params)
 
 
-def _fit_kernels(q, k, v):
+def _fit_kernels(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, N, C) -> (B, 1, N, C), contiguous, with zero channels added where a fused kernel would refuse."""
     d, c = q.shape[2], v.shape[2]
     if q.device.type == "cuda":  # widths in multiples of 8
@@ -142,17 +149,19 @@ def _fit_kernels(q, k, v):
         q, k = F.pad(q, (0, to_d - d)), F.pad(k, (0, to_d - d))
     if to_c != c:
         v = F.pad(v, (0, to_c - c))
-    return tuple(t.contiguous().unsqueeze(1) for t in (q, k, v))
+    q, k, v = (t.contiguous().unsqueeze(1) for t in (q, k, v))
+    return q, k, v
 
 
 class _Chunked(torch.autograd.Function):
     """`gaussian`, some queries at a time; y in float32 at least. Backward computes their pairs again.
 
-    By hand, and not by `checkpoint`: in place and with the softmax's log-sums kept, which costs half as much beside the products.
+    By hand, and not by `checkpoint`: in place and with the softmax's log-sums kept, which costs half as much beside
+    the products.
     """
 
     @staticmethod
-    def forward(q, k, v, scale):
+    def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         with _no_autocast(q):
             wide_k, wide_v = _wide(k) * scale, _wide(v)
             y, log_sums = wide_v.new_empty(*q.shape[:2], v.shape[2]), wide_k.new_empty(*q.shape[:2], 1)
@@ -163,14 +172,14 @@ class _Chunked(torch.autograd.Function):
         return y, log_sums
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         *operands, ctx.scale = inputs
         ctx.save_for_backward(*operands, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy, _):
+    def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, y, log_sums = ctx.saved_tensors
         with _no_autocast(q):
             wide_k, wide_v = _wide(k) * ctx.scale, _wide(v)
@@ -186,13 +195,13 @@ class _Chunked(torch.autograd.Function):
         return dq, dk.mul_(ctx.scale).to(k.dtype), dv.to(v.dtype), None
 
 
-def _chunks(q, k):
+def _chunks(q: Tensor, k: Tensor) -> list[slice]:
     """Slices of the queries that make at most `CHUNK` pairs, but for 16 rows at least."""
     rows = max(16, CHUNK // (k.shape[0] * k.shape[1]))
     return [slice(start, start + rows) for start in range(0, q.shape[1], rows)]
 
 
-def _plain(q, k, v, scale):
+def _plain(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return (q @ k.transpose(1, 2) * scale).softmax(2) @ v
 
 
@@ -203,20 +212,22 @@ class _ReluMean(torch.autograd.Function):
     """y_i = sum_j relu(a_i + b_j) v_j / Nk: (B, Nq), (B, Nk), (B, Nk, C) -> (B, Nq, C)."""
 
     @staticmethod
-    def forward(a, b, v):
+    def forward(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
         plan = _plan(a, b)
-        return torch.cat([_sums(plan, part)[0].div_(b.shape[1]).to(v.dtype) for part in v.split(BLOCK, 2)], 2)
+        parts = [_sums(plan, part)[0].div_(b.shape[1]).to(v.dtype) for part in v.split(BLOCK, 2)]
+        return torch.cat(parts, 2)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b, v = ctx.saved_tensors
         forth, back = _plan(a, b), _plan(b, a)  # dv is the same sum with queries and keys exchanged
-        da, db, dv = torch.zeros_like(a), torch.zeros_like(b), []
+        da, db = torch.zeros_like(a), torch.zeros_like(b)
+        dv: list[Tensor] = []
         for part, dpart in zip(v.split(BLOCK, 2), dy.split(BLOCK, 2), strict=True):
             da += (_sums(forth, part)[1] * dpart).sum(2)
             weighted, active = _sums(back, dpart)
@@ -225,22 +236,26 @@ class _ReluMean(torch.autograd.Function):
         return da.div_(b.shape[1]), db.div_(b.shape[1]), torch.cat(dv, 2)
 
 
-def _plan(a, b):
+Plan = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _plan(a: Tensor, b: Tensor) -> Plan:
     """How to sum over the j with a_i + b_j > 0, for a (B, Nq) and b (B, Nk); rows are counted through the batch."""
     problems = torch.arange(b.shape[0], device=b.device).unsqueeze(1)
     middle = b.mean(1, keepdim=True)  # a + middle and b - middle have the same sums, and smaller ones to cancel
     b, order = b.sort(dim=1, descending=True)
     ends = torch.searchsorted(-b, a.contiguous())  # how many keys have -b_j < a_i; a tie is 0, as ReLU's gradient is
     keys = b.shape[1]
-    return (a + middle).unsqueeze(2), (b - middle).unsqueeze(2), order + problems * keys, ends + problems * (keys + 1)
+    order, ends = order + problems * keys, ends + problems * (keys + 1)
+    return (a + middle).unsqueeze(2), (b - middle).unsqueeze(2), order, ends
 
 
-def _sums(plan, v):
+def _sums(plan: Plan, v: Tensor) -> tuple[Tensor, Tensor]:
     """sum_j relu(a_i + b_j) v_j and sum_j [a_i + b_j > 0] v_j, each (B, Nq, C), in float32 at least."""
     a, b, order, ends = plan
     v = _wide(v.flatten(0, 1).index_select(0, order.flatten())).unflatten(0, order.shape)
 
-    def prefix(terms):
+    def prefix(terms: Tensor) -> Tensor:
         sums = F.pad(terms.cumsum(1), (0, 0, 1, 0)).flatten(0, 1)
         return sums.index_select(0, ends.flatten()).unflatten(0, ends.shape)
 
@@ -251,17 +266,17 @@ def _sums(plan, v):
 # -- all --------------------------------------------------------------------------------------------------------------
 
 
-def _wide(x):
+def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _no_autocast(x):
+def _no_autocast(x: Tensor) -> AbstractContextManager:
     kind = x.device.type  # a device such as meta has no autocast
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
-def _check(q, k, v):
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 3:
         raise UsageError(f"q, k and v must be (B, N, C); they are {shapes}")

@@ -10,7 +10,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 
@@ -269,7 +269,7 @@ class _Reader(pickle._Unpickler):
     read: Callable[[int], bytes]
 
     def __init__(self, counted: _Counted, storages: dict[str, Storage]):
-        super().__init__(counted, encoding="latin1")  # type: ignore[arg-type]  # it has the two methods that are used
+        super().__init__(counted, encoding="latin1")
         self.counted, self.storages, self.tensors = counted, storages, 0
 
     def find_class(self, module: str, name: str) -> object:
@@ -395,7 +395,9 @@ class _Reader(pickle._Unpickler):
         pickle.GLOBAL,
         pickle.BINPERSID,
     )
-    dispatch: dict[int, Callable[..., None]] = {step[0]: pickle._Unpickler.dispatch[step[0]] for step in _STEPS}
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        step[0]: pickle._Unpickler.dispatch[step[0]] for step in _STEPS
+    }
     dispatch |= {
         pickle.PROTO[0]: load_proto,
         pickle.REDUCE[0]: load_reduce,

@@ -1,14 +1,15 @@
 """The only door to torchvision, also where the registry's torchvision (a CUDA build) stands beside a CPU torch."""
 
 import sys
+from types import ModuleType
 
 import torch
 
-_kept_alive = []  # torch.library definitions vanish with their Library object
+_kept_alive: list[torch.library.Library] = []  # torch.library definitions vanish with their Library object
 
 
-def import_torchvision():
-    """torchvision, mended where its operators are missing.
+def import_torchvision() -> ModuleType:
+    """torchvision, repaired where its operators are missing.
 
     Beside a torch of another build `import torchvision` raises `operator torchvision::nms does not exist`
     (pytorch/vision #9077). Defining the schemas of the missing operators first is enough for all that we use:
@@ -28,7 +29,7 @@ def import_torchvision():
     return torchvision
 
 
-def import_transforms():
+def import_transforms() -> ModuleType:
     """`torchvision.transforms.v2`."""
     import_torchvision()
     from torchvision.transforms import v2
@@ -36,6 +37,6 @@ def import_transforms():
     return v2
 
 
-def _forget(package):
+def _forget(package: str) -> None:
     for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
         del sys.modules[name]
