@@ -47,33 +47,44 @@ def inflate(
     if named and (nl or arch or pools):
         raise UsageError(
             f"{backbone} says itself what --nl, --arch and --pools would",
-            f"leave them out, or inflate {named.backbone}",
+            f"omit them, or inflate {named.backbone}",
         )
-    asked = named or Named(backbone, arch or "i3d", pools or "none", nl or "5", ClipSpec())
-    how = Inflation(asked.arch, init, temporal_padding, asked.pools)
-    console.status(f"inflating {asked.backbone} and checking the result …")
+    net_spec = named or Named(backbone, arch or "i3d", pools or "none", nl or "5", ClipSpec())
+    inflation = Inflation(net_spec.arch, init, temporal_padding, net_spec.pools)
+    given: dict[str, str | None] = {
+        "--nl": nl,
+        "--arch": arch,
+        "--init": init,
+        "--temporal-padding": temporal_padding,
+        "--pools": pools,
+    }
+    given |= {"--form": form, "--span": span, "--subsample": subsample, "--name": name}
+    console.status(f"inflating {net_spec.backbone} and checking the result …")
     net, checks = model.inflate(
-        asked.backbone,
+        net_spec.backbone,
         weights,
-        how,
-        asked.nl,
+        inflation,
+        net_spec.nl,
         download.backbone_weights,
-        asked.clip.frames,
-        asked.clip.stride,
+        net_spec.clip.frames,
+        net_spec.clip.stride,
+        command=" ".join(["nlzoo inflate", backbone, *(f"{k} {v}" for k, v in given.items() if v not in _USUAL)]),
         form=form,
         span=span,
         subsample=subsample,
     )
     folder = zoo.WEIGHTS / zoo.folder_name(name or (backbone if named else zoo.default_name(net.spec)))
     zoo.refuse_other(folder, net.spec)
-    summary = describe.describe(net)
-    if any(n.stage == "res2" for n in net.spec.non_local):
+    if any(places.stage == "res2" for places in net.spec.non_local):
         console.warn(
             "blocks in res2 see four times as many positions as in res3: see their cost below before you train"
         )
     checkpoint.save_model(folder, net, readme=card.body(net.spec, None, checks.summary()))
-    data = {"model": str(folder), **summary, **checks.summary()}
-    console.result(data, describe.in_words(net, checks) + f"\nwrote {folder}")
+    data = {"model": str(folder), **describe.describe(net), **checks.summary()}
+    console.result(data, f"{describe.in_words(net, checks)}\nwrote {folder}")
+
+
+_USUAL = (None, "centre", "replicate", "embedded", "spacetime", "before")
 
 
 def import_(
@@ -99,67 +110,64 @@ def import_(
     json: Json = False,
 ) -> None:
     """Make a Kinetics network of another zoo (C2D, I3D, non-local) one of ours, strictly, and write weights/NAME."""
-    from ..networks import card, checkpoint, convert, describe, zoo
-    from ..networks import pretrained as starts
+    from ..networks import card, checkpoint, convert, describe, pretrained, zoo
 
     path = Path(file)
     if not path.exists():
+        listed = pretrained.find(file)
         with console.progress(f"fetching {file}") as bar:
-            path, _ = starts.fetch(starts.find(file), bar)
-    found = convert.read(path, convert.ImportOptions(source, frames, stride, form, pools))
-    folder = zoo.WEIGHTS / zoo.folder_name(name or (Path(file).stem if path == Path(file) else file))
-    zoo.refuse_other(folder, found.net.spec)
-    if "-nc" in found.net.spec.licence:
-        console.warn(
-            f"these weights are {found.net.spec.licence}: no commercial use, of what you train from them either"
-        )
-    checkpoint.save_model(folder, found.net, readme=card.body(found.net.spec, None))
+            path, _ = pretrained.fetch(listed, bar)
+    imported = convert.read(path, convert.ImportOptions(source, frames, stride, form, pools))
+    net = imported.net
+    folder = zoo.WEIGHTS / zoo.folder_name(name or (path.stem if path == Path(file) else file))
+    zoo.refuse_other(folder, net.spec)
+    if "-nc" in net.spec.licence:
+        console.warn(f"these weights are {net.spec.licence}: no commercial use, of what you train from them either")
+    checkpoint.save_model(folder, net, readme=card.body(net.spec, None))
+    decided = {"notes": list(imported.notes), "dropped": imported.dropped, "filled": imported.filled}
     console.result(
-        {
-            "model": str(folder),
-            **describe.describe(found.net),
-            "zoo": found.zoo,
-            "notes": list(found.notes),
-            "dropped": found.dropped,
-            "filled": found.filled,
-        },
-        f"{convert.in_words(found)}\n{describe.in_words(found.net)}\nwrote {folder}",
+        {"model": str(folder), **describe.describe(net), "zoo": imported.zoo, **decided},
+        f"{convert.in_words(imported)}\n{describe.in_words(net)}\nwrote {folder}",
     )
 
 
 def list_(json: Json = False) -> None:
-    """The models in weights/ and the finished runs in runs/, newest first, and the starts that can be fetched."""
+    """The models in weights/ and the runs in runs/, newest first, and the pretrained models that can be fetched."""
     import dataclasses
 
-    from ..networks import pretrained as starts
-    from ..networks import zoo
+    from ..networks import pretrained, zoo
 
-    models = [{"model": str(p), **zoo.summary(zoo.read_spec(p))} for p in zoo.models()]
-    runs = [{k: zoo.result(p)[k] for k in ("run", "model", "top1", "majority", "val")} for p in zoo.runs()]
-    known = {"starts": starts.known(), "backbones": starts.backbones()}
-    console.result(
-        {"models": models, "runs": runs, **{k: [dataclasses.asdict(s) for s in v] for k, v in known.items()}}
-    )
+    models = [{"model": str(folder), **zoo.model_row(zoo.read_spec(folder))} for folder in zoo.models()]
+    runs = [zoo.run_row(run) for run in [*zoo.unfinished_runs(), *zoo.runs()]]
+    starts, backbones = pretrained.known(), pretrained.backbones()
+    known = {"starts": list(map(dataclasses.asdict, starts)), "backbones": list(map(dataclasses.asdict, backbones))}
+    console.result({"models": models, "runs": runs, **known})
     if models:
-        console.table(
-            ["model", "backbone", "arch", "non-local", "classes"],
-            [[m["model"], m["backbone"], m["arch"], str(m["nonlocal"]), str(m["classes"])] for m in models],
-        )
+        columns = ["backbone", "arch", "nonlocal"]
+        rows = [[m["model"], *(str(m[c]) for c in columns), _classes(m["classes"], m["outputs"])] for m in models]
+        console.table(["model", "backbone", "arch", "non-local", "classes"], rows)
     if runs:
-        console.table(
-            ["run", "top-1", "majority", "validated on"],
-            [[r["run"], f"{r['top1']:.3f}", f"{r['majority']:.3f}", str(r["val"])] for r in runs],
-        )
+        console.table(["run", "top-1", "majority", "validated on"], [_run_cells(run) for run in runs])
     if not models and not runs:
         console.log("nothing in weights/ or runs/ yet; nlzoo inflate resnet50 --nl 5 makes a first model")
-    for title, of, listed in (
-        ("nlzoo import", "Kinetics-400", known["starts"]),
-        ("nlzoo inflate", "ImageNet", known["backbones"]),
+    for title, dataset, entries in (
+        ("nlzoo import", "Kinetics-400", starts),
+        ("nlzoo inflate", "ImageNet", backbones),
     ):
-        console.table(
-            [title, f"{of} top-1 / 5", "published by", "licence"],
-            [[s.name, f"{s.top1} / {s.top5 or '-'}" if s.top1 else "", s.by, s.licence] for s in listed],
-        )
+        rows = [[e.name, f"{e.top1} / {e.top5 or '-'}" if e.top1 else "", e.by, e.licence] for e in entries]
+        console.table([title, f"{dataset} top-1 / 5", "published by", "licence"], rows)
+
+
+def _classes(names: int, outputs: int) -> str:
+    return str(names) if names else f"{outputs} without names"
+
+
+def _run_cells(run: dict) -> list[str]:
+    """A run's row: an unfinished one has no figures yet, one of several labels a video has a mean average precision."""
+    if run["status"] == "unfinished":
+        return [run["run"], "unfinished", "", ""]
+    score = f"{run['top1']:.3f}" if run["top1"] is not None else f"mAP {run['map'] or 0:.3f}"
+    return [run["run"], score, f"{run['majority']:.3f}", str(run["val"])]
 
 
 def info(
@@ -181,5 +189,11 @@ def info(
 
     console.status(f"reading {model} …")
     named = None if zoo.find(model) else parse_name(model)
-    net = models.blueprint(named, classes) if named else checkpoint.read_blueprint(download.locate(model))
-    console.result(describe.describe(net), describe.in_words(net))
+    if named:
+        net = models.blueprint(named, classes)
+        console.result(describe.describe(net), describe.in_words(net))
+        return
+    folder = download.locate(model)
+    net, metrics = checkpoint.read_blueprint(folder), checkpoint.read_metrics(folder)
+    lines = [str(folder), describe.in_words(net), *describe.trained_lines(net.spec, metrics)]
+    console.result({"model": str(folder), **describe.describe(net), "metrics": metrics}, "\n".join(lines))

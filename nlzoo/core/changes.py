@@ -1,17 +1,19 @@
 """Presets with changes, as options say them: `strong,flip=no,mixup=0`."""
 
 import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
 
 from .errors import UsageError
 
 WORDS = {"True": "yes", "False": "no"}
 
 
-def _shares(text):
+def _shares(text: str) -> tuple[float, ...]:
     return () if text == "none" else tuple(map(float, text.split("/")))
 
 
-_READ = {
+_READ: dict[type, tuple[Callable[[str], Any], str]] = {
     bool: ({"yes": True, "no": False}.__getitem__, "yes or no"),
     int: (int, "a whole number"),
     float: (float, "a number"),
@@ -20,8 +22,13 @@ _READ = {
 }
 
 
-def parse_changes(option, text, usual, presets, cls, example):
-    """What `name,key=value,…` says: the name of a preset (`usual` where there is none), and the changes as fields of `cls`."""
+def parse_changes(
+    option: str, text: str, usual: str, presets: Collection[str], cls: type, example: str
+) -> tuple[str, dict[str, Any]]:
+    """`(preset, changes)` that `name,key=value,…` says; without a name the preset is `usual`.
+
+    The keys are fields of the dataclass `cls`. Raises `UsageError`, naming `option` and what there is.
+    """
     kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)}
     hint = f"presets: {', '.join(presets)}; keys: {', '.join(kinds)}; for example: {example}"
     first, *parts = [part.strip().lower() for part in text.split(",")]
@@ -35,10 +42,10 @@ def parse_changes(option, text, usual, presets, cls, example):
         if not equals or key not in kinds:
             raise UsageError(f"{option} {text!r}: {part!r} was not understood", hint)
         if key in values:
-            raise UsageError(f"{option} {text!r}: {key} is said twice")
-        read, wanted = _READ[kinds[key]]
+            raise UsageError(f"{option} {text!r}: {key} is given twice")
+        read, expected = _READ[kinds[key]]
         try:
             values[key] = read(value)
         except (ValueError, KeyError):
-            raise UsageError(f"{option} {text!r}: {key} must be {wanted}; it is {value!r}", hint) from None
+            raise UsageError(f"{option} {text!r}: {key} must be {expected}; it is {value!r}", hint) from None
     return first, values

@@ -7,7 +7,9 @@ res2..res5, everywhere but in `inflate.py`; block indices are 0-based.
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .bounds import between, one_of, text
 from .errors import UsageError, WeightsError
@@ -56,7 +58,7 @@ class NonLocal:
     norm: str = "bn"  # after w_z: bn with gamma 0, or none with w_z 0
     reduction: int = 2  # channels of theta, phi, g = channels / reduction
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self.stage, STAGES, "stage")
         one_of(self.form, FORMS, "form")
         one_of(self.span, SPANS, "span")
@@ -78,12 +80,13 @@ class Inflation:
     """How the 2-D network becomes 3-D (paper, section 4.1 and table 1)."""
 
     arch: str = "i3d"  # c2d: no temporal kernels; i3d: 3x1x1; i3d-333: 3x3x3
-    init: str = "centre"  # centre: the 2-D kernel in the middle tap; mean: copied and divided by t (paper); imported: neither, trained in 3-D
+    # centre: the 2-D kernel in the middle tap; mean: copied and divided by t (paper); imported: neither, trained in 3-D
+    init: str = "centre"
     temporal_padding: str = "replicate"  # replicate keeps a still clip still; zeros for imported checkpoints
     pools: str = "none"  # temporal strides, by their name in POOLS
     pool1_padding: int = 1  # of the stem's max-pool in space: 1 as in timm; 0 in the authors' nets
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self.arch, ARCHS, "arch")
         one_of(self.init, INITS, "init")
         one_of(self.temporal_padding, PADDINGS, "temporal padding")
@@ -103,11 +106,10 @@ class ModelSpec:
     num_outputs: int = 1000  # size of the last layer
     source: str = ""  # where the starting weights came from
     licence: str = ""  # of those weights, where known
-    multi_label: bool = (
-        False  # whether a video may have several classes, or none: a sigmoid for each instead of one softmax
-    )
+    # whether a video may have several classes, or none: a sigmoid for each instead of one softmax
+    multi_label: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         text(self.backbone, "backbone", 100)
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.\-]*", self.backbone):
             raise UsageError(f"backbone {self.backbone!r} is not a model name")
@@ -140,7 +142,8 @@ def to_json(spec: ModelSpec) -> dict:
 def from_json(data: object, where: str) -> ModelSpec:
     """The spec in a `config.json` that may come from anybody.
 
-    Raises `WeightsError`, naming `where` and the key, for unknown or missing keys, wrong types and numbers out of bounds.
+    Raises `WeightsError`, naming `where` and the key, for unknown or missing keys, wrong types and numbers out of
+    bounds.
     """
     if not isinstance(data, dict):
         raise WeightsError(f"{where} is not a JSON object")
@@ -154,36 +157,38 @@ def from_json(data: object, where: str) -> ModelSpec:
         raise WeightsError(f"{where} was refused: {error}", "pip install -U nlzoo, or fetch the model again") from None
 
 
-def _decode(cls, data):
+def _decode(cls: Any, data: object) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{cls.__name__} must be an object")
     names = {f.name: f for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(data) - set(names)):
+    unknown = sorted(set(data) - set(names))
+    if unknown:
         raise ValueError(f"unknown key {str(unknown[0])[:60]!r} in {cls.__name__}")
     missing = [n for n, f in names.items() if f.default is dataclasses.MISSING and n not in data]
     if missing:
         raise ValueError(f"{cls.__name__} lacks {missing[0]!r}")
-    values = {}
-    for name, value in data.items():
-        if name in _NESTED:
-            value = _decode(_NESTED[name], value)
-        elif name == "non_local":
-            value = tuple(_decode(NonLocal, v) for v in _list(value, name, 4))
-        elif name in ("blocks", "classes", "mean", "std"):
-            value = tuple(
-                float(v) if name in ("mean", "std") and type(v) is int else v for v in _list(value, name, 100_000)
-            )
-        values[name] = value
-    return cls(**values)
+    return cls(**{name: _decode_value(name, value) for name, value in data.items()})
 
 
-def _list(value, name, most):
+def _decode_value(name: str, value: object) -> object:
+    if name in _NESTED:
+        return _decode(_NESTED[name], value)
+    if name == "non_local":
+        return tuple(_decode(NonLocal, part) for part in _list(value, name, 4))
+    if name in ("mean", "std"):
+        return tuple(float(part) if type(part) is int else part for part in _list(value, name, 100_000))
+    if name in ("blocks", "classes"):
+        return tuple(_list(value, name, 100_000))
+    return value
+
+
+def _list(value: object, name: str, most: int) -> list:
     if not isinstance(value, list) or len(value) > most:
         raise ValueError(f"{name} must be a list of at most {most}")
     return value
 
 
-PRESETS = {
+PRESETS: dict[str, Callable[[dict[str, int]], dict[str, list[int]]]] = {
     # "right before the last residual block of a stage" (paper, table 2b): n-2, so after that block
     "1": lambda depths: {"res4": [max(depths["res4"] - 2, 0)]},
     "5": lambda depths: {"res3": spread(2, depths["res3"]), "res4": spread(3, depths["res4"])},
@@ -192,18 +197,18 @@ PRESETS = {
 }
 
 
-def _ten_in_res4(depth):
+def _ten_in_res4(depth: int) -> list[int]:
     return list(range(2, depth, 4)) if depth == 23 else spread(6, depth)
 
 
 def spread(count: int, depth: int) -> list[int]:
-    """`count` of `depth` residual blocks, evenly: stride s = depth // count, indices s-1, 2s-1, … (reference: the paper's nets)."""
+    """`count` of `depth` residual blocks, evenly, as in the paper's nets: s = depth // count, indices s-1, 2s-1, …"""
     count = min(count, depth)
     stride = depth // count
     return [stride * (i + 1) - 1 for i in range(count)]
 
 
-def parse_nl(text: str, depths: dict[str, int], **kind) -> tuple[NonLocal, ...]:
+def parse_nl(text: str, depths: dict[str, int], **kind: Any) -> tuple[NonLocal, ...]:
     """The placement that `--nl` asks for, resolved for a network with `depths` residual blocks per stage.
 
     `text`: `none`; the paper's `1`, `5`, `10`; or stages, comma-separated: `res4:5` (five, spread evenly),
@@ -217,26 +222,38 @@ def parse_nl(text: str, depths: dict[str, int], **kind) -> tuple[NonLocal, ...]:
         places = PRESETS[text](depths)
     else:
         places = {}
-        for stage, sep, numbers in _stage_parts(text):
+        for stage, separator, numbers in _stage_parts(text):
             if stage in places:
                 raise UsageError(f"--nl {text}: {stage} is named twice", f"join them, as in {stage}@1,3")
-            places[stage] = _blocks(text, stage, sep, numbers, depths[stage])
+            indices = [int(number) for number in numbers.split(",")]
+            places[stage] = _blocks(text, stage, separator, indices, depths[stage])
     return tuple(NonLocal(stage, tuple(blocks), **kind) for stage, blocks in sorted(places.items()) if blocks)
 
 
-def _stage_parts(text):
+def _stage_parts(text: str) -> list[tuple[str, str, str]]:
     parts = re.findall(r"(res[2-5])([:@])(\d+(?:,\d+)*)(?:,|$)", text)
-    if not parts or ",".join(f"{s}{sep}{n}" for s, sep, n in parts) != text:
-        raise UsageError(
-            f"--nl {text!r} was not understood", "examples: res4:5   res3:2,res4:3   res4@1,3,5   1   5   10   none"
-        )
+    if not parts or ",".join(map("".join, parts)) != text:
+        raise UsageError(f"--nl {text!r} was not understood", _placement_hint(text))
     return parts
 
 
-def _blocks(text, stage, sep, numbers, depth):
-    numbers = [int(n) for n in numbers.split(",")]
+def _placement_hint(text: str) -> str:
+    """What `--nl` takes, with what the user may have meant first."""
+    examples = "examples: res4:5   res3:2,res4:3   res4@1,3,5   1   5   10   none"
+    stages = re.findall(r"[a-z]+\d+", text)
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if text.isdigit():
+        return f"alone stand the paper's {', '.join(PRESETS)}; {text} in one stage: res4:{text}; {examples}"
+    if unknown:
+        return f"there is no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}; {examples}"
+    if stages:
+        return f"{stages[0]}:N puts N blocks in the stage, evenly; {stages[0]}@I,J says after which; {examples}"
+    return examples
+
+
+def _blocks(text: str, stage: str, separator: str, numbers: list[int], depth: int) -> list[int]:
     last = f"{stage} has {depth} residual block{'s' if depth > 1 else ''}, 0 to {depth - 1}"
-    if sep == ":":
+    if separator == ":":
         if len(numbers) != 1:
             raise UsageError(
                 f"--nl {text}: {stage}:{','.join(map(str, numbers))} was not understood",
@@ -245,8 +262,8 @@ def _blocks(text, stage, sep, numbers, depth):
         if not 1 <= numbers[0] <= depth:
             raise UsageError(f"--nl {text}: {numbers[0]} blocks asked for, but {last}", f"at most --nl {stage}:{depth}")
         return spread(numbers[0], depth)
-    if bad := [n for n in numbers if n >= depth]:
-        raise UsageError(f"--nl {text}: there is no residual block {bad[0]}; {last}")
+    if max(numbers) >= depth:
+        raise UsageError(f"--nl {text}: there is no residual block {max(numbers)}; {last}")
     if len(set(numbers)) != len(numbers):
         raise UsageError(f"--nl {text}: an index in {stage} repeats")
     return sorted(numbers)
@@ -254,7 +271,7 @@ def _blocks(text, stage, sep, numbers, depth):
 
 # `nl5-i3d-r50-8x8`: blocks, arch, depth, frames x stride, as papers and zoos name their nets
 _NAMED = re.compile(r"(?:nl(\d+)-)?(c2d|i3d|i3d-333)-r(18|34|50|101|152)-(\d+)x(\d+)")
-SPARSE = 4  # frames this far apart: the authors' 8x8 and 32x4 nets keep more of them (pools `8x8`); nearer, the paper's pools
+SPARSE = 4  # frames this far apart: the authors' 8x8 and 32x4 nets keep more of them (pools `8x8`), others the paper's
 
 
 @dataclass(frozen=True)
@@ -273,9 +290,10 @@ def parse_name(name: str) -> Named | None:
 
     N is one of the paper's 1, 5, 10. Raises `UsageError` for another N, or frames and strides out of bounds.
     """
-    if not (found := _NAMED.fullmatch(name)):
+    match = _NAMED.fullmatch(name)
+    if not match:
         return None
-    blocks, arch, depth, frames, stride = found.groups()
+    blocks, arch, depth, frames, stride = match.groups()
     if blocks and blocks not in PRESETS:
         raise UsageError(
             f"{name}: the paper's nets have {', '.join(PRESETS)} non-local blocks, not {blocks}",

@@ -79,6 +79,17 @@ def _compared(folder: Path) -> tuple[Network, Weights]:
     return net, weights
 
 
+def read_metrics(folder: Path) -> dict:
+    """What its metrics.json says of a trained model; {} where it has none. Raises `WeightsError`."""
+    file = files.current(Path(folder)) / "metrics.json"
+    if not file.is_file():
+        return {}
+    metrics = files.read_json(file)
+    if not isinstance(metrics, dict):
+        raise WeightsError(f"{file} is not a JSON object", _AGAIN)
+    return metrics
+
+
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
     """Name → shape of a `.safetensors` file that may come from anybody; no tensor is read. Raises `WeightsError`."""
     return _read_header(file).shapes

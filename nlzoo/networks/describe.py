@@ -18,6 +18,7 @@ from .layers import Cost, NonLocalBlock, block_cost
 from .model import Checks
 from .network import Network
 
+MAX_NAMES = 20  # classes in words
 _STAGES = {"stem": "conv1", "pool1": "maxpool", **LAYER}  # where each stage is in timm's ResNet
 
 
@@ -160,6 +161,18 @@ def _architecture(spec: ModelSpec, counts: dict[str, int]) -> list[str]:
 def _origin(spec: ModelSpec) -> str:
     weights = f"weights from {printable(spec.source)}" if spec.source else "randomly initialised"
     return f"{weights}, licence {printable(spec.licence)}" if spec.licence else weights
+
+
+def trained_lines(spec: ModelSpec, metrics: dict) -> list[str]:
+    """The classes of a trained model, and how good it was in validation."""
+    names = [repr(printable(name)) for name in spec.classes[:MAX_NAMES]]
+    more = [f"… and {len(spec.classes) - MAX_NAMES} more"] if len(spec.classes) > MAX_NAMES else []
+    lines = [f"  classes: {', '.join(names + more)}"] if names else ["  its outputs have no names"]
+    scores = {"top1": "top-1", "top5": "top-5", "map": "mean average precision", "majority": "majority-class baseline"}
+    figures = [f"{words} {metrics[key]:.3f}" for key, words in scores.items() if isinstance(metrics.get(key), float)]
+    if figures:
+        lines.append(f"  validated on {printable(str(metrics.get('val', '?')))} videos: {', '.join(figures)}")
+    return lines
 
 
 def _stage_lines(stages: list[dict]) -> list[str]:

@@ -68,10 +68,10 @@ class Backbone:
     notes: tuple[str, ...] = ()  # what was taken off its file on the way
 
 
-def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path], flags: str = "") -> Backbone:
+def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path], command: str = "") -> Backbone:
     """The 2-D network `name` in float32, eval mode, with weights from a file, from the package (`tiny`), or from the Hub.
 
-    `fetch(repo)` gives the weights file of a repository on the Hub. `flags` complete the command that a hint names.
+    `fetch(repo)` gives the weights file of a repository on the Hub. `command` is the one that a hint repeats with --weights.
     Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
     """
     net = plain_resnet(name)
@@ -87,13 +87,14 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
         raise WeightsError(f"timm has no pretrained weights for {name}", "give them with --weights FILE")
     tagged = f"{name.partition('.')[0]}.{known.tag}" if known.tag else name
     repo = f"{known.hf_hub_id}{tagged}" if known.hf_hub_id.endswith("/") else known.hf_hub_id
+    command = command or f"nlzoo inflate {tagged}"
     try:
         file = fetch(repo)
     except HubError as error:
         raise WeightsError(
             f"the weights of {tagged} are not in the cache here and could not be fetched: {error.message}",
             f"fetch model.safetensors of {repo} on a machine with a network, then: "
-            f"nlzoo inflate {tagged} --weights model.safetensors{flags}",
+            f"{command} --weights model.safetensors",
         ) from error
     _load_plain_(net, file, name)
     return Backbone(net.eval(), tagged, repo, known.license or "", clip)
@@ -235,19 +236,19 @@ def inflate(
     fetch: Callable[[str], Path],
     frames: int = 8,
     stride: int | None = None,
-    flags: str = "",
+    command: str = "",
     **kind: Any,
 ) -> tuple[Network, Checks]:
     """2-D backbone to 3-D network with non-local blocks of `kind` (form, span, …), and the checks computed on the way.
 
-    `frames` and `stride` are those of the clips that it is meant for; `fetch` and `flags` as for `load_backbone`.
+    `frames` and `stride` are those of the clips that it is meant for; `fetch` and `command` as for `load_backbone`.
     What cannot be is refused before any weights are fetched: raises `UsageError` for a name or placement that cannot be, `WeightsError` for weights that cannot be had.
     """
     if inflation.init == "imported":
         raise UsageError("--init imported is for networks that were trained in 3-D", "nlzoo import FILE makes those")
     with torch.device("meta"):
         placement = parse_nl(nl, depths(inflate_(plain_resnet(name), inflation)), **kind)
-    backbone = load_backbone(name, weights, fetch, flags)
+    backbone = load_backbone(name, weights, fetch, command)
     net = inflate_(copy.deepcopy(backbone.net), inflation)
     before = copy.deepcopy(net)
     _insert_seeded_(net, placement)

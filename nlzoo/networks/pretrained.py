@@ -1,25 +1,33 @@
-"""The starts that nlzoo knows (`weights/starts.toml`), and how a Kinetics checkpoint is fetched: resumed, size and hash checked."""
+"""The pretrained models that nlzoo knows (`weights/starts.toml`), and how a Kinetics checkpoint is fetched.
 
+The transfer is our own: `torch.hub.download_url_to_file` and pooch begin again after a break, accept a file of any size,
+and the first knows sha256 only, while half of the published hashes are sha1.
+"""
+
+import difflib
+import fcntl
 import hashlib
 import os
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import DiskError, UsageError, WeightsError
+from ..core import files
+from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import Named, parse_name
+from ..core.progress import Progress, no_progress
+from ..core.text import printable
 
-MOST_BYTES = 2 * 2**30  # of a checkpoint; the largest known has 0.3 GB
+MAX_BYTES = 2 * 2**30  # of a checkpoint; the largest known has 0.3 GB
 PIECE = 2**20
 TIMEOUT = 30.0  # seconds without a byte
 
 
 @dataclass(frozen=True)
-class Start:
-    """One entry of the list. Accuracies are of Kinetics-400's validation set, in %, as `by` published them."""
+class PretrainedModel:
+    """A Kinetics checkpoint. Accuracies are of Kinetics-400's validation set, in %, as `by` published them."""
 
     name: str  # nl5-i3d-r50-8x8.authors: a named net and its zoo
     url: str
@@ -33,7 +41,9 @@ class Start:
     @property
     def net(self) -> Named:
         """Architecture, blocks and clip, as the name says them."""
-        return parse_name(self.name.partition(".")[0])
+        named = parse_name(self.name.partition(".")[0])
+        assert named, self.name
+        return named
 
     @property
     def zoo(self) -> str:
@@ -42,7 +52,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Backbone:
+class PretrainedBackbone:
     """A 2-D network for `inflate`, of which timm has more. Accuracies are of ImageNet-1k's validation set, in %."""
 
     name: str  # timm's, with its tag
@@ -53,119 +63,126 @@ class Backbone:
     top5: float | None = None
 
 
-def known() -> list[Start]:
+def known() -> list[PretrainedModel]:
     """Kinetics checkpoints, as the list ships. No network is needed."""
-    return [Start(**entry) for entry in _list()["start"]]
+    return [PretrainedModel(**entry) for entry in _list()["start"]]
 
 
-def backbones() -> list[Backbone]:
+def backbones() -> list[PretrainedBackbone]:
     """ImageNet networks of the list."""
-    return [Backbone(**entry) for entry in _list()["backbone"]]
+    return [PretrainedBackbone(**entry) for entry in _list()["backbone"]]
 
 
-def _list():
+def _list() -> dict[str, list[dict]]:
     package = Path(__file__).resolve().parents[1]
-    file = next(f for f in (package / "_weights/starts.toml", package.parent / "weights/starts.toml") if f.is_file())
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    places = (package / "_weights/starts.toml", package.parent / "weights/starts.toml")
+    return tomllib.loads(next(place for place in places if place.is_file()).read_text(encoding="utf-8"))
 
 
-def find(name: str) -> Start:
-    """The start of that name. Raises `UsageError` with those that come near."""
-    listed = known()
-    if found := [s for s in listed if s.name == name]:
-        return found[0]
-    near = [s.name for s in listed if s.name.startswith(name.partition(".")[0]) or s.zoo == name.rpartition(".")[2]]
+def find(name: str) -> PretrainedModel:
+    """The pretrained model of that name. Raises `UsageError` with those that come near."""
+    listed = {model.name: model for model in known()}
+    if name in listed:
+        return listed[name]
+    net, _, zoo = name.rpartition(".")
+    near = [other for other, model in listed.items() if other.startswith(name.partition(".")[0]) or model.zoo == zoo]
+    near += difflib.get_close_matches(name.lower(), listed, 6)
+    hint = f"near this: {', '.join(list(dict.fromkeys(near))[:6])}; " if near else ""
     raise UsageError(
-        f"there is neither a file nor a known start {name!r}",
-        f"nlzoo list shows them; near this: {', '.join(near[:6])}" if near else "nlzoo list shows the known starts",
+        f"there is neither a file nor a pretrained model {printable(name)!r}", f"{hint}nlzoo list shows all of them"
     )
 
 
-def cache_folder() -> Path:
-    """Where fetched checkpoints are kept: `$XDG_CACHE_HOME/nlzoo` or `~/.cache/nlzoo`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlzoo"
-
-
-def fetch(start: Start, progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[Path, str]:
+def fetch(model: PretrainedModel, progress: Progress = no_progress) -> tuple[Path, str]:
     """The checkpoint's file, from the cache or fetched into it, and its sha256.
 
-    A broken transfer goes on where it stopped. The hash is checked against the published one, or where there is none
-    against that of the first time, which is recorded beside the file. `progress` gets bytes so far and in all.
-    Raises `WeightsError` (cannot be had, or other bytes than expected), `DiskError`.
+    A broken transfer is resumed where it stopped. The hash is checked against the published one. Where there is none,
+    the first file must be one of weights; its hash is recorded beside it, and every later one must equal that.
+    `progress` gets bytes so far and in all. Raises `WeightsError` (cannot be had, or other bytes than expected) and
+    `DiskError`.
     """
-    file = cache_folder() / start.zoo / start.url.rpartition("/")[2]
+    file = files.cache_folder() / model.zoo / model.url.rpartition("/")[2]
+    part = file.with_name(f"{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.is_file():
-            part = file.with_name(file.name + ".part")
-            _transfer(start, part, progress)
-            _check(start, part)
-            os.replace(part, file)
-        return file, _check(start, file)
+        with open(file.with_name(f".{file.name}.lock"), "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # where another process is fetching it, it is there afterwards
+            if not file.is_file():
+                _transfer(model, part, progress)
+                _check(model, part)
+                os.replace(part, file)
+            return file, _check(model, file)
     except OSError as error:
-        raise DiskError(
-            f"{file} could not be written ({error.strerror or error})", "free some room, or set XDG_CACHE_HOME"
-        ) from error
+        raise files.not_written(file, error, "free some room, or set NLZOO_CACHE to another folder") from error
 
 
-def _transfer(start, part, progress):
+def _transfer(model: PretrainedModel, part: Path, progress: Progress) -> None:
     """The rest of the file at `part`."""
     have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(start.url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(model.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             have = have if answer.status == 206 else 0  # a server may send all of it again
             total = have + int(answer.headers.get("Content-Length") or 0)
-            if not have < total <= MOST_BYTES:
-                raise WeightsError(
-                    f"{start.url} has {total} bytes; a checkpoint has 1 to {MOST_BYTES}", _by_hand(start)
-                )
+            if not have < total <= MAX_BYTES:
+                raise WeightsError(f"{model.url} has {total} bytes; a checkpoint has 1 to {MAX_BYTES}", _by_hand(model))
             with open(part, "ab" if have else "wb") as file:
-                while piece := answer.read(PIECE):
+                while have <= total:
+                    piece = answer.read(PIECE)
+                    if not piece:
+                        break
                     file.write(piece)
                     have += len(piece)
                     progress(have, total)
-                    if have > total:
-                        break
                 file.flush()
                 os.fsync(file.fileno())
     except urllib.error.HTTPError as error:
-        if (
-            error.code == 416 and have
-        ):  # nothing is left to send: a former run was cut between the last byte and its check
+        if error.code == 416 and have:  # nothing is left to send: it was cut between the last byte and its check
             return
-        raise WeightsError(f"{start.url} could not be fetched (HTTP {error.code})", _by_hand(start)) from None
+        raise WeightsError(f"{model.url} could not be fetched (HTTP {error.code})", _by_hand(model)) from None
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise WeightsError(
-            f"{start.url} could not be fetched ({getattr(error, 'reason', error)})", _by_hand(start)
-        ) from None
+        reason = printable(str(getattr(error, "reason", error)))
+        raise WeightsError(f"{model.url} could not be fetched ({reason})", _by_hand(model)) from None
     if have != total:
-        raise WeightsError(f"{start.url} stopped after {have} of {total} bytes", "the same command goes on from there")
+        raise WeightsError(
+            f"{model.url} stopped after {have} of {total} bytes", "the same command resumes the transfer there"
+        )
 
 
-def _by_hand(start):
-    return f"fetch it on a machine with a network, then: nlzoo import {start.url.rpartition('/')[2]}"
+def _by_hand(model: PretrainedModel) -> str:
+    return f"fetch it on a machine with a network, then: nlzoo import {model.url.rpartition('/')[2]}"
 
 
-def _check(start, file):
-    """sha256 of the file, which is removed when it is not what was published or recorded."""
-    digests = {kind: hashlib.new(kind) for kind in ("sha256", "sha1")}
-    with open(file, "rb") as f:
-        while piece := f.read(PIECE):
-            for digest in digests.values():
-                digest.update(piece)
-    found = digests["sha256"].hexdigest()
+def _check(model: PretrainedModel, file: Path) -> str:
+    """sha256 of the file, which is removed when it is not what was published or recorded, or no weights file."""
+    found = files.sha256(file)
     record = file.with_name(file.name.removesuffix(".part") + ".sha256")
-    kind, _, expected = (start.hash or f"sha256:{record.read_text().strip() if record.is_file() else ''}").partition(
-        ":"
-    )
-    if not digests[kind].hexdigest().startswith(expected):
+    recorded = record.read_text().strip() if record.is_file() else ""
+    kind, _, expected = (model.hash or f"sha256:{recorded}").partition(":")
+    digest = found
+    if kind == "sha1":
+        with open(file, "rb") as opened:
+            digest = hashlib.file_digest(opened, "sha1").hexdigest()
+    if not digest.startswith(expected):
         file.unlink()
         raise WeightsError(
-            f"{file.name} is not the file that was {'published' if start.hash else 'fetched before'}: "
-            f"{kind} {digests[kind].hexdigest()[:16]}…, not {expected[:16]}…",
+            f"{file.name} is not the file that was {'published' if model.hash else 'fetched before'}: "
+            f"{kind} {digest[:16]}…, not {expected[:16]}…",
             "fetch it again; the wrong one is removed",
         )
-    if not record.is_file():
-        record.write_text(found + "\n")
+    if not expected:
+        _check_content(model, file)
+    if not recorded:
+        files.write_text(record, found + "\n")
     return found
+
+
+def _check_content(model: PretrainedModel, file: Path) -> None:
+    """A page to sign in on is no checkpoint, and its hash must not become the one to keep to."""
+    from .foreign import read_weights  # imports torch, which `nlzoo list` does without
+
+    try:
+        read_weights(file)
+    except WeightsError as error:
+        file.unlink()
+        raise WeightsError(f"{model.url} gave no weights: {error.message}", _by_hand(model)) from None

@@ -1,24 +1,21 @@
 """What can be had: the backbone that ships with nlzoo, and the model folders and runs in the working folder."""
 
+import difflib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core import files
 from ..core.errors import DiskError, UsageError, WeightsError
-from ..core.model_spec import ModelSpec, from_json
+from ..core.model_spec import Inflation, ModelSpec, from_json
 
 WEIGHTS = Path("weights")  # default output of `inflate`, in the working folder
 RUNS = Path("runs")  # default output of `finetune`
-_BEFORE_A_RUN = {
-    ".lock",
-    "log.txt",
-    "videos.csv",
-    "skipped.csv",
-    "environment.json",
-}  # written before config.json, by which a run is known
+# written before config.json, by which a run is known
+_BEFORE_A_RUN = {".lock", "log.txt", "videos.csv", "skipped.csv", "environment.json"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,8 @@ def embedded_file(name: str) -> Path:
     """The weights of an embedded backbone, in the installed package or in the checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_weights", package.parent / "weights"):
-        if (file := folder / name / "model.safetensors").is_file():
+        file = folder / name / "model.safetensors"
+        if file.is_file():
             return file
     raise WeightsError(
         f"the embedded backbone {name} is missing from this installation", "pip install --force-reinstall nlzoo"
@@ -58,14 +56,17 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def models(root: Path = WEIGHTS) -> list[Path]:
     """Model folders in `root`, newest first."""
-    found = [p for p in root.iterdir() if is_model(p)] if root.is_dir() else []
-    return sorted(found, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True)
+    return _newest_first(root, is_model, "config.json")
 
 
 def runs(root: Path = RUNS) -> list[Path]:
     """Finished runs in `root`, newest first."""
-    found = [p for p in root.iterdir() if (p / "result.json").is_file()] if root.is_dir() else []
-    return sorted(found, key=lambda p: (p / "result.json").stat().st_mtime, reverse=True)
+    return _newest_first(root, lambda run: (run / "result.json").is_file(), "result.json")
+
+
+def _newest_first(root: Path, belongs: Callable[[Path], bool], file: str) -> list[Path]:
+    folders = [folder for folder in root.iterdir() if belongs(folder)] if root.is_dir() else []
+    return sorted(folders, key=lambda folder: (folder / file).stat().st_mtime, reverse=True)
 
 
 def result(run: Path) -> dict:
@@ -78,22 +79,12 @@ def default_name(spec: ModelSpec) -> str:
     blocks = sum(len(n.blocks) for n in spec.non_local)
     inflation = spec.inflation
     kinds = {getattr(n, part) for n in spec.non_local for part in ("form", "span")} - {"embedded", "spacetime"}
-    parts = [
-        f"nl{blocks}" if blocks else "",
-        inflation.arch,
-        spec.backbone,
-        *sorted(kinds),
-        *(
-            v
-            for v, usual in (
-                (inflation.init, "centre"),
-                (inflation.temporal_padding, "replicate"),
-                (inflation.pools, "none"),
-            )
-            if v != usual
-        ),
-    ]
-    return folder_name("-".join(p for p in parts if p))
+    changed = [word for word in (inflation.init, inflation.temporal_padding, inflation.pools) if word not in _USUAL]
+    parts = [f"nl{blocks}" if blocks else "", inflation.arch, spec.backbone, *sorted(kinds), *changed]
+    return folder_name("-".join(part for part in parts if part))
+
+
+_USUAL = (Inflation.init, Inflation.temporal_padding, Inflation.pools)
 
 
 def folder_name(name: str) -> str:
@@ -114,7 +105,7 @@ def refuse_other(folder: Path, spec: ModelSpec) -> None:
         same = False
     if not same:
         raise DiskError(
-            f"{folder} is there already and holds something else", "choose another name with --name, or move it away"
+            f"{folder} already exists and holds something else", "choose another name with --name, or move it away"
         )
 
 
@@ -123,7 +114,7 @@ def new_run(name: str, named: bool, root: Path = RUNS) -> Path:
     if named:
         run = root / folder_name(name)
         if _begun(run):
-            raise UsageError(f"the run {run} is there already", "choose another --name, or leave it out")
+            raise UsageError(f"the run {run} already exists", "choose another --name, or omit it")
         return run
     n = 1
     while _begun(root / f"{name}-{n}"):
@@ -143,8 +134,7 @@ def is_unfinished(run: Path) -> bool:
 
 def unfinished_runs(root: Path = RUNS) -> list[Path]:
     """Unfinished runs in `root`, newest first."""
-    found = [p for p in root.iterdir() if is_unfinished(p)] if root.is_dir() else []
-    return sorted(found, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True)
+    return _newest_first(root, is_unfinished, "config.json")
 
 
 def unfinished_run(name: str, named: bool, root: Path = RUNS) -> Path | None:
@@ -153,15 +143,15 @@ def unfinished_run(name: str, named: bool, root: Path = RUNS) -> Path | None:
     return next((run for run in unfinished_runs(root) if re.fullmatch(pattern, run.name)), None)
 
 
-def _begun(run):
-    """Whether there is more than what a start leaves behind that was refused, or killed before it had said what it is."""
-    return run.exists() and (
-        not run.is_dir() or any(p.name not in _BEFORE_A_RUN and p.suffix != ".part" for p in run.iterdir())
-    )
+def _begun(run: Path) -> bool:
+    """Whether there is more than a start leaves behind that was refused, or killed before its config.json."""
+    if not run.is_dir():
+        return run.exists()
+    return any(file.name not in _BEFORE_A_RUN and file.suffix != ".part" for file in run.iterdir())
 
 
 def find(name: str) -> Path | None:
-    """The model folder that a user's word means here: a model folder, a run (its best), or a name in weights/ or runs/."""
+    """The model folder that a user's word means: a model folder, a run (its best), or a name in weights/ or runs/."""
     for place in (Path(name), WEIGHTS / name, RUNS / name):
         for folder in (place, place / "best"):
             if is_model(folder):
@@ -171,16 +161,31 @@ def find(name: str) -> Path | None:
 
 def newest_run() -> Path:
     """The best model of the newest finished run. Raises `UsageError` when there is none."""
-    if not (found := runs()):
+    finished = runs()
+    if not finished:
         raise UsageError("there is no finished run in runs/", "nlzoo finetune ./videos makes one")
-    return found[0] / "best"
+    return finished[0] / "best"
 
 
-def summary(spec: ModelSpec) -> dict:
-    """A row of `nlzoo list`."""
+def near(name: str) -> list[str]:
+    """Names in weights/ and runs/ that `name` may have been meant for."""
+    folders = [*models(), *runs(), *unfinished_runs()]
+    return difflib.get_close_matches(name, [folder.name for folder in folders], 3)
+
+
+def run_row(run: Path) -> dict:
+    """A row of `nlzoo list`: what a finished run measured, or that it is unfinished; figures that it lacks are None."""
+    status = "unfinished" if is_unfinished(run) else "finished"
+    figures = result(run) if status == "finished" else {"run": str(run), "model": str(run / "best")}
+    return {"status": status, **{key: figures.get(key) for key in ("run", "model", "top1", "map", "majority", "val")}}
+
+
+def model_row(spec: ModelSpec) -> dict:
+    """A row of `nlzoo list`; a network without class names has outputs and 0 classes."""
     return {
         "backbone": spec.backbone,
         "arch": spec.inflation.arch,
         "nonlocal": sum(len(n.blocks) for n in spec.non_local),
         "classes": len(spec.classes),
+        "outputs": spec.num_outputs,
     }

@@ -503,4 +503,4 @@ def test_a_probe_is_a_model(nlzoo, trained):
     assert "is optimistic" not in page and "--recipe" not in page  # no epoch was chosen, no recipe was used
     assert nlzoo("eval", summary["run"], Path(summary["run"]) / "videos.csv")[0] == 0
     code, _, err = nlzoo("probe", "m", "videos", "--name", "r")
-    assert (code, "r is there already" in err) == (2, True)  # before the work
+    assert (code, "r already exists" in err) == (2, True)  # before the work

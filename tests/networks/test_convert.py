@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from seeded import clip_of, python2_pickle, seeded_tensor
 
+from nlzoo.core import files
 from nlzoo.core.errors import NlzooError, UsageError, WeightsError
-from nlzoo.networks import checkpoint, convert, foreign, model
-from nlzoo.networks import pretrained as starts
+from nlzoo.networks import checkpoint, convert, foreign, model, pretrained
 from nlzoo.networks.convert import ImportOptions
 from nlzoo.networks.model import relative_error
 
@@ -559,10 +559,10 @@ def test_import_writes_a_model_folder(nlzoo, tmp_path):
 
 
 def test_a_known_start_is_imported_by_its_name(nlzoo, tmp_path, monkeypatch):
-    """From the cache; tests/test_starts.py has the fetching."""
+    """From the cache; tests/test_pretrained.py has the fetching."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    start, record = starts.find("i3d-r50-8x8.pytorchvideo"), RECORDS["pytorchvideo I3D R50"]
-    folder = starts.cache_folder() / start.zoo
+    start, record = pretrained.find("i3d-r50-8x8.pytorchvideo"), RECORDS["pytorchvideo I3D R50"]
+    folder = files.cache_folder() / start.zoo
     folder.mkdir(parents=True)
     write({**record, "file": start.url.rpartition("/")[2]}, folder, hollow(record))
     code, out, err = nlzoo("import", start.name)

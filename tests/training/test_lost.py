@@ -406,7 +406,7 @@ def test_f10_of_many_starts_at_once_one_trains(place, tmp_path, count):
     ended = [finished(one, 600) for one in processes]
     assert sorted(code for code, _ in ended) == [0] + [2] * (count - 1), ended
     for code, said in ended:
-        refusal = r"error: .*runs/r (is in use by process \d+|is there already|has finished)"
+        refusal = r"error: .*runs/r (is in use by process \d+|already exists|has finished)"
         assert code == 0 or len(re.findall("^error: ", said, re.MULTILINE)) == 1 and re.search(refusal, said), said
     assert outcome(tmp_path / "runs" / "r") == whole(place, tmp_path) and not left_behind(tmp_path / "runs")
 
