@@ -27,6 +27,7 @@ from .errors import DiskError, WeightsError
 from .text import as_json, printable
 
 MAX_CONFIG = 16 * 2**20  # bytes; 100,000 class names fit
+MAX_VALUES = 400_000  # in a JSON file, and so memory: 16 MiB of `[],` would become 350
 _SUFFIXES = """
     .264 .3g2 .3gp .asf .avi .flv .gif .h264 .h265 .hevc .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob
     .webm .wmv
@@ -224,6 +225,8 @@ def read_text(file: Path) -> str:
 
 def parse_json(text: str, file: Path) -> object:
     """What `file`, which holds `text`, says. Raises `WeightsError`."""
+    if sum(map(text.count, ",:[{")) > MAX_VALUES:
+        raise WeightsError(f"{printable(file)} holds more than {MAX_VALUES:,} values")
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -137,6 +137,7 @@ def in_words(net: Network, checks: Checks | None = None) -> str:
         *_architecture(net.spec, depths(net)),
         f"  {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.2f} G multiply-adds for {net.spec.clip}",
         f"  {net.spec.num_outputs} outputs; {_origin(net.spec)}",
+        *(f"  weights file: {note}" for note in (checks.notes if checks else ())),
         *_stage_lines(facts["stages"]),
         *_block_lines(facts["blocks"]),
         *(_check_lines(checks) if checks else []),

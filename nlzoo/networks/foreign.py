@@ -339,6 +339,11 @@ def _read_zip(file: Path, opened: IO[bytes]) -> Content:
         count = len(archive.infolist())
     if count > MAX_ENTRIES:
         raise WeightsError(f"{file} has {count:,} parts; weights have at most {MAX_ENTRIES:,}")
+    if any("/code/" in name for name in parts):
+        raise WeightsError(
+            f"{file} is a TorchScript program, not weights",
+            "where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
+        )
     packed = [p for p in parts.values() if p.compress_type != zipfile.ZIP_STORED or p.file_size != p.compress_size]
     if packed:
         name = printable(packed[0].filename[:60])
@@ -349,11 +354,6 @@ def _read_zip(file: Path, opened: IO[bytes]) -> Content:
     if len(roots) != 1:
         raise pickle.UnpicklingError("it is a zip, but not torch's")
     root = roots[0]
-    if any(name.startswith(root + "code/") for name in parts):
-        raise WeightsError(
-            f"{file} is a TorchScript program, not weights",
-            "where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
-        )
     pickled = _span(opened, parts[root + "data.pkl"], size)
     if pickled.size > MAX_STRUCTURE:
         raise pickle.UnpicklingError(f"it describes its tensors in more than {MAX_STRUCTURE:,} bytes")

@@ -74,15 +74,14 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
     `fetch(repo)` gives the weights file of a repository on the Hub. `command` is the one that a hint repeats with --weights.
     Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
     """
-    net = plain_resnet(name)
     if name in zoo.EMBEDDED and not weights:
-        _load_plain_(net, zoo.embedded_file(name), name)
-        return Backbone(net.eval(), name, f"nlzoo/{name}", "apache-2.0", ClipSpec())
+        net, _ = _load_plain(name, zoo.embedded_file(name))
+        return Backbone(net, name, f"nlzoo/{name}", "apache-2.0", ClipSpec())
     known = None if name in zoo.EMBEDDED else _pretrained_config(name)
     clip = ClipSpec(mean=_three(known.mean), std=_three(known.std)) if known else ClipSpec()
     if weights:
-        notes = _load_plain_(net, weights, name)
-        return Backbone(net.eval(), name, f"file {weights.name}", "", clip, notes)
+        net, notes = _load_plain(name, weights)
+        return Backbone(net, name, f"file {weights.name}", "", clip, notes)
     if not known or not known.hf_hub_id:
         raise WeightsError(f"timm has no pretrained weights for {name}", "give them with --weights FILE")
     tagged = f"{name.partition('.')[0]}.{known.tag}" if known.tag else name
@@ -96,8 +95,8 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
             f"fetch model.safetensors of {repo} on a machine with a network, then: "
             f"{command} --weights model.safetensors",
         ) from error
-    _load_plain_(net, file, name)
-    return Backbone(net.eval(), tagged, repo, known.license or "", clip)
+    net, _ = _load_plain(name, file)
+    return Backbone(net, tagged, repo, known.license or "", clip)
 
 
 def _three(values: Iterable[float]) -> tuple[float, float, float]:
@@ -108,6 +107,8 @@ def _three(values: Iterable[float]) -> tuple[float, float, float]:
 def _pretrained_config(name: str) -> Any:
     """timm's record of a name's weights: Hub repository, tag, mean and std, licence; None for an untrained net."""
     timm = import_timm()
+    with torch.device("meta"):
+        plain_resnet(name)  # refuses a name that timm does not know
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:
@@ -116,26 +117,29 @@ def _pretrained_config(name: str) -> Any:
         raise UsageError(f"timm has no weights tagged {tag!r} for {plain}", f"its tags: {', '.join(tags)}") from None
 
 
-def _load_plain_(net: Network, file: Path, name: str) -> tuple[str, ...]:
-    """Puts a file's weights into a 2-D network, whose head takes the file's size; gives what was taken off on the way.
+def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
+    """`(network, notes)`: the 2-D network `name` with a file's weights, in eval mode; its head takes the file's size.
 
-    Strict but for BN's step counter, which not every exporter writes.
+    Strict but for BN's step counter, which not every exporter writes. Nothing is allocated before names and shapes fit.
     """
     weights = read_weights(file).without_prefix()
     given = weights.shapes
-    head = given.get("fc.weight", ())
-    if len(head) == 2 and head[1] == net.fc.in_features and 1 <= head[0] <= MAX_OUTPUTS:
-        with torch.device("meta"):
-            net.fc = nn.Linear(head[1], head[0], bias="fc.bias" in given)
-    own = net.state_dict()
+    with torch.device("meta"):
+        blueprint = plain_resnet(name)
+        head = given.get("fc.weight", ())
+        if len(head) == 2 and head[1] == blueprint.fc.in_features and 1 <= head[0] <= MAX_OUTPUTS:
+            blueprint.fc = nn.Linear(head[1], head[0], bias="fc.bias" in given)
+    own = blueprint.state_dict()
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     expected = {key: tuple(value.shape) for key, value in own.items()}
-    if differences := misfit(expected, given, counters):
+    differences = misfit(expected, given, counters)
+    if differences:
         raise WeightsError(f"{file} does not fit {name}: {differences}", _advice(expected, given))
     tensors = weights.load({key: key for key in given}, own)
-    net.fc.to_empty(device="cpu")
+    net = plain_resnet(name)
+    net.fc = blueprint.fc.to_empty(device="cpu")
     net.load_state_dict(tensors, strict=False)
-    return weights.notes
+    return net.eval(), weights.notes
 
 
 def _advice(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:

@@ -14,7 +14,7 @@ from typing import IO, Any, ClassVar
 
 import torch
 
-MAX_READS = 400_000  # of a pickle; a checkpoint of ResNet-152 with Adam's state and an average takes 200,000
+MAX_READS = 250_000  # of a pickle; a checkpoint of ResNet-152 with Adam's state and an average takes 160,000
 MAX_STRUCTURE = 2 * 2**20  # bytes of a pickle without its long strings; torch's of ResNet-101 has 0.1 MiB
 MAX_TENSORS = 10_000
 MAX_SHORT = 2**12  # bytes; longer strings stay in the file
@@ -243,7 +243,10 @@ class _Counted:
             raise pickle.UnpicklingError(f"it describes its tensors in more than {MAX_STRUCTURE:,} bytes")
 
     def read(self, count: int) -> bytes:
-        self.take(1, count)
+        self.reads -= 1
+        self.bytes -= count
+        if self.reads < 0 or self.bytes < 0:
+            self.take(0, 0)  # says which
         return self.opened.read(count)
 
     def readline(self) -> bytes:

@@ -1,7 +1,6 @@
 """What can be had: the backbone that ships with nlzoo, and the model folders and runs in the working folder."""
 
 import difflib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +70,8 @@ def _newest_first(root: Path, belongs: Callable[[Path], bool], file: str) -> lis
 
 def result(run: Path) -> dict:
     """What a finished run measured."""
-    return json.loads((run / "result.json").read_text())
+    measured = files.read_json(run / "result.json")
+    return measured if isinstance(measured, dict) else {}
 
 
 def default_name(spec: ModelSpec) -> str:
@@ -100,8 +100,8 @@ def refuse_other(folder: Path, spec: ModelSpec) -> None:
     if not folder.exists():
         return
     try:
-        same = from_json(json.loads((folder / "config.json").read_text()), "") == spec
-    except (OSError, ValueError, WeightsError):
+        same = read_spec(folder) == spec
+    except WeightsError:
         same = False
     if not same:
         raise DiskError(

@@ -56,6 +56,23 @@ def test_placement_that_cannot_be_says_what_the_stage_has(text, words):
 
 
 @pytest.mark.parametrize(
+    "text, hint",
+    [
+        ("3", "alone stand the paper's 1, 5, 10; 3 in one stage: res4:3; "),
+        ("res4", "res4:N puts N blocks in the stage, evenly; res4@I,J says after which; "),
+        ("res4:", "res4:N puts N blocks in the stage, evenly; res4@I,J says after which; "),
+        ("res6:1", "there is no stage 'res6'; the stages are res2, res3, res4, res5; "),
+        ("res4:1,layer3:2", "there is no stage 'layer3'; the stages are res2, res3, res4, res5; "),
+        ("all", ""),
+    ],
+)
+def test_a_near_miss_says_what_is_possible(text, hint):
+    with pytest.raises(UsageError, match="not understood") as refused:
+        model_spec.parse_nl(text, R50)
+    assert refused.value.hint == f"{hint}examples: res4:5   res3:2,res4:3   res4@1,3,5   1   5   10   none"
+
+
+@pytest.mark.parametrize(
     "name, backbone, arch, pools, nl, frames, stride",
     [
         ("nl5-i3d-r50-8x8", "resnet50", "i3d", "8x8", "5", 8, 8),

@@ -23,7 +23,7 @@ from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import HubError, WeightsError
 from nlzoo.networks import checkpoint, foreign, model
 
-MOST_SECONDS, MOST_MIB = 1.0, 150  # of a refusal
+MOST_SECONDS, MOST_MIB = 1.5, 150  # of a refusal; 1 s on a machine without other work
 
 
 def no_hub(repo):
@@ -136,7 +136,9 @@ def test_the_hint_says_what_does_not_fit(trained, tmp_path, change, hint):
     tensors = dict(trained)
     change(tensors)
     torch.save(tensors, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="does not fit resnet18: 1 |does not fit resnet18: 2 missing") as refused:
+    with pytest.raises(
+        WeightsError, match=r"does not fit resnet18: [12] (missing|unknown|of another shape)"
+    ) as refused:
         backbone(tmp_path / "w.pth")
     assert refused.value.hint.startswith(hint)
 
@@ -200,7 +202,13 @@ from nlzoo.core.errors import NlzooError
 from nlzoo.networks import checkpoint, convert, describe, model
 convert.read  # all is imported
 model.plain_resnet("resnet18")
+status = Path("/proc/self/status")
+def reset():  # ru_maxrss starts with that of the process that started this one
+    if status.exists():
+        Path("/proc/self/clear_refs").write_text("5")
 def peak():
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 def no_hub(repo):
     raise AssertionError
@@ -212,6 +220,7 @@ ways = {
 }
 for line in sys.stdin:
     way, _, path = line.rstrip("\\n").partition(" ")
+    reset()
     before, start, said = peak(), time.process_time(), "accepted"
     try:
         ways[way](Path(path))
@@ -305,7 +314,7 @@ def bombs():
     yield "shallow.safetensors", struct.pack("<Q", 2_000_000) + b"[" + b"[]," * 666_666 + b"]"
 
 
-def test_hostile_files_cost_less_than_a_second_and_150_mib(tmp_path):
+def test_hostile_files_are_refused_at_little_cost(tmp_path):
     asked = []
     for name, content in bombs():
         (tmp_path / name).write_bytes(content)
@@ -314,11 +323,10 @@ def test_hostile_files_cost_less_than_a_second_and_150_mib(tmp_path):
     for (way, file), (seconds, mib, said) in zip(asked, found, strict=True):
         assert "WeightsError" in said, (way, file.name, said)
         assert seconds < MOST_SECONDS and mib < MOST_MIB, (way, file.name, seconds, mib)
-    assert sum(mib for _, mib, _ in found) < MOST_MIB  # the peak of all of them
     assert len(asked) > 50
 
 
-def test_hostile_folders_cost_less_than_a_second_and_150_mib(tmp_path):
+def test_hostile_folders_are_refused_at_little_cost(tmp_path):
     """A small config.json that describes gigabytes, and headers of a million tensors."""
     spec = model_spec.to_json(model_spec.ModelSpec("wide_resnet101_2", num_outputs=100_000))
     spec["non_local"] = [
@@ -344,8 +352,7 @@ def test_hostile_folders_cost_less_than_a_second_and_150_mib(tmp_path):
     found = costs(asked)
     for (way, folder), (seconds, mib, said) in zip(asked, found, strict=True):
         assert "WeightsError" in said, (way, folder.name, said)
-        assert seconds < 2 * MOST_SECONDS and mib < MOST_MIB, (way, folder.name, seconds, mib)
-    assert sum(mib for _, mib, _ in found) < MOST_MIB
+        assert seconds < MOST_SECONDS and mib < MOST_MIB, (way, folder.name, seconds, mib)
 
 
 def test_the_measure_sees_memory_and_time(tmp_path, trained):

@@ -194,3 +194,11 @@ def test_a_block_that_cannot_be_is_refused():
     inflate.insert_nonlocal_(net, [model_spec.NonLocal("res4", (1,))])
     with pytest.raises(UsageError, match="already"):
         inflate.insert_nonlocal_(net, [model_spec.NonLocal("res4", (1,))])
+
+
+@pytest.mark.parametrize("name", ["tiny", "seresnet18", "ecaresnet26t", "resnetblur18", "resnet50_gn"])
+def test_an_empty_batch_comes_back_empty(name):
+    """As from timm's network, in both modes: the last part of a split may have no clip."""
+    spec = model_spec.ModelSpec(name, non_local=(model_spec.NonLocal("res4", (0,)),), num_outputs=5)
+    net = model.build(spec)
+    assert net(torch.zeros(0, 3, 4, 64, 64)).shape == net.train()(torch.zeros(0, 3, 4, 64, 64)).shape == (0, 5)

@@ -429,3 +429,14 @@ def test_gaussian_over_patches_is_non_local_means(size, seed):
     theirs = denoise_nl_means(image, patch_size=size, patch_distance=20, h=h, fast_mode=False)
     np.testing.assert_allclose(theirs, naive_means(image, size, h, rough_exp)[0], atol=1e-6)
     assert np.abs(ours - theirs).max() < 0.05 * np.abs(theirs - image).max()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("span", SPANS)
+@pytest.mark.parametrize("shape", [(0, 8, 4, 6, 6), (0, 8, 6, 6), (0, 8, 8, 30, 30)])
+def test_an_empty_batch_comes_back_empty(form, span, shape):
+    for train in (False, True):
+        block, x = NonLocalBlock(8, form, span).train(train), torch.zeros(shape, requires_grad=True)
+        y = block(x)
+        y.sum().backward()
+        assert y.shape == x.grad.shape == shape

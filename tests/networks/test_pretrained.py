@@ -141,7 +141,7 @@ def test_what_cannot_be_had_says_how_else(server):
         pretrained.fetch(start(server))
     assert "nlzoo import net.pth" in caught.value.hint
     server.code, server.content = 200, b""
-    with pytest.raises(WeightsError, match="has 0 bytes"):
+    with pytest.raises(WeightsError, match="HTTP 416"):
         pretrained.fetch(start(server))
     server.server_close()
     with pytest.raises(WeightsError, match="could not be fetched"):
