@@ -148,6 +148,8 @@ def _callbacks() -> Iterator["Callbacks"]:
 
 def event_in_words(event: "Event") -> str:
     """A sentence or several lines; "" for what need not be said."""
+    from ..training import metrics
+
     values = event.values
     if event.code == "planned":
         processes = f", {values['world']} processes" if values["world"] > 1 else ""
@@ -155,6 +157,8 @@ def event_in_words(event: "Event") -> str:
     if event.code == "other_versions":
         changes = "; ".join(f"{key} {then} then, {now} now" for key, (then, now) in values["changed"].items())
         return f"the checkpoint was written by other versions ({changes}): the last bits may differ"
+    if event.code == "too_few":
+        return metrics.too_few(**values)
     if event.code == "time_left":
         return f"about {values['minutes']} minutes to go" if values["minutes"] > 2 else ""
     safe = {name: printable(value) if isinstance(value, str) else value for name, value in values.items()}

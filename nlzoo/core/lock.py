@@ -66,6 +66,12 @@ def hold(folder: Path) -> Iterator[None]:
             _close(handles)
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether the lock file that is in `folder` now names this process: not where the folder was deleted or replaced."""
+    owner = _read_owner(folder / LOCK)
+    return owner is not None and owner[:2] == (os.getpid(), socket.gethostname())
+
+
 def _take(folder: Path) -> list[int]:
     """Descriptors that hold the lock: of the lock file, and of a file of this host where the first cannot be locked."""
     handles = [_open(folder / LOCK)]

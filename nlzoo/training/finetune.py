@@ -10,8 +10,8 @@ from ..core.recipe_spec import Decision, TrainConfig
 from ..core.text import printable
 from ..networks import model, zoo
 from ..networks.network import Network
-from ..videos import scanning
-from . import dry_run, evaluate, plan, run_folder, train
+from ..videos import listing, scanning
+from . import dry_run, evaluate, metrics, plan, run_folder, train
 from . import engine as engines
 from .callbacks import Callbacks, Event, Step
 from .dry_run import Rehearsal
@@ -84,6 +84,8 @@ def _run(
         run = run or _only_unfinished(base, named, options.runs)
         planned = _recorded(run, engine, callbacks)
     else:
+        if run is None and named:
+            zoo.new_run(base, named, options.runs)  # refuses a finished one before the work
         planned = _plan(videos, start, options, engine, callbacks)
         if run is None:
             run = zoo.new_run(base, named, options.runs)
@@ -101,9 +103,13 @@ def _run(
         callbacks.folder(run)
 
     try:
-        return train.train(
+        result = train.train(
             planned.net, planned.dataset, planned.config, run, callbacks, engine, planned.decisions, ready
         )
+        val = scanning.items_in(planned.dataset, listing.VAL)
+        if metrics.num_groups(val) < metrics.FEW_GROUPS:
+            callbacks.warn(Event("too_few", {"videos": len(val), "groups": metrics.num_groups(val)}))
+        return result
     finally:
         callbacks.folder(None)
 
@@ -114,13 +120,16 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     def scanned(done: int, total: int) -> None:
         callbacks.step(Step("scan", done, total))
 
-    dataset = scanning.split(scanning.scan(videos, options.classes or (), scanned), options.val, options.seed)
-    callbacks.dataset(dataset)
+    if not start and not zoo.models():
+        listing.read(videos, options.classes or ())  # no network is fetched for a folder that cannot be
     folder, net = plan.starting_model(start, callbacks)
     fresh = net.spec.inflation.init != "imported" and not net.spec.classes
     if fresh:
         callbacks.log(Event("images_only"))
-    plan.fit_network(net, dataset, options, engine.device)
+    plan.fit_clip(net, options, engine.device)
+    dataset = scanning.split(scanning.scan(videos, options.classes or (), scanned), options.val, options.seed)
+    callbacks.dataset(dataset)
+    plan.fit_head(net, dataset)
     config, decisions = plan.plan(dataset, str(videos), str(folder), options, engine, fresh, net.spec.clip.frames)
     if options.lr == "auto":
         rate = float(f"{dry_run.find_rate(net, dataset, config, callbacks, engine):.1g}")

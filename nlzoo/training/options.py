@@ -1,14 +1,17 @@
 """What `nlzoo.finetune` can be told beside the videos and the model to start from."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..core.bounds import between
 from ..core.errors import UsageError
-from ..core.recipe_spec import parse_recipe
+from ..core.recipe_spec import Recipe, parse_recipe
 from ..core.view_spec import parse_augment
 from ..networks.zoo import RUNS
-from ..videos import frame_cache, video
+from ..videos import frame_cache, splits, video
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,18 @@ class FinetuneOptions:
             parse_recipe(self.recipe)
         if self.augment:
             parse_augment(self.augment)
-        self.rate()
+        dataclasses.replace(Recipe(), **self.given())
+        between(self.seed, 0, 2**31 - 1, "--seed")
+        between(self.seeds, 1, 100, "--seeds")
+        splits.check_val(self.val)
         video.check_decoder(self.decoder)
         if self.cache:
             frame_cache.check_options(Path(self.cache), self.decoder)
+
+    def given(self) -> dict[str, Any]:
+        """The settings of a recipe that have options of their own, where they are given."""
+        values = {"epochs": self.epochs, "batch": self.batch, "lr": self.rate()}
+        return {name: value for name, value in values.items() if value is not None}
 
     def rate(self) -> float | None:
         """The learning rate that was given; None where it is to be found."""

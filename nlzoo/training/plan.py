@@ -50,20 +50,27 @@ def starting_model(start: str | None, callbacks: Callbacks) -> tuple[Path, Netwo
     return folder, checkpoint.load_model(folder)
 
 
-def fit_network(net: Network, dataset: scanning.Dataset, options: FinetuneOptions, device: torch.device) -> None:
-    """Gives `net` the clip and blocks that were asked for and a head for the classes, in place. Raises `UsageError`.
+def fit_clip(net: Network, options: FinetuneOptions, device: torch.device) -> None:
+    """Gives `net` the clip and the blocks that were asked for, in place. Raises `UsageError`.
 
     What was not asked for is that of the network; the size only where it was trained on videos.
     """
-    spec = net.spec
-    clip = spec.clip
-    if options.frames or options.stride:
-        clip = recipes.lengthen(net, options.frames or clip.frames, options.stride or clip.stride).spec.clip
-    size = options.size or (clip.size if spec.classes else default_size(device.type))
-    net.spec = dataclasses.replace(spec, clip=dataclasses.replace(clip, size=size, fps=options.fps or clip.fps))
+    clip = net.spec.clip
+    if options.frames is not None or options.stride is not None:
+        frames = clip.frames if options.frames is None else options.frames
+        clip = recipes.lengthen(net, frames, clip.stride if options.stride is None else options.stride).spec.clip
+    size, fps = options.size, options.fps
+    if size is None:
+        size = clip.size if net.spec.classes else default_size(device.type)
+    clip = dataclasses.replace(clip, size=size, fps=clip.fps if fps is None else fps)
+    net.spec = dataclasses.replace(net.spec, clip=clip)
     if options.nl:
         model.add_blocks(net, options.nl)
-    if (spec.classes, spec.multi_label) != (dataset.classes, dataset.multi_label):
+
+
+def fit_head(net: Network, dataset: scanning.Dataset) -> None:
+    """Gives `net` a fresh head where its own is for other classes, in place."""
+    if (net.spec.classes, net.spec.multi_label) != (dataset.classes, dataset.multi_label):
         model.set_head(net, dataset.classes, dataset.multi_label)
 
 
@@ -84,8 +91,7 @@ def plan(
     kind = engine.device.type
     num_classes, several = len(dataset.classes), dataset.multi_label
     auto, decisions = auto_recipe(total, num_classes, options.batch, kind, fresh, frames >= LONG_CLIP, several)
-    asked = {"epochs": options.epochs, "batch": options.batch, "lr": options.rate()}
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = options.given()
     if options.recipe:
         recipe = change_recipe(for_labels(parse_recipe(options.recipe, auto), several), **given)
         decisions = [Decision("recipe", str(recipe), GIVEN)]
@@ -130,6 +136,7 @@ def augmentation(text: str | None, training_clips: int, classes: Sequence[str]) 
 def memory(net: Network, config: TrainConfig) -> Decision:
     """What a step takes, in words: the estimate in float32 with a fifth more for what it does not count."""
     recipe = config.recipe
+    recipes.check_batch_norm(net, recipe, recipe.batch, config.world)
     clips = -(-recipe.batch // (recipe.accumulate * config.world))
     need = recipes.memory_estimate(net, net.spec.clip, clips, recipe)
     return Decision("memory", f"about {1.2 * need / 2**30:.1f} GiB", f"for a step of {clips} clips in float32")

@@ -160,6 +160,34 @@ def batch_norms(net: Network, bn: str = "train") -> list[_BatchNorm]:
     return [m for part in parts for m in part.modules() if isinstance(m, _BatchNorm)]
 
 
+@torch.no_grad()
+def values_per_channel(net: Network, bn: str = "train") -> int:
+    """The fewest values that a BN which learns gets of a channel, of one clip of the network's; 2 where none learns."""
+    ghost = copy.deepcopy(net).to("meta").eval()
+    counts = [2]
+
+    def count(m: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        counts.append(inputs[0][0, 0].numel())
+
+    for m in batch_norms(ghost, bn):
+        m.register_forward_pre_hook(count)
+    clip = net.spec.clip
+    ghost(torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta"))
+    return min(counts)
+
+
+def check_batch_norm(net: Network, recipe: Recipe, clips: int, world: int = 1) -> None:
+    """Raises `UsageError` where BN would get one value of a channel in a step of `clips` clips, over all processes."""
+    if clips // world > 1 or values_per_channel(net, recipe.bn) > 1:
+        return
+    frozen = recipe.bn == "train" and values_per_channel(net, "frozen") > 1
+    raise UsageError(
+        f"BatchNorm would get one value per channel: the last stage leaves one position of a clip of {net.spec.clip}, and a step has 1 clip",
+        f"--batch {2 * world} or more, a larger --size or more --frames"
+        + (", or --recipe bn=frozen" if frozen else ""),
+    )
+
+
 def freeze_bn_(net: Network) -> None:
     """BN as constants, in place: statistics and affine, of all but the non-local blocks' own.
 

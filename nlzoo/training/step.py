@@ -126,6 +126,7 @@ class Job:
     val_clips: loader.Clips
     targets: torch.Tensor  # of train_clips: classes (N,), or float (N, K) of 0 and 1 for several labels
     class_weights: torch.Tensor | None  # (K,) in the loss
+    min_clips: int  # in a forward pass; with fewer BN would have one value of a channel
     steps: int  # of the whole run
     callbacks: Callbacks
     stop: Stop
@@ -178,6 +179,7 @@ def prepare(
     weights = None
     if recipe.balance == "loss":
         weights = recipes.class_weights(targets.tolist(), len(net.spec.classes)).to(engine.device)
+    min_clips = 2 if recipes.values_per_channel(net, recipe.bn) == 1 else 1
     job = Job(
         config,
         engine,
@@ -186,13 +188,16 @@ def prepare(
         side(listing.VAL),
         targets,
         weights,
+        min_clips,
         0,
         callbacks,
         stop or Stop(),
         run,
         Progress(accumulate=recipe.accumulate),
     )
-    return dataclasses.replace(job, steps=recipe.epochs * len(batches(job, 0)))
+    epoch = batches(job, 0)
+    recipes.check_batch_norm(net, recipe, len(epoch[0]) * config.augment.repeats, engine.world)
+    return dataclasses.replace(job, steps=recipe.epochs * len(epoch))
 
 
 def batches(job: Job, epoch: int) -> list[list[loader.Key]]:
@@ -273,7 +278,7 @@ def _gradients(
 def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int) -> float:
     """Gradients of the mean loss over the `count` clips of all ranks; the sum of this rank's losses."""
     recipe, engine, learner = job.config.recipe, job.engine, job.learner
-    num_parts = max(1, min(job.progress.accumulate, len(inputs)))
+    num_parts = max(1, min(job.progress.accumulate, len(inputs) // job.min_clips))
     parts = list(zip(inputs.tensor_split(num_parts), target.tensor_split(num_parts)))
     learner.optimizer.zero_grad(set_to_none=True)
     total = 0.0
@@ -284,14 +289,18 @@ def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int) 
                 job.net.eval()
                 nothing = learner.model(clips_.new_zeros(1, *clips_.shape[1:])).sum() * 0.0
                 learner.scaler.scale(nothing).backward()
-                recipes.train_mode_(job.net, recipe)
                 continue
+            if len(clips_) < job.min_clips:  # the last of an epoch, or all that could be read: BN as in validation
+                for m in recipes.batch_norms(job.net):
+                    m.eval()
             with recipes.autocast(recipe, engine.device):
                 logits = learner.model(clips_).float()
             loss = recipes.loss(logits, targets, recipe, job.class_weights)
             with recipes.recomputing(job.net):
                 learner.scaler.scale(loss * (len(clips_) * engine.world / count)).backward()
             total += loss.item() * len(clips_)
+    if min(len(clips_) for clips_, _ in parts) < job.min_clips:
+        recipes.train_mode_(job.net, recipe)
     return total
 
 
@@ -304,13 +313,15 @@ def _put_back(net: Network, statistics: list[torch.Tensor]) -> None:
 def _smaller_parts(job: Job, size: int, error: Exception) -> None:
     """Half as many clips at a time: the batch, and with it the rate, stay as they are. Raises `OutOfMemory`."""
     progress, world = job.progress, job.engine.world
-    if world > 1 or progress.accumulate >= size:
+    parts = min(size, progress.accumulate * 2)
+    if world > 1 or progress.accumulate >= size or size // parts < job.min_clips:
         ranks = f" on each of {world} processes" if world > 1 else ""
         raise OutOfMemory(
             f"the device ran out of memory with {-(-size // progress.accumulate)} clips at a time{ranks}",
-            "lower --frames or --size, or try --recipe checkpointing=yes",
+            "lower --frames or --size, or try --recipe checkpointing=yes"
+            + (", or bn=frozen: BatchNorm needs two of these clips" if job.min_clips > 1 else ""),
         ) from error
     job.learner.optimizer.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
-    progress.accumulate = min(size, progress.accumulate * 2)
+    progress.accumulate = parts
     job.log("out_of_memory", parts=progress.accumulate)

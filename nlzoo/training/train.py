@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ..core import files
-from ..core.errors import DivergedError, Stopped, VideoError
+from ..core import lock as locks
+from ..core.errors import DiskError, DivergedError, Stopped, VideoError
 from ..core.recipe_spec import Decision, TrainConfig
 from ..core.skipped import Skipped
 from ..core.stopping import SIGNALS, stopping
@@ -47,12 +48,23 @@ class _Checkpoints:
         """A checkpoint of this moment, by rank 0."""
         job = self.job
         if job.engine.main and job.run:
+            self.check_folder()
             began = time.monotonic()
             tensors, plans = job.learner.packed()
             meta = {"at": dataclasses.asdict(job.progress), "plans": plans}
             state.save(job.run, job.progress.step, tensors, meta)
             self.written = time.monotonic()
             self.cost = self.written - began
+
+    def check_folder(self) -> None:
+        """Raises `DiskError` where the run was deleted or moved, or another one stands in its place."""
+        run = self.job.run
+        assert run
+        if not locks.is_ours(run) or not (run / run_folder.CONFIG).is_file():
+            raise DiskError(
+                f"{run} was deleted or moved while the run worked in it: nothing can be saved there",
+                "put the folder back and give the same command, which resumes it; or start again",
+            )
 
     @property
     def due(self) -> bool:
@@ -103,6 +115,8 @@ def train(
             if epoch == 0:
                 callbacks.log(Event("time_left", {"minutes": round(progress.spent * (config.recipe.epochs - 1) / 60)}))
         engine.end()
+        if engine.main:
+            checkpoints.check_folder()
         return _finish(job, resumed)
 
 
@@ -301,6 +315,7 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
         progress.failed + len(bad),
     )
     if job.engine.main:
+        checkpoints.check_folder()
         _write_epoch(job, line, {name: figures[name] for name in ("groups", "interval")} | {"val": figures["videos"]})
     job.engine.log(dataclasses.asdict(line), progress.step)
     progress.next_epoch(line)
@@ -329,10 +344,14 @@ def _write_epoch(job: Job, line: Epoch, validated: dict[str, Any]) -> None:
 def _precise_batches(job: Job) -> Iterator[torch.Tensor]:
     """Inputs `(B, 3, T, H, W)` of `precise_bn` batches of training clips, drawn as in training."""
     some = batches(job, job.progress.epoch)[: job.config.recipe.precise_bn]
+    enough = False
     with contextlib.closing(loader.load(job.train_clips, some, job.config.workers)) as loaded:
         for _, pixels, _ in loaded:
-            if pixels is not None:
+            if pixels is not None and pixels.shape[:2].numel() >= job.min_clips:
+                enough = True
                 yield clips.to_input(pixels.flatten(0, 1).to(job.engine.device), job.net.spec.clip)
+    if not enough:
+        raise VideoError("too few training videos could be read for BatchNorm's statistics", "nlzoo check shows which")
 
 
 def _no_better_lately(job: Job) -> bool:

@@ -217,6 +217,14 @@ def _held_out(items: list[Item], val: str, seed: int, rule: Rule) -> set[str]:
     return _draw(items, groups, share or 0.0, seed)
 
 
+def check_val(val: str) -> None:
+    """Raises `UsageError` for a share or a fold that no videos can have."""
+    fold = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", val)
+    if not val.strip() or fold and not 1 <= int(fold[1]) <= int(fold[2]) or fold and int(fold[2]) < 2:
+        raise UsageError(f"--val {val!r} is no share, fold or group", "for example --val 0.2, or --val 1/5")
+    _share(val)
+
+
 def _share(val: str) -> float | None:
     """The share of the videos that `val` names; None for folds and names of groups."""
     try:

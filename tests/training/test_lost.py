@@ -782,7 +782,7 @@ class Narrow(torch.nn.Module):
         return out
 
 
-def small(place, folder, monkeypatch, most=100, **recipe):
+def small(place, folder, monkeypatch, most=100, frames=4, **recipe):
     """A run of two epochs in this process; its outcome and what it said."""
     wrap = step.Learner.wrap
 
@@ -793,7 +793,7 @@ def small(place, folder, monkeypatch, most=100, **recipe):
     monkeypatch.setattr(step.Learner, "wrap", narrow)
     found = scanning.split(scanning.scan(place.videos), "0.25", 0)
     net = checkpoint.load_model(place.start)
-    net.spec = model_spec.dataclasses.replace(net.spec, clip=view_spec.ClipSpec(4, None, 32))
+    net.spec = model_spec.dataclasses.replace(net.spec, clip=view_spec.ClipSpec(frames, None, 32))
     model.set_head(net, found.classes)
     words = "small,epochs=2,batch=4," + ",".join(f"{k}={v}" for k, v in recipe.items())
     config, _ = plan.plan(found, "videos", "x", FinetuneOptions(recipe=words.strip(",")), CPU)
@@ -822,6 +822,13 @@ def test_out_of_memory_with_one_clip_is_said(place, tmp_path, monkeypatch):
         small(place, tmp_path / "a", monkeypatch, most=0)
     assert caught.value.exit_code == 8 and "--frames" in caught.value.hint
     assert state.load(tmp_path / "a").step == 0
+
+
+def test_out_of_memory_does_not_leave_batch_norm_one_value(place, tmp_path, monkeypatch):
+    """Of one frame, 32x32, the last stage leaves one position, so that two clips are the least."""
+    with pytest.raises(OutOfMemory, match="with 2 clips at a time") as caught:
+        small(place, tmp_path / "a", monkeypatch, most=1, frames=1)
+    assert caught.value.hint.endswith("or bn=frozen: BatchNorm needs two of these clips")
 
 
 def test_a_kill_after_the_epoch_that_stopped_early_trains_no_further(place, tmp_path, monkeypatch):

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 
+import nlzoo
 from nlzoo.apps import draw
 from nlzoo.core import model_spec, recipe_spec, view_spec
-from nlzoo.core.errors import DivergedError, UsageError, VideoError
+from nlzoo.core.errors import DiskError, DivergedError, Stopped, UsageError, VideoError
 from nlzoo.networks import checkpoint, model, zoo
 from nlzoo.training import dry_run, evaluate, plan, recipe, step, train
 from nlzoo.training.callbacks import Callbacks
@@ -339,3 +343,167 @@ def test_a_long_clip_run_starts_from_a_short_one_with_fresh_blocks(videos, tmp_p
     assert zoo.read_spec(tmp_path / "run" / "last").clip.frames == 12
     with pytest.raises(UsageError, match="this one has some"):
         model.add_blocks(plain, "5")
+
+
+# --- BatchNorm with one value of a channel: of one clip of one frame, 32x32, the last stage leaves one position
+
+
+def of_one_frame(videos, **options):
+    net, dataset, config, _ = prepared(videos, **({"lr": None, "batch": None, "epochs": 1} | options))
+    net.spec = dataclasses.replace(net.spec, clip=view_spec.ClipSpec(1, None, 32))
+    return net, dataset, config
+
+
+@pytest.mark.parametrize("text", ["small,batch=1", "paper,batch=1,precise_bn=2"])
+def test_a_step_that_batch_norm_cannot_take_is_refused_before_the_run(videos, tmp_path, text):
+    net, dataset, config = of_one_frame(videos, recipe=text, epochs=None)
+    for begin in (
+        lambda: train.train(net, dataset, config, tmp_path / "run"),
+        lambda: dry_run.rehearse(net, dataset, config),
+        lambda: dry_run.find_rate(net, dataset, config),
+        lambda: plan.memory(net, config),
+    ):
+        with pytest.raises(UsageError, match="BatchNorm would get one value per channel") as caught:
+            begin()
+        assert caught.value.hint == "--batch 2 or more, a larger --size or more --frames, or --recipe bn=frozen"
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_with_batch_norm_frozen_one_clip_at_a_time_trains(videos, tmp_path):
+    net, dataset, config = of_one_frame(videos, recipe="small,batch=1,bn=frozen")
+    assert train.train(net, dataset, config, tmp_path / "run").epochs == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["small,batch=4,accumulate=2", "small,batch=2,precise_bn=3", "small,batch=2,accumulate=2"]
+)
+def test_an_unreadable_clip_leaves_batch_norm_one_value_and_the_run_goes_on(videos, tmp_path, text):
+    net, dataset, config = of_one_frame(videos, recipe=text)
+    lost = scanning.items_in(dataset, listing.TRAIN)[0]
+    items = [dataclasses.replace(i, path=f"gone/{i.path}") if i == lost else i for i in dataset.items]
+    lines = []
+    train.train(
+        net, dataclasses.replace(dataset, items=tuple(items)), config, tmp_path / "run", Callbacks(lines.append)
+    )
+    assert (lines[0].clips, lines[0].failed) == (5, 1)
+    assert all(bool(v.isfinite().all()) for v in weights(tmp_path / "run").values())
+
+
+def test_one_clip_alone_takes_a_step_with_the_statistics_of_before(videos):
+    net, dataset, config = of_one_frame(videos, recipe="small,batch=2,dropout=0")
+    job = step.prepare(net, dataset, config, CPU)
+    statistics = net.bn1.running_mean.clone()
+    pixels = torch.zeros(1, 1, 1, 32, 32, 3, dtype=torch.uint8)
+    before = net.fc.bias.clone()
+    loss, count, failed = step.train_step(job, [0], pixels, [(1, "gone")])
+    assert (count, failed) == (1, 1) and loss > 0 and not torch.equal(before, net.fc.bias)
+    assert torch.equal(net.bn1.running_mean, statistics) and net.bn1.training
+
+
+# --- a folder that is deleted meanwhile
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_run_whose_folder_is_deleted_ends_with_a_sentence_and_writes_no_half_run(videos, tmp_path, whole):
+    net, dataset, config, _ = prepared(videos)
+    run = tmp_path / "run"
+
+    def delete(epoch):
+        shutil.rmtree(run)
+        if not whole:
+            run.mkdir()
+
+    with pytest.raises(DiskError, match="was deleted or moved while the run worked in it") as caught:
+        train.train(net, dataset, config, run, Callbacks(delete))
+    assert caught.value.exit_code == 5 and (not run.exists() if whole else not list(run.iterdir()))
+
+
+# --- what a run inherits, and finds
+
+
+def test_a_run_from_a_trained_network_has_its_size(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    checkpoint.save_model("weights/images", model.build(model_spec.ModelSpec("tiny")))
+    common = {"epochs": 1, "device": "cpu", "frames": 2, "batch": 8}
+    first = nlzoo.finetune(videos, "images", name="first", size=48, **common)
+    clip = zoo.read_spec(Path(first.model)).clip
+    assert clip.size == 48
+    nlzoo.finetune(videos, "first", name="second", **(common | {"frames": None}))
+    assert zoo.read_spec(Path("runs/second/last")).clip == clip
+    nlzoo.finetune(videos, "first", name="third", size=32, **common)
+    assert zoo.read_spec(Path("runs/third/last")).clip.size == 32
+    fresh = checkpoint.load_model("weights/images")
+    plan.fit_clip(fresh, FinetuneOptions(), torch.device("cpu"))
+    assert fresh.spec.clip.size == 112  # of a CPU, for a network that saw no video
+
+
+def test_resume_without_a_name_finds_the_only_unfinished_run(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save_model("weights/images", network())
+
+    def stop(epoch):
+        signal.raise_signal(signal.SIGTERM)
+
+    def begun(name):
+        common = {"epochs": 2, "device": "cpu", "frames": 2, "size": 32, "batch": 8}
+        with pytest.raises(Stopped):
+            nlzoo.finetune(videos, "images", Callbacks(stop), name=name, **common)
+
+    with pytest.raises(UsageError, match=r"there is no unfinished run runs/\S+-N to resume"):
+        nlzoo.finetune(videos, resume=True, device="cpu")
+    begun("other")
+    assert nlzoo.finetune(videos, resume=True, device="cpu").run == "runs/other"
+    begun("one")
+    begun("two")
+    with pytest.raises(UsageError, match="several runs in runs are unfinished: (one, two|two, one)"):
+        nlzoo.finetune(videos, resume=True, device="cpu")
+    assert nlzoo.finetune(videos, resume=True, name="two", device="cpu").resumed_from == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"recipe": "papr"},
+        {"augment": "light,x=1"},
+        {"val": "inf"},
+        {"val": "nan"},
+        {"val": "7/5"},
+        {"val": ""},
+        {"lr": "fast"},
+        {"lr": "nan"},
+        {"lr": -1},
+        {"epochs": 0},
+        {"batch": 0},
+        {"frames": 0},
+        {"stride": 0},
+        {"size": 8},
+        {"fps": 0.0},
+        {"seed": -1},
+        {"seeds": 0},
+        {"device": "meta"},
+        {"device": "nowhere"},
+        {"nl": "res4:1"},
+        {"track": "nothing"},
+        {"decoder": "nothing"},
+        {"name": "../up"},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_any_video_is_looked_for(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save_model("weights/images", network())
+    with pytest.raises(UsageError):
+        nlzoo.finetune(tmp_path / "nowhere", "images", **({"device": "cpu"} | options))
+    with pytest.raises(VideoError, match="does not exist"):  # the negative control
+        nlzoo.finetune(tmp_path / "nowhere", "images", device="cpu")
+
+
+def test_few_validation_videos_are_warned_of(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save_model("weights/images", network())
+    said = []
+    options = {"epochs": 1, "device": "cpu", "frames": 2, "size": 32, "batch": 8}
+    nlzoo.finetune(videos, "images", Callbacks(warn=said.append), **options)
+    (event,) = (event for event in said if event.code == "too_few")
+    assert event.values == {"videos": 2, "groups": 1}
