@@ -73,7 +73,7 @@ def backbone_weights(repo: str) -> Path:
     The cache is asked first. Raises `HubError`.
     """
     cached = huggingface_hub.try_to_load_from_cache(repo, FILES[0])
-    if isinstance(cached, str):
+    if isinstance(cached, str) and _is_as_fetched(Path(cached)):
         return Path(cached)
     state = hub_client.repo_state(Repo(repo), None, FILES[:1])
     if not state.files:
@@ -166,17 +166,20 @@ def _remember(snapshot: Path, revision: str) -> None:
 
 
 def _cached(repo: str, revision: str) -> Path | None:
-    """The whole model as an earlier pull left it in the cache, or None. Files there are named by their hash."""
+    """The whole model as an earlier pull left it in the cache, or None."""
     found = [huggingface_hub.try_to_load_from_cache(repo, name, revision=revision) for name in FILES]
     paths = [Path(path) for path in found if isinstance(path, str)]
     if not {path.name for path in paths}.issuperset(NEEDED):
         return None
-    for path in paths:
-        blob, size = path.resolve().name, path.stat().st_size
-        listed = RemoteFile(size, blob if len(blob) == 64 else "", blob)
-        if path.is_symlink() and not listed.is_same(path):
-            return None
-    return paths[0].parent
+    return paths[0].parent if all(map(_is_as_fetched, paths)) else None
+
+
+def _is_as_fetched(path: Path) -> bool:
+    """Whether a file in the cache has the bytes that came; they are named by their hash, where there are links."""
+    if not path.is_symlink():
+        return True
+    name = Path(os.readlink(path)).name
+    return RemoteFile(path.stat().st_size, name if len(name) == 64 else "", name).is_same(path)
 
 
 def pull_to(repo: str, folder: Path, revision: str | None = None) -> Path:

@@ -797,6 +797,55 @@ def test_pull_and_load_agree_on_a_config(hub, machine, model, tmp_path):
         assert len(reasons) == 1 and (number > 1 or "the same key twice" in reasons.pop()), reasons
 
 
+def test_the_weights_of_a_backbone(hub, machine):
+    """timm's repositories: fetched once, compared, then from the cache; fetched again where the cache is damaged."""
+    name, content = "timm/resnet18.a1_in1k", bytes(range(256)) * 40
+    hub.create(name, private=False).add({"model.safetensors": content, "README.md": b"x"}, "timm's")
+    hub.create("timm/empty", private=False)
+    one, fetch = machine(), f"download.backbone_weights({name!r})"
+    one.do(QUICK)
+    hub.fail("GET", "/model.safetensors", headers=headers_of(content), body=content[::-1], times=ALWAYS)
+    assert "model.safetensors of timm/resnet18.a1_in1k is not what the Hub lists" in one.refused(fetch)
+    hub.faults.clear()
+    file = Path(one.do(fetch))
+    assert file.read_bytes() == content and hub.calls
+    hub.calls.clear()
+    assert one.do(fetch) == str(file) and hub.calls == []
+    file.resolve().write_bytes(content[::-1])
+    assert Path(one.do(fetch)).read_bytes() == content and hub.calls
+    assert "timm/empty on the Hub has no model.safetensors" in one.refused("download.backbone_weights('timm/empty')")
+
+
+def test_a_login_that_is_answered_with_anything(hub, machine):
+    one = machine()
+    one.do(QUICK)
+    for body in (*GARBAGE, b'{"name": 7}', b'{"name": null}', b'{"name": ["alice"]}'):
+        hub.fail("GET", "/api/whoami-v2", body=body, times=ALWAYS)
+        assert "the Hub's answer about the login was not understood" in one.refused(
+            "hub_client.whoami()", "Unreachable"
+        )
+        hub.faults.clear()
+
+
+def test_a_push_of_an_unfinished_run_says_so(hub, model, tmp_path):
+    run = tmp_path / "runs" / "waving"
+    run.mkdir(parents=True)
+    model.rename(run / "best")
+    (run / "videos.csv").write_text("path,label\n")
+    (run / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "nlzoo", "push", "waving", "--dry-run"]
+    env = hub.env(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
+
+    def warnings():
+        done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True)
+        assert done.returncode == 0 and "nothing was sent" in done.stdout, done.stderr
+        return [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+
+    assert warnings() == ["warning: the run runs/waving is unfinished: this is its best model so far"]
+    (run / "result.json").write_text("{}")
+    assert warnings() == [] and hub.calls == []
+
+
 # --- patience
 
 
