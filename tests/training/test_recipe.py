@@ -154,7 +154,7 @@ def test_a_recipe_reads_back_what_it_prints(seed):
         ("", "no preset ''"),
         ("paper,speed=3", "'speed=3' was not understood"),
         ("paper,fast", "'fast' was not understood"),
-        ("paper,lr=1,lr=2", "lr is said twice"),
+        ("paper,lr=1,lr=2", "lr is given twice"),
         ("paper,lr=fast", "lr must be a number"),
         ("paper,epochs=1.5", "epochs must be a whole number"),
         ("paper,compile=1", "compile must be yes or no"),

@@ -232,7 +232,7 @@ def test_texts_that_are_understood():
         ("repeats=0", "from 1 to 16"),
         ("min_area=0", "min_area is 0.0"),
         ("crop=centre", "crop is 'centre'; it must be one of area, jitter"),
-        ("flip=no,flip=yes", "flip is said twice"),
+        ("flip=no,flip=yes", "flip is given twice"),
     ],
 )
 def test_texts_that_are_refused_with_words(text, words):
