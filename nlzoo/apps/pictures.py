@@ -103,12 +103,6 @@ def _shares(row: Row) -> str:
     return f"its {drawn} strongest keys of {total} hold {row.share:.0%} of the weight; {alike}"
 
 
-def check(folder: Path) -> None:
-    """Raises `DiskError` where `write` could not write into `folder`: before the work, not after it."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    files.check_writable(there / "explain.json")
-
-
 def write(explanation: Explanation, folder: Path) -> list[Path]:
     """Writes `evidence.png`, `res4-3-1.png`, … (block, query point), `evidence.mp4` and `explain.json`; gives their
     paths.

@@ -77,8 +77,8 @@ def predict(
     `model`: a network, or what `download.locate` finds. `videos`: files, folders of them, `-` for names on standard
     input. `every`, `window`: windows over long videos, in seconds (`1.5`, `"2s"`); the rows are those of `windows`.
     `features`: a file for the inputs of the last layer; the rows have `features`, float32 (C,), for `scores`. `out`: a
-    file for `as_rows`. `on_row` gets each row as it is done, `on_note` what a reader should know first. Raises `UsageError` and `DiskError` for what cannot be,
-    before a video is opened.
+    file for `as_rows`. `on_row` gets each row as it is done, `on_note` what a reader should know first. Raises
+    `UsageError` and `DiskError` for what cannot be, before a video is opened.
     """
     views = parse_views(views) if isinstance(views, str) else views
     spacing = _windows(every, window, features, views)
@@ -86,9 +86,9 @@ def predict(
     given = [Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)]
     _check_files(out, features, given)
     device = evaluate.resolve_device(device)
-    net, _ = evaluate.open_network(model, device, given[0] if given else "VIDEO", "predict")
-    if not (net.spec.classes or features):
-        on_note("the model has no class names: numbers of its outputs stand for them; nlzoo finetune gives it classes")
+    net, folder = evaluate.open_network(model, device, given[0] if given else "VIDEO", "predict")
+    for note in evaluate.model_notes(net, folder):
+        on_note(note)
     paths = find(given)
     workers = pool.default_workers(str(device))
     rows = []
@@ -266,7 +266,7 @@ def segments(rows: list[dict], seconds: float, multi_label: bool) -> list[dict]:
     """`{"start", "end", "class", "score"}` for each run of windows with the same predicted class.
 
     A window counts for what lies nearer to its middle than to another's. `score` is the mean over the run. Where a
-    video may have several classes, each has its own segments: the runs of windows that give it `metrics.CHOSEN` or more.
+    video may have several classes, each has its own segments: the runs of windows that give it at least `CHOSEN`.
     """
     middles = [(row["start"] + row["end"]) / 2 for row in rows]
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(middles)), seconds]

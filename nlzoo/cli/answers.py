@@ -30,7 +30,7 @@ def eval_(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure a model on labelled videos (test/, else val/, else all): top-1 or mAP, classes, confusions, calibration."""
+    """Measure a model on labelled videos (test/, else val/, else all): top-1 or mAP, each class, calibration."""
     from ..training import metrics
     from ..training.evaluate import evaluate
 
@@ -153,6 +153,7 @@ def explain_(
 ) -> None:
     """Show the evidence for a prediction: where the non-local blocks attend to, and Grad-CAM, as PNG and mp4."""
     from ..apps import explain, pictures
+    from ..core import files
     from ..training import evaluate
     from ..videos import listing
 
@@ -160,7 +161,7 @@ def explain_(
     folder = out or Path(f"explain-{video.stem}")
     at_points = [explain.parse_point(text) for text in at or ()]
     on = evaluate.resolve_device(device)
-    pictures.check(folder)
+    files.check_folder(folder)
     net, _ = evaluate.open_network(model, on, video, "explain")
     explanation = explain.explain(net, video, on, target_class, at_points, points)
     written = [str(file) for file in pictures.write(explanation, folder)]

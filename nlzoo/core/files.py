@@ -60,6 +60,12 @@ def check_writable(file: Path) -> None:
         raise not_written(file, error) from None
 
 
+def check_folder(folder: Path) -> None:
+    """Raises `DiskError` where files could not be written into `folder`, which may be made for them later."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    check_writable(existing / ".nlzoo")
+
+
 @contextmanager
 def replacing(file: Path, flush: bool = True) -> Iterator[Path]:
     """Gives a hidden path beside `file` to write to. At the end it is flushed and takes `file`'s place.

@@ -22,8 +22,8 @@ _OURS = {"model.safetensors", "videos.csv", "skipped.csv", "metrics.jsonl"}  # i
 def check(file: Path, endings: Sequence[str] = ENDINGS, inputs: Sequence[Path] = ()) -> None:
     """Raises before the work what would else be found after it.
 
-    `UsageError` for an ending that is not one of `endings`, for what would overwrite one of `inputs` or a part of a model
-    or run, and for `.parquet` without pyarrow; `DiskError` where `file` cannot be written.
+    `UsageError` for an ending that is not one of `endings`, for what would overwrite one of `inputs` or a part of a
+    model or run, and for `.parquet` without pyarrow; `DiskError` where `file` cannot be written.
     """
     if file.suffix.lower() not in endings:
         known = ", ".join(endings)

@@ -1,4 +1,4 @@
-"""Which frames and pixels of a video a network sees: clips, views of a test, augmentation in training. No torch here."""
+"""Which frames and pixels of a video a network sees: clips, views of a test, augmentation in training. Torch-free."""
 
 import dataclasses
 import re
@@ -132,8 +132,8 @@ def parse_augment(text: str) -> Augment:
 
 
 def parse_views(text: str) -> ViewSpec:
-    """`10x3`, `10xfull`: clips x crops. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d{1,3})\s*x\s*(\d|full)\s*", text)
+    """`10x3`, `10xfull`: clips x crops; spaces and case do not matter. Raises `UsageError`."""
+    match = re.fullmatch(r"\s*(\d{1,3})\s*x\s*(\d|full)\s*", text.lower())
     if match is None:
         raise UsageError(f"--views {text!r} is not clips x crops", "for example 1x1, 10x1, 10x3 or 10xfull")
     clips, crops = match.groups()

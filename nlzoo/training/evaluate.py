@@ -269,7 +269,10 @@ def evaluate(
     if out:
         tables.write(Path(out), as_rows(made, names, dataset.skipped))
     left_out = len(_items(dataset)) - len(items)
-    return Evaluation(figures, made, skipped, tuple(_notes(net, folder, left_out)))
+    notes = [*model_notes(net, folder)]
+    if left_out:
+        notes.append(f"left out {counted(left_out, 'video')} of classes that the model does not know")
+    return Evaluation(figures, made, skipped, tuple(notes))
 
 
 def open_network(
@@ -328,7 +331,7 @@ def _measurable(dataset: scanning.Dataset, net: Network, names: Sequence[str], c
     if not net.spec.classes:
         raise UsageError(
             f"the model has no class names, only {counted(len(names), 'output')}; these videos have {quoted(unknown)}",
-            "fine-tune it on videos first (nlzoo finetune or probe), or give a list whose labels are numbers of outputs",
+            "fine-tune it on videos first (nlzoo finetune or probe), or give a list with numbers of outputs as labels",
         )
     raise UsageError(
         f"the model does not know {counted(len(unknown), 'class', 'classes')} of these videos: {quoted(unknown)}",
@@ -353,11 +356,10 @@ def _without_training_videos(
     return {"trained_on": int(seen.sum()), "others": figures}
 
 
-def _notes(net: Network, folder: Path | None, left_out: int) -> Iterator[str]:
+def model_notes(net: Network, folder: Path | None) -> Iterator[str]:
+    """What a reader of predictions should know of the model."""
     run = provenance.run_of(folder) if folder else None
     if run and zoo.is_unfinished(run):
         yield f"the run {printable(run.name)} is unfinished: this is its best model so far"
     if not net.spec.classes:
-        yield "the model has no class names: labels are taken as numbers of its outputs"
-    if left_out:
-        yield f"left out {counted(left_out, 'video')} of classes that the model does not know"
+        yield "the model has no class names: numbers of its outputs stand for them; nlzoo finetune gives it classes"

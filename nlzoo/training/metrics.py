@@ -96,6 +96,8 @@ def chance(classes: Sequence[str], train: Sequence[Item], val: Sequence[Item], m
 
     Several labels: mean average precision of equal scores, which is the mean share of a class.
     """
+    if not val or not (train or multi_label):
+        raise VideoError("there are no videos to compute the baseline on", "nlzoo check shows what is there")
     if multi_label:
         shares = targets(val, classes).mean(0)
         return float(shares[shares > 0].mean()) if shares.any() else 0.0

@@ -66,6 +66,7 @@ def probe(
     device = evaluate.resolve_device(device)
     stem = videos.stem if videos.is_file() else videos.resolve().name
     run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None)
+    files.check_folder(run)
     net, folder = evaluate.open_network(model, device, videos, "probe")
     size = size or (net.spec.clip.size if net.spec.classes else default_size(device.type))
     net.spec = replace(net.spec, clip=replace(net.spec.clip, size=size))

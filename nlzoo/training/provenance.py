@@ -13,7 +13,7 @@ from ..videos.listing import Item
 
 def run_of(folder: Path) -> Path | None:
     """The run that made the model `folder`, or None where it is no part of one."""
-    run = Path(folder).absolute().parent
+    run = Path(folder).resolve().parent
     return run if zoo.is_run(run) else None
 
 
@@ -35,7 +35,7 @@ def training_lists(folder: Path) -> list[listing.Listing]:
 
 
 def trained_on(lists: Sequence[listing.Listing], root: Path, items: Sequence[Item]) -> list[bool]:
-    """For each of `items`, whether a training item of `lists` overlaps it, in the same file or in one of equal bytes."""
+    """For each of `items`, whether a training item of `lists` overlaps it, in the same file or a copy of it."""
     train = [(found.root, item) for found in lists for item in found.items if item.split == listing.TRAIN]
     paths = {os.path.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
     by_size: dict[int, list[str]] = {}

@@ -187,7 +187,7 @@ def test_view_specs_have_bounds():
             view_spec.ViewSpec(clips, crops)
     with pytest.raises(UsageError, match="order of the frames"):
         view_spec.ViewSpec(order="backwards")
-    assert [view_spec.parse_views(text) for text in ("1x1", " 10x3", "2 x full")] == [
+    assert [view_spec.parse_views(text) for text in ("1x1", " 10X3", "2 x Full")] == [
         view_spec.ViewSpec(),
         view_spec.ViewSpec(10, 3),
         view_spec.ViewSpec(2, "full"),

@@ -287,7 +287,9 @@ def test_a_network_without_class_names_is_measured_by_numbers(labelled, tmp_path
         shutil.copytree(labelled / folder, tmp_path / "numbers" / str(number))
     done = nlzoo.evaluate(net, tmp_path / "numbers", device="cpu")
     assert done.figures["top1"] == nlzoo.evaluate(classifier(), labelled, device="cpu").figures["top1"]
-    assert done.notes == ("the model has no class names: labels are taken as numbers of its outputs",)
+    assert done.notes == (
+        "the model has no class names: numbers of its outputs stand for them; nlzoo finetune gives it classes",
+    )
 
 
 def test_a_network_that_overflows_is_an_error_that_names_the_video(labelled):

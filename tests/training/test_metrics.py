@@ -66,6 +66,8 @@ def test_no_videos_have_no_figure(multi_label):
     for figure in (metrics.brief, metrics.full, metrics.interval):
         with pytest.raises(VideoError, match="no predictions to measure"):
             figure(np.empty((0, 2)), [], "ab", multi_label)
+    with pytest.raises(VideoError, match="no videos to compute the baseline on"):
+        metrics.chance("ab", items("a"), [], multi_label)
 
 
 def test_mean_average_precision_by_its_definition(seed):
