@@ -5,8 +5,9 @@
         hub.fail("POST", "/commit/", drop="after")                 # the next commit arrives, its reply does not
         assert hub.files("alice/model")["config.json"] == b"..."
 
-Models and Spaces; a Space is `repos["spaces/user/name"]`. Standard library and PyYAML only; `python tests/hub_server.py`
-serves until Ctrl-C. The environment must be set before huggingface_hub is imported, so use a subprocess. Nothing is stored on disk.
+Models and Spaces; a Space is `repos["spaces/user/name"]`. Standard library and PyYAML only; `python
+tests/hub_server.py` serves until Ctrl-C. The environment must be set before huggingface_hub is imported, so use a
+subprocess. Nothing is stored on disk.
 """
 
 import base64

@@ -1,6 +1,7 @@
 """Peak memory of a script in a process of its own.
 
-Not `ru_maxrss`: a process inherits that of the one that started it, here of the tests, and growth below it would not show.
+Not `ru_maxrss`: a process inherits that of the one that started it, here of the tests, and growth below it would not
+show.
 """
 
 import subprocess

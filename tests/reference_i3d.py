@@ -1,7 +1,7 @@
 """An NL I3D ResNet written from the paper (table 1, figure 2, sections 3 and 4.1), to hold the product against.
 
-It shares nothing with nlzoo but names of tensors (torchvision's, with `nlI` after residual block I). Everything is written
-out plainly: temporal padding by repeating frames, the non-local block by its formula through all pairs.
+It shares nothing with nlzoo but names of tensors (torchvision's, with `nlI` after residual block I). Everything is
+written out plainly: temporal padding by repeating frames, the non-local block by its formula through all pairs.
 """
 
 import torch

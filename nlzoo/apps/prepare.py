@@ -1,8 +1,8 @@
 """Videos made over into ones that clips are cheap to read from, once, in a folder of their own.
 
-Originals are only read. A killed run loses the files that were in work and nothing else: outputs take their names when
-they are whole (`encode`), and the worker that made one at once appends a line to the folder's manifest. The same command
-again does what is missing or no longer fits.
+Originals are only read. A killed run loses the files that were in work and nothing else: outputs take their names
+when they are whole (`encode`), and the worker that made one at once appends a line to the folder's manifest. The same
+command again does what is missing or no longer fits.
 """
 
 import contextlib
@@ -84,14 +84,14 @@ def prepare(
 ) -> Prepared:
     """Writes each file of `paths` (relative to `root`, or absolute) to `out`, as `encode.transcode` does with `size`.
 
-    `outputs` says under which name. A file that cannot be read to its end is skipped with the reason. `scanned`: whether
-    `root` is itself the folder of videos, and not one in which a list names some; then `out` may not lie in it.
-    `progress(done, total)` is called for each file. One run at a time in `out`: a second would remove what the first is
-    writing.
+    `outputs` says under which name. A file that cannot be read to its end is skipped with the reason. `scanned`:
+    whether `root` is itself the folder of videos, and not one in which a list names some; then `out` may not lie in
+    it. `progress(done, total)` is called for each file. One run at a time in `out`: a second would remove what the
+    first is writing.
 
     Raises `UsageError` for a `size` that is odd, out of bounds or not that of an earlier run, and for an `out` inside
-    `root`, with sources in it or with files that are not ours; `DiskError` when `out` cannot be written or is full: what
-    is done stays.
+    `root`, with sources in it or with files that are not ours; `DiskError` when `out` cannot be written or is full:
+    what is done stays.
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
     paths = list(dict.fromkeys(paths))
@@ -179,9 +179,9 @@ def prepare_source(videos: Path, out: Path, size: int = 256, progress: Progress 
 def outputs(paths: Iterable[str], root: Path) -> dict[str, str]:
     """Path as given → where its output goes, relative to OUT, "/" between parts.
 
-    The path relative to `root`, ending in .mp4; what lies outside `root` goes to `_outside/` and its absolute path. Where
-    two would meet (`a.avi`, `a.mp4`), also on a disk that does not tell `A` from `a`, they keep their old ending:
-    `a.avi.mp4`, `a.mp4.mp4`.
+    The path relative to `root`, ending in .mp4; what lies outside `root` goes to `_outside/` and its absolute path.
+    Where two would meet (`a.avi`, `a.mp4`), also on a disk that does not tell `A` from `a`, they keep their old
+    ending: `a.avi.mp4`, `a.mp4.mp4`.
     """
     root = Path(os.path.abspath(root))
     inside = {path: _name(path, root) for path in paths}

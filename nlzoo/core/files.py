@@ -70,8 +70,8 @@ def check_folder(folder: Path) -> None:
 def replacing(file: Path, flush: bool = True) -> Iterator[Path]:
     """Gives a hidden path beside `file` to write to. At the end it is flushed and takes `file`'s place.
 
-    Without `flush` a power cut may leave a damaged `file`: for what its reader checks and can make again. When the block
-    raises, `file` is left as it was and the hidden one is removed. An `OSError` becomes a `DiskError`.
+    Without `flush` a power cut may leave a damaged `file`: for what its reader checks and can make again. When the
+    block raises, `file` is left as it was and the hidden one is removed. An `OSError` becomes a `DiskError`.
     """
     file = Path(file)
     part = _hidden(file, "part")

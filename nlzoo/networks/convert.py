@@ -1,9 +1,9 @@
 """Other people's Kinetics networks (C2D, I3D, non-local) as ours: which zoo a file is from, and what its names mean here.
 
 One table per zoo, `ZOOS`. In its names `{stage}` is the zoo's word for res2..res5, `#` a number and `*` the last word
-(weight, bias, …). Nothing is passed over: a name that no row knows is an error, and so is one of ours that nothing fills.
-What a file does not say (clip, pairwise function, pools) comes from the user, the file's name or the zoo, and is said.
-docs/import.md says where each row was read.
+(weight, bias, …). Nothing is passed over: a name that no row knows is an error, and so is one of ours that nothing
+fills. What a file does not say (clip, pairwise function, pools) comes from the user, the file's name or the zoo, and
+is said. docs/import.md says where each row was read.
 """
 
 import dataclasses

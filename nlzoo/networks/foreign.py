@@ -1,8 +1,9 @@
 """Weights files that may come from anybody: no code in them runs, and nothing is allocated that their header does not account for.
 
-Four formats: `.safetensors`; torch's own, in a zip or, before torch 1.6, as pickles in a row; and pickles of numpy arrays
-(Caffe2's `.pkl`). Unusual: torch never sees the file. Its header is read here, bounded, into `Entry`s; the caller compares
-names and shapes with its network on the meta device; only then are numbers read, first to check them piece by piece.
+Four formats: `.safetensors`; torch's own, in a zip or, before torch 1.6, as pickles in a row; and pickles of numpy
+arrays (Caffe2's `.pkl`). Unusual: torch never sees the file. Its header is read here, bounded, into `Entry`s; the
+caller compares names and shapes with its network on the meta device; only then are numbers read, first to check them
+piece by piece.
 """
 
 import json

@@ -71,8 +71,8 @@ class Backbone:
 def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path], command: str = "") -> Backbone:
     """The 2-D network `name` in float32, eval mode, with weights from a file, from the package (`tiny`), or from the Hub.
 
-    `fetch(repo)` gives the weights file of a repository on the Hub. `command` is the one that a hint repeats with --weights.
-    Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
+    `fetch(repo)` gives the weights file of a repository on the Hub. `command` is the one that a hint repeats with
+    --weights. Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
     """
     if name in zoo.EMBEDDED and not weights:
         net, _ = _load_plain(name, zoo.embedded_file(name))
@@ -246,7 +246,8 @@ def inflate(
     """2-D backbone to 3-D network with non-local blocks of `kind` (form, span, …), and the checks computed on the way.
 
     `frames` and `stride` are those of the clips that it is meant for; `fetch` and `command` as for `load_backbone`.
-    What cannot be is refused before any weights are fetched: raises `UsageError` for a name or placement that cannot be, `WeightsError` for weights that cannot be had.
+    What cannot be is refused before any weights are fetched: raises `UsageError` for a name or placement that cannot
+    be, `WeightsError` for weights that cannot be had.
     """
     if inflation.init == "imported":
         raise UsageError("--init imported is for networks that were trained in 3-D", "nlzoo import FILE makes those")

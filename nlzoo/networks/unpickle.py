@@ -428,8 +428,8 @@ def read_pickles(
 ) -> list[object]:
     """The next `count` pickles of a file of `size` bytes, as numbers, texts, lists, dicts, tuples and `Entry`s.
 
-    `storages` gets those that its tensors are views of, by key. Raises `pickle.UnpicklingError` for what is none of these, `ForeignType` where a type is named, and whatever
-    python's reader makes of a damaged file.
+    `storages` gets those that its tensors are views of, by key. Raises `pickle.UnpicklingError` for what is none of
+    these, `ForeignType` where a type is named, and whatever python's reader makes of a damaged file.
     """
     counted = _Counted(opened, size)
     storages = {} if storages is None else storages

@@ -1,9 +1,9 @@
 """Decoded frames kept on disk, for a small dataset: the first clip of a video decodes all of it, later ones copy rows.
 
 One file for each video, size and short side: the frames as a `.npy` array (N, H, W, 3), and after it, as another, a
-CRC-32 for each frame. Reading checks the sums: a file that is short or changed is made again. Frames are written and read
-as plain file contents and not through a memory map: on a full disk a map ends the process (SIGBUS) where a write raises.
-Uncompressed video is large: `check_room` says so before a run starts.
+CRC-32 for each frame. Reading checks the sums: a file that is short or changed is made again. Frames are written and
+read as plain file contents and not through a memory map: on a full disk a map ends the process (SIGBUS) where a write
+raises. Uncompressed video is large: `check_room` says so before a run starts.
 """
 
 import contextlib

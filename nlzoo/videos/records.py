@@ -2,8 +2,9 @@
 
 A file is known by its absolute path, size and time of change, and by what read it, as another version may read it
 differently. Files are looked at in worker processes: one that crashes, hangs or eats the memory of its worker is a
-record with that problem. All is kept in one SQLite file, with a rollback journal and not WAL, which network disks do not
-support. Nothing depends on it: a damaged file is made anew, and where it cannot be used the work continues without it.
+record with that problem. All is kept in one SQLite file, with a rollback journal and not WAL, which network disks do
+not support. Nothing depends on it: a damaged file is made anew, and where it cannot be used the work continues
+without it.
 """
 
 import contextlib

@@ -63,10 +63,11 @@ def grouped(
 def group_keys(paths: list[str], labels: list[str]) -> tuple[list[str], Rule]:
     """What paths below the class folders say of clips cut from one recording: a group for each, and the rule.
 
-    Known patterns first (`v_x_g01_c02`: UCF101; `id_000010_000020`: Kinetics). Then sub-folders, where every class has
-    several and they hold several videos. Otherwise names are read as fields between `_`, `-` and spaces: the first field
-    that neither numbers the files nor follows from the class is the recording (`4_1_0`: sequence 1). Otherwise a number
-    at the end counts clips of one recording (`tape_3` with `tape_4`), as long as that leaves each class several groups.
+    Known patterns first (`v_x_g01_c02`: UCF101; `id_000010_000020`: Kinetics). Then sub-folders, where every class
+    has several and they hold several videos. Otherwise names are read as fields between `_`, `-` and spaces: the
+    first field that neither numbers the files nor follows from the class is the recording (`4_1_0`: sequence 1).
+    Otherwise a number at the end counts clips of one recording (`tape_3` with `tape_4`), as long as that leaves each
+    class several groups.
     """
     stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     for pattern, code in ((r".*_(g\d+)_c\d+$", "ucf"), (r"(.+)_\d{6}_\d{6}$", "times")):

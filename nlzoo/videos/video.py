@@ -1,12 +1,12 @@
 """The only door to the video decoders: what is in a file, and exact frames out of it.
 
 Unusual here: nothing believes a frame number that was computed from a time. `probe` walks the packets once and keeps
-the presentation time of every frame; `read_frames` knows a frame by that time, starts decoding only at key frames that
-the decoder confirms, and decodes from the start of the file when anything is not as the index says. Where packets
-cannot tell (no times, AVI, transport streams, damage that shows) the file is decoded once and its frames are counted.
-decord serves only where it is asked for, and refuses files that it was not measured to read right: on the others it gives
-the same bits as PyAV and costs more (docs/decoding.md).
-Readers are opened and closed within one call and decode with one thread, so workers may fork, and scale.
+the presentation time of every frame; `read_frames` knows a frame by that time, starts decoding only at key frames
+that the decoder confirms, and decodes from the start of the file when anything is not as the index says. Where
+packets cannot tell (no times, AVI, transport streams, damage that shows) the file is decoded once and its frames are
+counted. decord serves only where it is asked for, and refuses files that it was not measured to read right: on the
+others it gives the same bits as PyAV and costs more (docs/decoding.md). Readers are opened and closed within one call
+and decode with one thread, so workers may fork, and scale.
 """
 
 import math

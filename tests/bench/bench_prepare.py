@@ -2,9 +2,9 @@
 
     python tests/bench/bench_prepare.py [--clips 20] [--seed 0]
 
-Clips of 8 frames, spread over the video and dense, at short sides 256 and 128, by each way in turn; the packets of a file are
-walked (`probe`) before, once, as a run does. The source is generated: 10 s at 30 frames a second, panned, with something that
-moves in front and the noise of a camera.
+Clips of 8 frames, spread over the video and dense, at short sides 256 and 128, by each way in turn; the packets of a
+file are walked (`probe`) before, once, as a run does. The source is generated: 10 s at 30 frames a second, panned,
+with something that moves in front and the noise of a camera.
 """
 
 import argparse

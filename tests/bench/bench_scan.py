@@ -3,10 +3,11 @@
     python tests/bench/bench_scan.py SCRATCH [--files 100000] [--workers 2]
     python tests/bench/bench_scan.py --leaks 400
 
-Makes that many tiny videos in SCRATCH/videos (ten classes; the same mp4 with another `free` box at its end, so that no two
-files have the same bytes), then runs `listing.read`, `records.examine` and `check.check` in a process of its own: cold
-(nothing is remembered) and warm, each with its peak memory, workers included. SCRATCH is for you to delete.
-`--leaks`: how often `check.find_shortcut` warns of that many random folders, and finds what a tenth as many give away; no files.
+Makes that many tiny videos in SCRATCH/videos (ten classes; the same mp4 with another `free` box at its end, so that
+no two files have the same bytes), then runs `listing.read`, `records.examine` and `check.check` in a process of its
+own: cold (nothing is remembered) and warm, each with its peak memory, workers included. SCRATCH is for you to delete.
+`--leaks`: how often `check.find_shortcut` warns of that many random folders, and finds what a tenth as many give
+away; no files.
 """
 
 import argparse

@@ -7,10 +7,10 @@
 
 Wrong frames: random frames of every video that tests/drawn.py makes and of the odd and real ones in ../shared,
 against a decode of the whole file. CPU time: the same random clips by each reader in turn, one thread, fresh readers.
-Mutants: files with flipped, zeroed, cut, doubled or random bytes, each read as three clips.
-Loader: training clips of 8 spread frames, 224 pixels, through `data.load` with 1 and 2 workers, against as many processes
-that only decode the same frames: PyAV (seek, walk, scale), decord, torchcodec where it imports; and prepared files.
-Opens: resident memory of one process that reads a clip of a new file so many times.
+Mutants: files with flipped, zeroed, cut, doubled or random bytes, each read as three clips. Loader: training clips of
+8 spread frames, 224 pixels, through `data.load` with 1 and 2 workers, against as many processes that only decode the
+same frames: PyAV (seek, walk, scale), decord, torchcodec where it imports; and prepared files. Opens: resident memory
+of one process that reads a clip of a new file so many times.
 """
 
 import argparse

@@ -11,9 +11,9 @@ The peers stay out of nlzoo's own environment; in a scratch one, beside this pro
         git clone --depth 1 https://github.com/$r; done
     ~/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers ~/peers [--record tests/networks/peer_logits.json.gz] [name …]
 
-Prints one line per network and fails if one differs by more than 1e-4 relative (max |a - b| / max |b| of the logits), or if
-nothing was compared. `--record` writes what `tests/test_convert.py` holds on to: names, shapes and a few logits of each peer
-for weights that both sides draw from the same seed; no code and no weights of theirs.
+Prints one line per network and fails if one differs by more than 1e-4 relative (max |a - b| / max |b| of the logits),
+or if nothing was compared. `--record` writes what `tests/test_convert.py` holds on to: names, shapes and a few logits
+of each peer for weights that both sides draw from the same seed; no code and no weights of theirs.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """`convert` against what the peers' own networks answered, and against files that are damaged or mean harm.
 
-`peer_logits.json.gz` was recorded by tests/bench/peer_checkpoints.py beside the peers: of each network the names and shapes of
-its tensors and six logits of two clips. The weights are drawn here again, from the names. Look into it with `zcat | python -m json.tool`.
+`peer_logits.json.gz` was recorded by tests/bench/peer_checkpoints.py beside the peers: of each network the names and
+shapes of its tensors and six logits of two clips. The weights are drawn here again, from the names. Look into it with
+`zcat | python -m json.tool`.
 """
 
 import gzip

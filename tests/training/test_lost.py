@@ -1,7 +1,8 @@
 """Training cannot be lost: killed, signalled, out of room or memory, damaged, started twice, the same command ends with the same bits.
 
-All through the command line, in processes of their own: F1, F8 and F10 as `python -m nlzoo`, the others, to save the seconds that python
-takes to start, forked from this process. Scripts named `before` run there first, where a moment has to be met that no clock meets.
+All through the command line, in processes of their own: F1, F8 and F10 as `python -m nlzoo`, the others, to save the
+seconds that python takes to start, forked from this process. Scripts named `before` run there first, where a moment
+has to be met that no clock meets.
 """
 
 import hashlib
@@ -231,7 +232,8 @@ def none_left(leader, seconds=5.0):
 def interrupted(place, folder, rng, count, wanted, how, *words, before="", longest=3.0):
     """Interrupts runs of one command `count` times and lets each finish in the end; a list of what was seen.
 
-    `how(process)` ends it and says which exit codes may follow. Every start goes on from the newest checkpoint there is.
+    `how(process)` ends it and says which exit codes may follow. Every start goes on from the newest checkpoint there
+    is.
     """
     seen, runs = [], 0
     while len(seen) < count:
