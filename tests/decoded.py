@@ -1,4 +1,4 @@
-"""The oracle of the decoder: a decode of the whole file, which shares nothing with the product, and files damaged at random."""
+"""The oracle of the decoder: a decode of the whole file that shares nothing with the product; damaged files."""
 
 import functools
 import random

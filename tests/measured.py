@@ -17,7 +17,7 @@ def peak():
 
 
 def grown(before: str, script: str, *words: object) -> float:
-    """MiB by which `script` raises the peak memory of a process that has run `before`; `words` are its `sys.argv[1:]`."""
+    """MiB by which `script` raises the peak memory of a process that ran `before`; `words`: its `sys.argv[1:]`."""
     lines = [_PEAK, textwrap.dedent(before), "_start = peak()", textwrap.dedent(script), "print(peak() - _start)"]
     command = [sys.executable, "-c", "\n".join(lines), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -56,7 +56,7 @@ class Residual(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """z_i = BN(W_z y_i) + x_i (equation 6); keys from a 2x2 max-pool of x; embedded gaussian with d^-0.5, or another form."""
+    """z_i = BN(W_z y_i) + x_i (equation 6); keys from a 2x2 max-pool of x; embedded gaussian with d^-0.5, or other."""
 
     def __init__(self, channels, form="embedded"):
         super().__init__()
@@ -94,7 +94,7 @@ class NonLocal(nn.Module):
 
 
 class I3D(nn.Module):
-    """`(B, 3, T, H, W)` to `(B, classes)`. `blocks`: {(stage 0-3, residual block): form of the non-local block after it}."""
+    """`(B, 3, T, H, W)` to `(B, classes)`. `blocks`: {(stage 0-3, residual block): form of the block after it}."""
 
     def __init__(self, depth, classes, arch="i3d", pools="none", padding="replicate", blocks=None, pool1_padding=1):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Weights, clips and files that the peers' run and the suite make alike, from names: no file of weights has to be kept."""
+"""Weights, clips and files that the peers' run and the suite make alike, from names: no weights have to be kept."""
 
 import io
 import math
@@ -10,7 +10,7 @@ import torch
 
 
 def seeded_tensor(name: str, shape: tuple[int, ...], theta: float = 1.0) -> torch.Tensor:
-    """A float32 tensor for the parameter or statistic `name`, the same everywhere; large enough in effect that none is silent.
+    """A float32 tensor for the parameter or statistic `name`, the same everywhere, and large enough to matter.
 
     `theta` shrinks theta's: the dot form is a cube of its input, and five of them in a row would overflow.
     """
@@ -33,7 +33,7 @@ def clip_of(frames: int, size: int) -> torch.Tensor:
 
 
 def python2_pickle(data: object) -> bytes:
-    """Protocol 2 as python 2 writes it: the bytes of arrays are strings (BINSTRING), which python 3 cannot write by itself."""
+    """Protocol 2 as python 2 writes it: bytes of arrays are strings (BINSTRING), which python 3 does not write."""
 
     class Python2(pickle._Pickler):
         def save_bytes(self, raw):

@@ -1,4 +1,4 @@
-"""The job on real weights and real videos, through the command line; the figures of a full run are in docs/training.md."""
+"""The job on real weights and videos, through the command line; a full run's figures are in docs/training.md."""
 
 import json
 import os

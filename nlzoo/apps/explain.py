@@ -302,7 +302,7 @@ def _note(block: NonLocalBlock, change: Tensor) -> str:
 
 
 def _rows(block: Block, one: _Recorded, at: Sequence[tuple[int, float, float]], points: int, frames: int) -> list[Row]:
-    """A `Row` for each query of a block: those at the points `at`, else the strongest where the weights mean something."""
+    """A `Row` for each query: those at the points `at`, else the strongest where the weights mean something."""
     queries = [_cell(point, frames, one.change.shape) for point in at]
     if not at and not block.note:
         queries = strongest(one.change, points)

@@ -248,7 +248,7 @@ def _commit(repo: Repo, contents: Contents, state: RepoState, private: bool) -> 
 
 
 def _send(repo: Repo, changed: Contents, gone: list[str], parent: str, private: bool) -> str:
-    """The commit that was made. What is large is sent first, so that the last look at the repository is a recent one."""
+    """The commit that was made. Large files are sent first, so that the last look at the repository is recent."""
     additions = [CommitOperationAdd(name, content) for name, content in changed.items()]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions, *map(CommitOperationDelete, gone)]
     client, words = hub_client.client(), f"{repo.kind.capitalize()} by nlzoo"

@@ -27,7 +27,7 @@ def check(
     seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
     json: Json = False,
 ) -> None:
-    """Find what is wrong with videos before training does: broken files, copies, leaks, splits. Exit code 3: not ready."""
+    """Find what is wrong with videos before training: broken files, copies, leaks, splits. Exit code 3: not ready."""
     from ..apps import check as examiner
     from ..videos import listing, records
 

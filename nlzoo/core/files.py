@@ -250,7 +250,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _hidden(path: Path, ending: str) -> Path:
-    """A hidden name beside `path`: `part` of what is being written or removed, `old` of a whole folder that was replaced."""
+    """A hidden name beside `path`: `part` of what is being written or removed, `old` of a folder that was replaced."""
     name = path.name if ending == "old" else path.name[:40]  # or a long name would become too long
     return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}.{ending}")
 

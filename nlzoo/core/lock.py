@@ -67,7 +67,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the lock file that is in `folder` now names this process: not where the folder was deleted or replaced."""
+    """Whether the lock file now in `folder` names this process: not where the folder was deleted or replaced."""
     owner = _read_owner(folder / LOCK)
     return owner is not None and owner[:2] == (os.getpid(), socket.gethostname())
 

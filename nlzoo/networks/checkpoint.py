@@ -45,7 +45,7 @@ def save_model(folder: Path, net: Network, metrics: dict | None = None, readme: 
 
 
 def load_model(folder: Path) -> Network:
-    """The network of a model folder, on the CPU, float32, in eval mode, its `ModelSpec` as `spec`. Raises `WeightsError`."""
+    """The network of a model folder: on the CPU, float32, eval mode, with its `spec`. Raises `WeightsError`."""
     blueprint, weights = _compared(folder)
     net = build(blueprint.spec)
     own = net.state_dict()
@@ -62,7 +62,7 @@ def read_blueprint(folder: Path) -> Network:
 
 
 def _compared(folder: Path) -> tuple[Network, Weights]:
-    """The network that config.json describes, on the meta device, and the weights, whose names and shapes are its own."""
+    """The network that config.json describes, on the meta device, and the weights, which fit it by name and shape."""
     spec = read_spec(folder)
     weights = _read_header(files.current(Path(folder)) / "model.safetensors")
     with torch.device("meta"):

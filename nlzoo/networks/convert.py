@@ -1,4 +1,4 @@
-"""Other people's Kinetics networks (C2D, I3D, non-local) as ours: which zoo a file is from, and what its names mean here.
+"""Kinetics networks of other zoos (C2D, I3D, non-local) as ours: which zoo a file is from, what its names mean.
 
 One table per zoo, `ZOOS`. In its names `{stage}` is the zoo's word for res2..res5, `#` a number and `*` the last word
 (weight, bias, …). Nothing is passed over: a name that no row knows is an error, and so is one of ours that nothing
@@ -391,7 +391,7 @@ def _short(name: str) -> str:
 
 
 def _rename(shapes: Shapes, zoo: Zoo, file: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """`({ours: theirs}, {second name of theirs: ours}, {theirs: why dropped})`; every name of theirs is in one of them."""
+    """`({ours: theirs}, {second name of theirs: ours}, {theirs: why dropped})`: each name of theirs is in one."""
     rows, again = _patterns(zoo.rows, zoo), _patterns(zoo.twins, zoo)
     names: dict[str, str] = {}
     twins, dropped = {}, {}

@@ -1,4 +1,4 @@
-"""Weights files that may come from anybody: no code in them runs, and nothing is allocated that their header does not account for.
+"""Weights files that may come from anybody: no code in them runs, and their header accounts for all memory.
 
 Four formats: `.safetensors`; torch's own, in a zip or, before torch 1.6, as pickles in a row; and pickles of numpy
 arrays (Caffe2's `.pkl`). Unusual: torch never sees the file. Its header is read here, bounded, into `Entry`s; the
@@ -251,7 +251,7 @@ def _reader(file: Path) -> Callable[[Path, IO[bytes]], Content]:
 
 
 def _read_safetensors(file: Path, opened: IO[bytes]) -> Content:
-    """The header: `{name: {"dtype", "shape", "data_offsets"}}`, whose stretches fill the rest of the file without gaps."""
+    """The header: `{name: {"dtype", "shape", "data_offsets"}}`; its stretches fill the rest of the file without gaps."""
     length = int.from_bytes(opened.read(8), "little")
     first = 8 + length
     if length > MAX_STRUCTURE:

@@ -69,7 +69,7 @@ class Backbone:
 
 
 def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path], command: str = "") -> Backbone:
-    """The 2-D network `name` in float32, eval mode, with weights from a file, from the package (`tiny`), or from the Hub.
+    """The 2-D network `name` in float32, eval mode, with weights from a file, the package (`tiny`) or the Hub.
 
     `fetch(repo)` gives the weights file of a repository on the Hub. `command` is the one that a hint repeats with
     --weights. Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
@@ -182,7 +182,7 @@ def set_head(net: Network, classes: tuple[str, ...], multi_label: bool = False) 
 
 
 def moving_average(net: Network, decay: float) -> nn.Module:
-    """timm's moving average of weights and BN statistics: its attribute `module` starts as a copy of `net` in eval mode.
+    """timm's moving average of weights and BN statistics; its `module` starts as a copy of `net` in eval mode.
 
     `update(net, step=n)` after the n-th optimiser step, from 1: the first copies, then the decay rises from 0.37 as
     1 - n^(-2/3), up to `decay`, so that a short run does not keep the weights it started from. All its state is that of
@@ -266,7 +266,7 @@ def inflate(
 
 @torch.no_grad()
 def check(flat: nn.Module, before: nn.Module, net: Network, frames: int = 8, size: int = 64) -> Checks:
-    """Compares the 2-D network, the inflated one and the one with blocks on random clips of `frames` x `size` x `size`."""
+    """Compares the 2-D network, the inflated one and that with blocks on random clips of `frames` x `size` x `size`."""
     inflation = net.spec.inflation
     moving = torch.randn(2, 3, frames, size, size)
     still = moving[:, :, :1].expand(-1, -1, frames, -1, -1)

@@ -101,7 +101,7 @@ def views(
 
 
 def in_order(view: View, order: str, rng: np.random.Generator) -> View:
-    """The view with its frames in `ViewSpec.order`: true; shuffled by `rng`, never to true; or the middle one T times."""
+    """The view, its frames in `ViewSpec.order`: true; shuffled by `rng`, never to true; or the middle one T times."""
     count = len(view.indices)
     if order == "true" or count == 1:
         return view
@@ -119,7 +119,7 @@ def view_side(clip: ClipSpec, spec: ViewSpec) -> int:
 
 
 def _clips(total: int, clip: ClipSpec, count: int, fps: float | None) -> list[tuple[int, ...]]:
-    """Dense clips from the first possible start to the last; or spread clips that share the frames of one fine spread."""
+    """Dense clips from the first possible start to the last, or spread clips that share one fine spread's frames."""
     if count == 1:
         return [frame_indices(total, clip, fps=fps)]
     length = _length(total, clip, fps)
@@ -130,7 +130,7 @@ def _clips(total: int, clip: ClipSpec, count: int, fps: float | None) -> list[tu
 
 
 def _crops(count: int | str, aspect: float) -> list[tuple[float, float, float, float]]:
-    """`(top, left, height, width)` in fractions: the whole frame, or three squares of the shorter side along the longer."""
+    """`(top, left, height, width)` in fractions: the whole frame, or three squares of the shorter side."""
     if count != 3:
         return [(0.0, 0.0, 1.0, 1.0)]
     height, width = _square(1.0, aspect)

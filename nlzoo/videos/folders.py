@@ -88,7 +88,7 @@ def _labelled(videos: list[str], layout: dict[str, str]) -> tuple[list[Item], li
 
 
 def _lists_in(root: Path) -> list[tuple[Path, str]]:
-    """`[(file, split)]` when the folder holds `train.csv` and `val.csv` (.tsv, .txt); with `test.*` where it is there."""
+    """`[(file, split)]` when the folder holds `train.csv` and `val.csv` (.tsv, .txt), and perhaps `test.*`."""
     found: dict[str, list[Path]] = {}
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda e: e.name):

@@ -52,7 +52,7 @@ def read_frames(path: str | os.PathLike, indices: Sequence[int], short_side: int
 
 
 def check_options(cache: Path, decoder: str) -> None:
-    """Raises `UsageError` where `decoder` could not serve with a cache, and `DiskError` where `cache` could not be written."""
+    """Raises `UsageError` where `decoder` does not go with a cache, `DiskError` where `cache` cannot be written."""
     if decoder == "decord":
         raise UsageError(
             "--cache keeps frames that PyAV decoded, so --decoder decord cannot be used with it", "omit one of the two"

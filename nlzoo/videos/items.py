@@ -1,4 +1,4 @@
-"""Labelled videos as plain data. After `listing.read` nothing knows any more whether they came from a folder or a list."""
+"""Labelled videos as plain data: after `listing.read` nothing knows whether they came from a folder or a list."""
 
 import csv
 import os

@@ -155,7 +155,7 @@ def _search(folder: str, base: str, stems: set[str]) -> dict[str, str]:
 
 
 def _repeated(row: Row, item: Item, seen: dict[tuple, tuple[Row, Item]]) -> Skipped | None:
-    """What is skipped because the same part of the same file was listed before. Raises `VideoError` for other labels."""
+    """What is skipped because the same part of the same file was listed before. Raises `VideoError` for two labels."""
     first, before = seen.setdefault((item.path, item.start or 0.0, item.end), (row, item))
     if first is row:
         return None

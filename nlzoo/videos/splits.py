@@ -240,7 +240,7 @@ def _share(val: str) -> float | None:
 
 
 def _draw(items: list[Item], groups: list[str], share: float, seed: int) -> set[str]:
-    """The groups that are held out: the first draw that holds about `share` of the videos, or the nearest of `DRAWS`."""
+    """The groups that are held out: the first draw with about `share` of the videos, or the nearest of `DRAWS`."""
     best: set[str] = set()
     videos = Counter(item.group for item in items)
     missing = target = share * len(items)

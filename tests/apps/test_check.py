@@ -1,4 +1,4 @@
-"""What `check` says of folders: each finding where there is cause, and not where there is none; every file accounted for."""
+"""What `check` says of folders: a finding where there is cause, none where there is none; every file counted."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, seed):
-    """Makes `count` videos of each class, no two of the same bytes; lengths and shapes have nothing to do with the class."""
+    """Makes `count` videos a class, no two of the same bytes; lengths and shapes are independent of the class."""
     rng = random.Random(seed)
 
     def make(count=4, classes="abc"):
@@ -249,7 +249,7 @@ def test_one_number_that_tells_one_class_is_found(kind, seed):
 
 
 def test_numbers_that_tell_nothing_give_few_alarms(seed):
-    """docs/check.md has the rate over many more; 6 of 30 tests would be chance in far less than one of a million runs."""
+    """docs/check.md has the rate over many more; 6 of 30 would be chance in far less than one of a million runs."""
     rng, alarms = np.random.default_rng(seed), 0
     for _ in range(15):
         shapes = rng.choice([1.0, 4 / 3, 16 / 9], 60, p=rng.dirichlet(np.ones(3)))

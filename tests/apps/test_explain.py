@@ -1,4 +1,4 @@
-"""Rows of weights against the matrix of all pairs in float64, evidence against Grad-CAM by hand, and pictures that decode whatever the names."""
+"""Rows of weights against all pairs in float64, evidence against Grad-CAM by hand, pictures whatever the names."""
 
 import dataclasses
 import io
@@ -111,7 +111,7 @@ def test_the_strongest_points_are_apart(seed):
 
 @pytest.mark.parametrize("subsample", model_spec.SUBSAMPLES)
 def test_a_query_points_at_its_twin(subsample, seed):
-    """Two places alike in all the clip: the one's strongest key is the other, and the drawn point lies on it, odd sizes or not."""
+    """Two places alike in all the clip: one's strongest key is the other, and the drawn point lies on it."""
     block, x = NonLocalBlock(8, "gaussian", subsample=subsample), 0.1 * torch.randn(1, 8, 6, 7, 9)
     x[0, :, 1, 2, 3] = x[0, :, 4, 5, 6] = 10 * torch.eye(8)[seed % 8]
     row = explain.row_of(BLOCK, explain.weights_of(block, x, (1, 2, 3)), (1, 2, 3), x.shape[2:], 12)

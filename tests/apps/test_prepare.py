@@ -192,7 +192,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
 
 
 def test_a_disk_that_is_full_at_any_byte_is_told(tmp_path, seed):
-    """As many limits as there are kinds of writes: the middle of the frames, the tail, the index that is moved to the front."""
+    """A limit for each kind of write: in the middle of the frames, in the tail, in the index moved to the front."""
     source, target = encode(tmp_path / "a.mp4", drawing(40)), tmp_path / "b.mp4"
     transcode(source, target)
     whole, (soft, hard) = target.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -111,7 +111,7 @@ def hostile_page(hostile):
 
 
 class Parsed(HTMLParser):
-    """What is on a page: elements in order, text, tables by the id of their caption. Every element must be closed where it was opened."""
+    """What is on a page: elements in order, text, tables by their caption's id. Each element must be closed."""
 
     def __init__(self, page):
         super().__init__()
@@ -497,7 +497,7 @@ onload = () => {
 
 
 def test_it_renders_in_chromium(page, hostile_page, tmp_path):
-    """No message, no page or picture wider than its window, contrast of 4.5, no white picture on a dark page; a control fails at each."""
+    """No message, nothing wider than its window, contrast of 4.5, no white picture on dark; a control fails at each."""
     if not (browser := shutil.which("chromium")):
         assert not os.environ.get("CI"), "CI must run the browser test: apt-get install chromium"
         pytest.skip("there is no chromium here")

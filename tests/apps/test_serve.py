@@ -1,4 +1,4 @@
-"""The page of `nlzoo serve` over plain HTTP: the app of a Space, as `push --space` writes it, on loopback and with small limits.
+"""The page of `nlzoo serve` over plain HTTP: the app of a Space as `push --space` writes it, with small limits.
 
 One server for all tests of a process; how it ends is tested when the last of them has ended.
 """
@@ -140,7 +140,7 @@ def page(tmp_path_factory):
 
 
 def _ends_cleanly(served):
-    """A SIGTERM, with a video lying there and another being answered: exit code 0, nobody listens, nothing is left, nothing else was wrong."""
+    """A SIGTERM while a video lies there and another is answered: exit code 0, nobody listens, nothing is left."""
     served.send(b"never asked about")
     served.begin(served.send(clip(served.folder, frames=24).read_bytes())[1])
     assert served.left() and list(served.temp.glob("nlzoo-serve-*"))
@@ -294,7 +294,7 @@ def refused_questions(sent, outside, elsewhere):
 
 
 def test_no_request_of_any_session_makes_it_fetch_or_read_anything_else(page, videos):
-    """gradio rebuilds a component for a session once it was answered: so in a new session, and in one with an answer."""
+    """gradio rebuilds a component for a session once it was answered: so in a new session and in one with an answer."""
     outside = videos()
     _, sent = page.send(outside.read_bytes())
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:

@@ -1,4 +1,4 @@
-"""CPU time per clip: a 1080p video, the same prepared (`nlzoo prepare`), and its decoded frames from the cache (`--cache`).
+"""CPU time per clip: a 1080p video, the same prepared (`nlzoo prepare`), and its frames from the cache (`--cache`).
 
     python tests/bench/bench_prepare.py [--clips 20] [--seed 0]
 
@@ -76,7 +76,7 @@ def spent(call, *words) -> float:
 
 
 def compare(source, prepared, cache, side, clip, count, seed) -> list[float]:
-    """CPU ms per clip from the source, prepared, cached: medians of `count` clips, each read by the three in random order."""
+    """CPU ms per clip from source, prepared, cached: medians of `count` clips, each read by the three in random order."""
     ways = {
         "source": lambda indices: video.read_frames(source, indices, side),
         "prepared": lambda indices: video.read_frames(prepared, indices, side),

@@ -41,7 +41,7 @@ def make(folder, count):
 
 
 def scan(folder, workers) -> dict:
-    """Seconds of each part; peak memory in MB is what `wait4` says of this process, and of the largest of its children."""
+    """Seconds of each part; peak memory in MB is what `wait4` says of this process and its largest child."""
     seconds, start = {}, time.perf_counter()
 
     def lap(name):

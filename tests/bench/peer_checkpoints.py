@@ -1,4 +1,4 @@
-"""Import parity: each peer's own network with random weights and statistics, saved as the peer saves it, imported, compared.
+"""Import parity: each peer's own network with random weights, saved as the peer saves it, imported, compared.
 
 The peers stay out of nlzoo's own environment; in a scratch one, beside this project's torch and timm:
 
@@ -215,7 +215,7 @@ def save_resnet3d(net, folder, name):
 
 
 def authors(peers, non_local, sparse, c2d, size, frames):
-    """Caffe2 runs nowhere here. Tushar-N's network is the authors' 32x2 I3D; C2D and 8x8 have its layers with other kernels and strides."""
+    """Caffe2 runs nowhere here. Tushar-N's network is the authors' 32x2 I3D; C2D and 8x8 change kernels and strides."""
     net = resnet3d(peers, non_local, size, frames)
     if c2d:
         for m in net.modules():
@@ -229,7 +229,7 @@ def authors(peers, non_local, sparse, c2d, size, frames):
 
 
 def affine(peers, size, frames):
-    """The authors' long-clip nets: BN folded into scale and shift (AffineNd), here BN with mean 0 and variance 1 - eps."""
+    """The authors' long-clip nets: BN folded into scale and shift (AffineNd), as BN with mean 0, variance 1 - eps."""
     net = authors(peers, False, False, False, size, frames)
     net.affine = True
     return net
@@ -264,7 +264,7 @@ def caffe2_name(key):
 
 
 def save_slowfast_caffe2(net, folder, name):
-    """The files of SlowFast's zoo, which its own `c2_model_loading` translates: each blob is named by turning that around."""
+    """The files of SlowFast's zoo, which its `c2_model_loading` translates: each blob is named by the inverse."""
     from slowfast.utils.c2_model_loading import get_name_convert_func
 
     translate, state, blobs = get_name_convert_func(), net.state_dict(), {}
@@ -430,7 +430,7 @@ NETS = {
 
 
 def fill(net, theta):
-    """Weights and statistics drawn from each tensor's own name, so that the test can draw them again without the peer."""
+    """Weights and statistics drawn from each tensor's name, so that the test can draw them again without the peer."""
     state = net.state_dict()
     for name, value in state.items():
         if value.is_floating_point():

@@ -1,4 +1,4 @@
-"""Weights files as people have them, and files that mean harm: types, prefixes, nestings, views, and what reading them costs.
+"""Weights files as people have them, and files that mean harm: types, prefixes, nestings, views, and their costs.
 
 Costs are those of a process of its own: its CPU time and the peak of its memory, above what it has once all is
 imported.

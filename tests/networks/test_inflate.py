@@ -97,7 +97,7 @@ SIZES = {  # reference, section 4; 400 classes, 224 pixels: millions of paramete
 
 
 def counted(net, clip):
-    """Multiply-adds by hand: every convolution's and linear's output times the inputs that it reads, plus both products."""
+    """Multiply-adds by hand: every layer's output times the inputs that it reads, plus both products."""
     total = [0]
 
     def add(m, inputs, out):

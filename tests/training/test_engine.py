@@ -1,4 +1,4 @@
-"""Many processes train as one does, and one that ends, hangs or is told to stop takes the others with it and loses nothing."""
+"""Many processes train as one does; one that ends, hangs or is stopped takes the others with it, losing nothing."""
 
 import dataclasses
 import importlib.util

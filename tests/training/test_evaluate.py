@@ -71,7 +71,7 @@ def network(seed):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_whole_frames_as_they_are_by_hand(wide, seed, workers):
-    """Ten clips of the paper's whole frames: shorter side 8/7 of the clip's, no crop, no squeeze, one softmax a clip."""
+    """Ten clips of the paper's whole frames: shorter side 8/7 of the clip's, no crop or squeeze, one softmax a clip."""
     net = network(seed)
     files = [*wide, wide[0].with_name("missing.mp4")]
     source = loader.Clips(

@@ -53,7 +53,7 @@ class Point(nn.Module):
 @pytest.mark.parametrize("span", ["time", "space"])
 @pytest.mark.parametrize("task", ["time", "space"])
 def test_a_span_learns_what_it_joins_and_nothing_else(span, task):
-    """Whether two marks are alike is no sum over positions, so that without a span that joins them it cannot be said."""
+    """Whether two marks are alike is no sum over positions: without a span that joins them it cannot be known."""
     torch.manual_seed(0)
     rng, net = np.random.default_rng(0), Point(span)
     optimizer = torch.optim.AdamW(net.parameters(), 5e-3)
@@ -72,7 +72,7 @@ def test_a_span_learns_what_it_joins_and_nothing_else(span, task):
 
 
 def first_losses(folder, recipe="small", count=20):
-    """The losses of `count` steps of 4 clips that numpy draws, on the tiny network with one block: no video is involved."""
+    """The losses of `count` steps of 4 clips that numpy draws, on the tiny network with one block: without videos."""
     items = tuple(
         listing.Item(f"{k}{n}.mp4", (k,), split=part) for k in "abc" for n, part in enumerate(["train"] * 8 + ["val"])
     )

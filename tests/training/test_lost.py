@@ -1,4 +1,4 @@
-"""Training cannot be lost: killed, signalled, out of room or memory, damaged, started twice, the same command ends with the same bits.
+"""Training cannot be lost: killed, signalled, out of room or memory, damaged, started twice, it ends with equal bits.
 
 All through the command line, in processes of their own: F1, F8 and F10 as `python -m nlzoo`, the others, to save the
 seconds that python takes to start, forked from this process. Scripts named `before` run there first, where a moment
@@ -432,7 +432,7 @@ train.train = late
     [("runs/r/result.json", "runs/r has finished meanwhile"), ("go", "train.recipe.lr: 0.0005 then, 0.001 now")],
 )
 def test_a_start_that_comes_to_the_folder_late_does_not_take_up_another_run(place, tmp_path, file, refusal):
-    """It looked when there was none; then another began there, and finished or was stopped, before this one has the lock."""
+    """It looked when there was none; then another began there and finished or was stopped before this one had the lock."""
     started = tune(place, tmp_path / "a", "--lr", "1e-3", before=LATE.format(file=file))
     until_said(started, "waiting")
     other = tune(place, tmp_path / "a", before=OFTEN if file == "go" else "")

@@ -159,7 +159,7 @@ def test_confidence_on_the_edge_of_a_bin():
 
 
 def test_intervals_are_drawn_over_groups(seed):
-    """Clips of one recording fail together: ten recordings of twelve clips say less than a hundred and twenty of one."""
+    """Clips of one recording fail together: ten recordings of twelve clips say less than 120 of one."""
     rng = np.random.default_rng(seed)
     right = np.repeat(rng.permutation([True] * 7 + [False] * 3), 12)
     scores = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])

@@ -1,4 +1,4 @@
-"""A run killed at any instant, on a full disk or a failing one, has its last checkpoint; and one process at a time works on it."""
+"""A run killed at any instant, on a full disk or a failing one, has its last checkpoint; one process works on it."""
 
 import errno
 import fcntl
@@ -268,7 +268,7 @@ def test_a_damaged_one_is_never_kept_in_place_of_a_whole_one(tmp_path, seed):
 
 @pytest.fixture
 def memory(tmp_path):
-    """A folder in memory where there is one: a kill, unlike a power cut, leaves the same there as on a disk, and flushing is free."""
+    """A folder in memory where there is one: a kill, unlike a power cut, leaves the same there, and flushing is free."""
     if not os.access("/dev/shm", os.W_OK):
         return (yield tmp_path)
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
@@ -278,7 +278,7 @@ def memory(tmp_path):
 
 @pytest.fixture
 def job(memory, seed):
-    """`(begin, act, check)`: a run with two checkpoints and `best`; the next save, prune and `best`; what must be true after a kill in it.
+    """`(begin, act, check)`: a run with two checkpoints and `best`; the next save, prune and `best`; what must hold then.
 
     With `saved` the next save and prune have been, and `act` is about `best` alone.
     """
@@ -337,7 +337,7 @@ def job(memory, seed):
 
 
 def counted(work, n):
-    """Leaves at the n-th filesystem call that python or its libraries make; gives all of them, in order, where there are fewer."""
+    """Leaves at the n-th filesystem call of python or its libraries; gives all in order where there are fewer."""
     seen = []
 
     def call(name, *args):
@@ -359,7 +359,7 @@ def counted(work, n):
         setattr(module, name, watched)
 
     def writing(module):
-        """What safetensors does unseen by python (strace shows it): a hidden file beside, its full length, the numbers, a rename."""
+        """What safetensors does unseen by python (by strace): a hidden file, its full length, the numbers, a rename."""
         real = module.save_file
 
         def watched(tensors, file, **kwargs):
@@ -399,7 +399,7 @@ def test_nor_where_two_names_cannot_be_exchanged(job, monkeypatch):
 
 
 def killed_everywhere(begin, act, check):
-    """A kill at each filesystem call, every eighth followed by another try: how many, and how often `best` did not have its name."""
+    """A kill at each filesystem call, every eighth tried again: how many, and how often `best` lacked its name."""
     before, n, homeless = [False, False], 0, 0
     while True:
         n += 1
@@ -493,7 +493,7 @@ def test_a_kill_at_any_system_call_loses_nothing(job, memory):
 
 
 def limited(work, size, deadly):
-    """As `forked`, with files of at most `size` bytes: a write past it fails or, where it is `deadly`, ends the process in its middle."""
+    """As `forked`, with files of at most `size` bytes: a write past it fails or, where `deadly`, ends the process."""
 
     def run():
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL if deadly else signal.SIG_IGN)

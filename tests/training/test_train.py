@@ -244,7 +244,7 @@ def weights(folder, name="last"):
 
 
 def test_a_batch_in_parts_is_the_batch(videos, tmp_path):
-    """With BN frozen and no dropout, since both look at what they are given at once; the block's own BN learns, so there is no block."""
+    """With BN frozen and no dropout, since both depend on the batch; a block's own BN learns, so there is no block."""
     nets = []
     for parts in (1, 3):
         net, found, config, _ = prepared(

@@ -1,4 +1,4 @@
-"""Pixels: one draw for all frames, keyed by its generator alone; MixUp and CutMix that blend labels as they blend pixels."""
+"""Pixels: one draw for all frames, keyed by its generator alone; MixUp and CutMix blend labels as pixels."""
 
 import dataclasses
 import subprocess

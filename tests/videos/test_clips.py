@@ -149,7 +149,7 @@ def test_several_dense_clips_reach_from_the_first_frame_to_the_last(seed):
 
 
 def test_several_spread_clips_tile_the_video(seed):
-    """Each part gives each clip one frame, in order; where there are enough frames, gaps between all of them are even."""
+    """Each part gives each clip one frame, in order; where there are enough frames, their gaps are even."""
     rng = np.random.default_rng(seed)
     for _ in range(200):
         frames, count, total = int(rng.integers(1, 33)), int(rng.integers(1, 12)), int(rng.integers(1, 2000))

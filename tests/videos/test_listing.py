@@ -1,4 +1,4 @@
-"""Folders and lists, as people have them: each shape is used as it was meant, or refused in a sentence that says what to do.
+"""Folders and lists as people have them: each is used as it was meant, or refused with what to do instead.
 
 Nothing is opened by `listing`, so a video here is any file with a video's ending.
 """

@@ -133,7 +133,7 @@ def test_parts_of_a_video_are_clips_of_their_own_frames(tree, tmp_path):
 
 
 def test_no_batch_of_two_or_more_ends_with_a_single_clip(seed):
-    """BN has one value a channel there, where the last stage is 1 x 1: any order and size, also a sampler's with repeats."""
+    """BN has one value a channel there, where the last stage is 1 x 1: any order and size, also with repeats."""
     rng = np.random.default_rng(seed)
     for batch in range(2, 9):
         for total in range(2, 40):

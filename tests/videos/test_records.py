@@ -1,4 +1,4 @@
-"""What is remembered of videos: the same as looking again, only while a file is the same, and never in the way of the work."""
+"""What is remembered of videos: as looking again, only while a file is the same, and never in the way of the work."""
 
 import dataclasses
 import hashlib
