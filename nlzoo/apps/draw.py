@@ -6,6 +6,7 @@ nothing about the class, by construction: a network that does not look at time s
 The vertical family (`DEMO`) and the zooms keep their labels when flipped; `left`, `right` and the spins do not.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,6 @@ import numpy as np
 
 from ..core.errors import UsageError
 from ..videos.encode import write_video
-
-SHAPES = ("disc", "square", "triangle", "star", "cross", "ring", "moon", "bar")
-TEXTURES = ("plain", "stripes", "checks", "dots", "halves")
 
 # label: (what the sprite does from the first drawn frame to the last, the order in which the frames are shown)
 _MOTIONS = {
@@ -74,45 +72,42 @@ def paint(canvas: np.ndarray, what: Sprite, y: float, x: float, radius: float, a
     dx = (np.arange(left, right) - x)[None, :] / radius
     u = np.cos(angle) * dx + np.sin(angle) * dy  # the sprite's own axes, 1 at its rim
     v = np.cos(angle) * dy - np.sin(angle) * dx
-    cover = np.clip(_depth(what.shape, u, v) * radius + 0.5, 0, 1)[..., None]  # one pixel of smooth edge
+    depth = _DEPTHS[what.shape](u, v, np.hypot(u, v))
+    cover = np.clip(depth * radius + 0.5, 0, 1)[..., None]  # one pixel of smooth edge
     shift = what.phase if what.texture != "halves" else 0  # a half is a half of the sprite
-    second = _second_colour(what.texture, u * what.pitch + shift, v * what.pitch + shift)[..., None]
+    second = _TEXTURES[what.texture](u * what.pitch + shift, v * what.pitch + shift)[..., None]
     fill = what.colours[0] + second * (what.colours[1] - what.colours[0])
     canvas[top:bottom, left:right] += cover * (fill - canvas[top:bottom, left:right])
 
 
-def _depth(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """How far inside the shape a point is, in radii: positive inside, 0 on the rim; u, v broadcast to (h, w)."""
-    r = np.hypot(u, v)
-    if shape == "disc":
-        return 0.9 - r
-    if shape == "square":
-        return 0.75 - np.maximum(np.abs(u), np.abs(v))
-    if shape == "triangle":
-        return 0.5 - np.maximum(v, np.abs(u) * 0.866 - v * 0.5)
-    if shape == "star":
-        wedge = np.abs((np.arctan2(u, -v) * 5 / (2 * np.pi)) % 1 - 0.5) * 2  # 1 at a tip, 0 between two
-        return 0.4 + 0.6 * wedge**1.5 - r
-    if shape == "cross":
-        return np.maximum(np.minimum(0.9 - np.abs(u), 0.28 - np.abs(v)), np.minimum(0.28 - np.abs(u), 0.9 - np.abs(v)))
-    if shape == "ring":
-        return 0.24 - np.abs(r - 0.7)
-    if shape == "moon":
-        return np.minimum(0.95 - r, np.hypot(u - 0.45, v) - 0.7)
-    return np.minimum(0.95 - np.abs(u), 0.33 - np.abs(v))  # bar
+# How far inside a shape a point (u, v) at distance r is, in radii: positive inside, 0 on the rim.
+_DEPTHS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": lambda u, v, r: 0.9 - r,
+    "square": lambda u, v, r: 0.75 - np.maximum(np.abs(u), np.abs(v)),
+    "triangle": lambda u, v, r: 0.5 - np.maximum(v, np.abs(u) * 0.866 - v * 0.5),
+    "star": lambda u, v, r: 0.4 + 0.6 * _wedge(u, v) ** 1.5 - r,
+    "cross": lambda u, v, r: np.maximum(
+        np.minimum(0.9 - np.abs(u), 0.28 - np.abs(v)),
+        np.minimum(0.28 - np.abs(u), 0.9 - np.abs(v)),
+    ),
+    "ring": lambda u, v, r: 0.24 - np.abs(r - 0.7),
+    "moon": lambda u, v, r: np.minimum(0.95 - r, np.hypot(u - 0.45, v) - 0.7),
+    "bar": lambda u, v, r: np.minimum(0.95 - np.abs(u), 0.33 - np.abs(v)),
+}
+# Where a texture shows its second colour, one repeat long per unit.
+_TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "plain": lambda u, v: np.zeros(np.broadcast_shapes(u.shape, v.shape), bool),
+    "stripes": lambda u, v: (u + 0 * v) % 1 < 0.5,
+    "checks": lambda u, v: (u % 1 < 0.5) != (v % 1 < 0.5),
+    "dots": lambda u, v: np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.32,
+    "halves": lambda u, v: u + v > 0,
+}
+SHAPES, TEXTURES = tuple(_DEPTHS), tuple(_TEXTURES)
 
 
-def _second_colour(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Where the second colour shows, 0 or 1; u, v broadcast to (h, w), one repeat long per unit."""
-    if texture == "plain":
-        return np.zeros(np.broadcast_shapes(u.shape, v.shape))
-    if texture == "stripes":
-        return ((u + 0 * v) % 1 < 0.5).astype(float)
-    if texture == "checks":
-        return ((u % 1 < 0.5) != (v % 1 < 0.5)).astype(float)
-    if texture == "dots":
-        return (np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.32).astype(float)
-    return (u + v > 0).astype(float)  # halves
+def _wedge(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """1 at the tips of a star with five, 0 between two."""
+    return np.abs((np.arctan2(u, -v) * 5 / (2 * np.pi)) % 1 - 0.5) * 2
 
 
 def background(rng: np.random.Generator, size: tuple[int, int], clutter: int = 5) -> np.ndarray:
