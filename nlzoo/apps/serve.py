@@ -10,6 +10,7 @@ import html
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ SHORTEST = 0.5  # seconds from a window to the next
 TOP = 5  # classes shown of a video
 LISTED = 30  # classes named on the empty page
 _LEFT = 3600  # seconds that a video may lie here which was sent, but never asked about
+_ENDING = 10.0  # seconds that the answer under way may take when the page is closed
 _QUEUE = 16  # videos that may wait; one is answered at a time
 _CAPTION = "The frames that the network saw, and beside them the evidence for its prediction."
 
@@ -58,7 +60,7 @@ def serve(
     port = _free(host, port)
     temporary = tempfile.TemporaryDirectory(prefix="nlzoo-serve-", ignore_cleanup_errors=True)
     with stopping() as stop, temporary as folder:
-        gradio = _gradio(Path(folder))
+        gradio, answering = _gradio(Path(folder)), threading.Lock()
 
         def refuse_stopped(done: int, total: int) -> None:
             if stop.signal:
@@ -66,7 +68,8 @@ def serve(
 
         def answer(sent: dict) -> Iterator[tuple]:
             steps = answers(net, Path(sent["path"]), device, most_seconds, refuse_stopped)
-            yield from _shown(gradio, sent, steps)
+            with answering:
+                yield from _shown(gradio, sent, steps)
 
         limits = f"A video of at most {most_seconds:g} s and {most_bytes / 2**20:.3g} MiB"
         page = _page(gradio, answer, name, net.spec.classes, limits)
@@ -94,6 +97,8 @@ def serve(
         while not stop.signal:
             time.sleep(0.1)
         page.close(verbose=False)
+        if answering.acquire(timeout=_ENDING):  # or what answers now would make its folder anew
+            answering.release()
 
 
 def answers(
@@ -109,6 +114,7 @@ def answers(
     read. `mp4`: the frames that the network saw, and beside them the evidence for its prediction. Raises `VideoError`
     for a video that cannot be read, or is too long.
     """
+    progress(0, 1)  # which raises where the page was closed meanwhile
     (record,) = records.examine([path], workers=1)  # in a process of its own: a file may crash a decoder
     if record.problem:
         raise VideoError(record.problem, path=path.name)
@@ -123,6 +129,7 @@ def answers(
     predicted = predict.windows(net, path, device, spacing, 1, progress=progress)
     windows = [window for window in predicted.get("windows", ()) if "scores" in window]
     yield row["scores"], windows, b""
+    progress(0, 1)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder, "evidence.mp4")
         pictures.evidence_video(explain.explain(net, path, device, points=0), file)
