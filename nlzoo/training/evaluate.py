@@ -39,14 +39,15 @@ Row = tuple[int, np.ndarray | None, str]  # index of a video, its numbers, or el
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """The given device, or else the GPU where there is one. Raises `UsageError` for one that cannot compute here."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    usable = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    usable += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
+    device = usable[0].partition(":")[0] if device is None else device
     try:
         torch.zeros(1, device=device).item()  # a meta tensor has no value
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError):
         raise UsageError(
-            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}",
-            "omit --device to take the GPU, or else the CPU; nlzoo doctor shows what is here",
+            f"device {printable(str(device))!r} cannot be used here; these can: {', '.join(usable)}",
+            "omit --device to take the first of them; nlzoo doctor shows why a GPU is not among them",
         ) from None
     return torch.device(device)
 

@@ -160,8 +160,11 @@ def test_a_control_is_compared_on_the_videos_that_both_could_read():
 
 
 def test_a_device_that_is_not_here():
-    with pytest.raises(UsageError, match="cuda:99"):
-        evaluate.resolve_device("cuda:99")
+    for name in ("cuda:99", "meta", "hpu", "privateuseone", "vulkan", "gpu", "", "cpu:x"):
+        with pytest.raises(UsageError, match=rf"^device '{name}' cannot be used here; these can: .*cpu$"):
+            evaluate.resolve_device(name)
+    with pytest.raises(UsageError, match="device 'meta' cannot"):
+        evaluate.resolve_device(torch.device("meta"))
 
 
 # --- nlzoo.evaluate
