@@ -142,8 +142,18 @@ def mutant(rng, data) -> bytes:
     return bytes(data)
 
 
-MUTATED = ("h264 mp4 B-frames", "h264 mkv B-frames", "h264 mp4 open GOP", "h264 ts", "hevc mp4 open GOP", "mpeg4 avi B-frames",
-           "mpeg4 mp4 B-frames", "wmv2", "vp8 webm", "vp9 webm")  # fmt: skip
+MUTATED = (
+    "h264 mp4 B-frames",
+    "h264 mkv B-frames",
+    "h264 mp4 open GOP",
+    "h264 ts",
+    "hevc mp4 open GOP",
+    "mpeg4 avi B-frames",
+    "mpeg4 mp4 B-frames",
+    "wmv2",
+    "vp8 webm",
+    "vp9 webm",
+)
 
 
 def one_mutant(sources, folder, task):

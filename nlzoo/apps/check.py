@@ -321,7 +321,8 @@ def _repeats(files: Iterable[tuple[str, Record]]) -> Iterator[Finding]:
     if still:
         yield Finding(
             "still",
-            f"{counted(len(still), 'file seems', 'files seem')} to show one still picture, for example {printable(still[0])}",
+            f"{counted(len(still), 'file seems', 'files seem')} to show one still picture, "
+            f"for example {printable(still[0])}",
             "no action can be seen there; leave them out unless it is meant so",
         )
     repeated = [(record.repeated or 0.0, path) for path, record in files if not record.still]
@@ -342,7 +343,8 @@ def _variable(files: Iterable[tuple[str, Record]]) -> Iterator[Finding]:
     if varying:
         yield Finding(
             "variable_rate",
-            f"{counted(len(varying), 'file has', 'files have')} a variable frame rate, for example {printable(varying[0])}",
+            f"{counted(len(varying), 'file has', 'files have')} a variable frame rate, "
+            f"for example {printable(varying[0])}",
             "nothing to do: frames are counted, and read right",
         )
 
@@ -378,10 +380,11 @@ def _shortcuts(pairs: list[Pair]) -> Iterator[Finding]:
         if shortcut:
             yield Finding(
                 f"{name}_shortcut",
-                f"class {quoted([shortcut.label])} can be predicted from {_NUMBERS[name]} alone: {shortcut.recall:.0%} of its "
-                f"clips are found; the mean over classes is {shortcut.score:.0%} (chance: {shortcut.chance:.0%})",
-                "a network may learn this shortcut and not the action: give all classes videos of one kind, or leave the "
-                "class out",
+                f"class {quoted([shortcut.label])} can be predicted from {_NUMBERS[name]} alone: "
+                f"{shortcut.recall:.0%} of its clips are found; the mean over classes is {shortcut.score:.0%} "
+                f"(chance: {shortcut.chance:.0%})",
+                "a network may learn this shortcut and not the action: give all classes videos of one kind, "
+                "or leave the class out",
             )
 
 

@@ -251,7 +251,7 @@ def _reader(file: Path) -> Callable[[Path, IO[bytes]], Content]:
 
 
 def _read_safetensors(file: Path, opened: IO[bytes]) -> Content:
-    """The header: `{name: {"dtype", "shape", "data_offsets"}}`; its stretches fill the rest of the file without gaps."""
+    """The header: `{name: {"dtype", "shape", "data_offsets"}}`; its stretches fill the rest without gaps."""
     length = int.from_bytes(opened.read(8), "little")
     first = 8 + length
     if length > MAX_STRUCTURE:

@@ -182,7 +182,8 @@ def check_batch_norm(net: Network, recipe: Recipe, clips: int, world: int = 1) -
         return
     frozen = recipe.bn == "train" and values_per_channel(net, "frozen") > 1
     raise UsageError(
-        f"BatchNorm would get one value per channel: the last stage leaves one position of a clip of {net.spec.clip}, and a step has 1 clip",
+        f"BatchNorm would get one value per channel: the last stage leaves one position of a clip of {net.spec.clip}, "
+        "and a step has 1 clip",
         f"--batch {2 * world} or more, a larger --size or more --frames"
         + (", or --recipe bn=frozen" if frozen else ""),
     )

@@ -156,8 +156,9 @@ def _refuse_untrained(items: Sequence[Item], rule: Rule) -> None:
         )
     missing = [label for label in sorted(sides) if TRAIN not in sides[label]]
     if missing:
+        others = " and ".join(sorted(sides[missing[0]]))
         raise VideoError(
-            f"class {quoted(missing[:1])} has no training clip left after the split ({rule}): it is only in {' and '.join(sorted(sides[missing[0]]))}",
+            f"class {quoted(missing[:1])} has no training clip left after the split ({rule}): it is only in {others}",
             "add clips of it, choose another --val, or leave it out with --classes",
         )
     if VAL not in used:

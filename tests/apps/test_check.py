@@ -346,7 +346,8 @@ AGREED = {
     ),
     "a class in test alone, val drawn": (
         lambda t: t(*some("train/a", "train/b", "test/a", "test/b", "test/c")),
-        "class 'c' has no training clip left after the split (grouped by the 1st field of the file name): it is only in test",
+        "class 'c' has no training clip left after the split (grouped by the 1st field of the file name): "
+        "it is only in test",
     ),
     "all rows of one group": (
         lambda t: listed(t(*some("a", "b")), "path,label,group", *rows("{c},g")),
@@ -405,7 +406,8 @@ AGREED = {
     ),
     "a class outside its video": (
         lambda t: listed(t(*some("a", "b")), "path,label,start", *rows("{c},"), "a/0.mp4,c,9"),
-        "class 'c' of {} has 1 video, and none can be used (a/0.mp4: its part starts at 9 s, but the video ends at 0.5 s)",
+        "class 'c' of {} has 1 video, and none can be used "
+        "(a/0.mp4: its part starts at 9 s, but the video ends at 0.5 s)",
     ),
     "no video can be read": (
         lambda t: beside(*some("a", "b"))(lambda *_: t("a/0.mp4")),

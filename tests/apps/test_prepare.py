@@ -412,8 +412,16 @@ def test_a_list_may_be_prepared_inside_its_own_folder(tree, tmp_path):
 def test_no_two_sources_meet_in_one_output(tmp_path, seed):
     root = tmp_path / "r"
     got = outputs(["a.avi", "a.mp4", "b.webm", "b2", "c/a.mov", "C/A.mkv", "v.1", "v.2", "b.webm"], root)
-    assert got == {"a.avi": "a.avi.mp4", "a.mp4": "a.mp4.mp4", "b.webm": "b.mp4", "b2": "b2.mp4", "c/a.mov": "c/a.mov.mp4",
-                   "C/A.mkv": "C/A.mkv.mp4", "v.1": "v.1.mp4", "v.2": "v.2.mp4"}  # fmt: skip
+    assert got == {
+        "a.avi": "a.avi.mp4",
+        "a.mp4": "a.mp4.mp4",
+        "b.webm": "b.mp4",
+        "b2": "b2.mp4",
+        "c/a.mov": "c/a.mov.mp4",
+        "C/A.mkv": "C/A.mkv.mp4",
+        "v.1": "v.1.mp4",
+        "v.2": "v.2.mp4",
+    }
     got = outputs(["/x/a.avi", "../a.avi", "./b.avi", f"{root}/b.avi", "_outside/x/a.avi"], root)
     assert got["/x/a.avi"] == "_outside_/x/a.mp4" and got["_outside/x/a.avi"] == "_outside/x/a.mp4"
     assert got["./b.avi"] == got[f"{root}/b.avi"] == "b.mp4"
@@ -454,8 +462,9 @@ def test_a_manifest_of_anybody_is_read_with_care(tree, tmp_path):
     prepare(names, tree, out, 32, 0)
     lines = manifest(out)
     (tmp_path / "precious.mp4").write_bytes(b"x")
-    evil = [b"[]", b"{", b"\xff", b"[" * 100_000, json.dumps(lines[0] | {"more": 1}).encode(), json.dumps(lines[1] | {"size": "1"}).encode(),
-            json.dumps(lines[2] | {"output": "../precious.mp4"}).encode()]  # fmt: skip
+    changes = ({"more": 1}, {"size": "1"}, {"output": "../precious.mp4"})
+    changed = [json.dumps(line | change).encode() for line, change in zip(lines, changes)]
+    evil = [b"[]", b"{", b"\xff", b"[" * 100_000, *changed]
     (out / MANIFEST).write_bytes(b"\n".join(evil) + b"\n")
     assert prepare(names, tree, out, 32, 0).done == 6
     assert (tmp_path / "precious.mp4").exists()

@@ -239,10 +239,8 @@ def test_figures_of_random_answers(facts, seed):
 def test_the_page_has_all_parts(run, facts, page):
     seen = Parsed(page)
     links = [a["href"][1:] for a in seen.all("a")]
-    assert (
-        links
-        == "main result clips evidence confusion classes calibration training data recipe network usage environment".split()
-    )
+    parts = "main result clips evidence confusion classes calibration training data recipe network usage environment"
+    assert links == parts.split()
     assert (
         len([a for a in seen.all("img") if a["alt"].startswith("Frames of")]) == len(facts.best) + len(facts.worst) == 6
     )
@@ -507,13 +505,17 @@ def test_it_renders_in_chromium(page, hostile_page, tmp_path):
     sizes = [(width, scheme) for width in (320, 1400) for scheme in ("light", "dark")]
     looks = [(name, *size) for name in ("plain", "hostile") for size in sizes] + [("control", 320, "light")]
     frames = "".join(
-        f'<iframe src="{name}.html" style="width: {width}px; height: 900px; border: 0; color-scheme: {scheme}"></iframe>'
+        f'<iframe src="{name}.html" style="width: {width}px; height: 900px; border: 0; color-scheme: {scheme}">'
+        "</iframe>"
         for name, width, scheme in looks
     )
     (tmp_path / "all.html").write_text(
         f"<!doctype html><meta charset=utf-8>{frames}<pre id=out></pre><script>{LOOK}</script>"
     )
-    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+    quiet = (
+        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync"
+    ).split()
     done = subprocess.run(
         [
             browser,

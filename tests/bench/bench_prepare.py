@@ -76,7 +76,7 @@ def spent(call, *words) -> float:
 
 
 def compare(source, prepared, cache, side, clip, count, seed) -> list[float]:
-    """CPU ms per clip from source, prepared, cached: medians of `count` clips, each read by the three in random order."""
+    """CPU ms per clip from source, prepared, cached: medians of `count` clips, read by the three in random order."""
     ways = {
         "source": lambda indices: video.read_frames(source, indices, side),
         "prepared": lambda indices: video.read_frames(prepared, indices, side),
@@ -110,7 +110,8 @@ def measure(folder, gop, count, seed) -> list[str]:
         for what, clip in CLIPS.items():
             slow, quick, kept = compare(source, prepared, cache, side, clip, count, seed)
             rows.append(
-                f"| {gop} | {side} | {what} | {slow:.0f} | {quick:.1f} | {slow / quick:.0f}x | {kept:.2f} | {slow / kept:.0f}x |"
+                f"| {gop} | {side} | {what} | {slow:.0f} | {quick:.1f} | {slow / quick:.0f}x "
+                f"| {kept:.2f} | {slow / kept:.0f}x |"
             )
     return rows
 
@@ -125,7 +126,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for gop in (250, 60) for row in measure(Path(folder), gop, chosen.clips, chosen.seed)]
     print(
-        "\nCPU ms per clip:\n\n| GOP | short side | clip | source | prepared | ratio | cached | ratio |\n|---|---:|---|---:|---:|---:|---:|---:|"
+        "\nCPU ms per clip:\n\n| GOP | short side | clip | source | prepared | ratio | cached | ratio |\n"
+        "|---|---:|---|---:|---:|---:|---:|---:|"
     )
     print("\n".join(rows))
 

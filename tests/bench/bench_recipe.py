@@ -134,14 +134,16 @@ def table(scratch):
         for f in sorted(scratch.glob("runs/*/result.json"))
     ]
     print(
-        "| videos | start | seeds | top-1, last epoch | top-1, best epoch | majority | clips trained / validated | minutes |"
+        "| videos | start | seeds | top-1, last epoch | top-1, best epoch | majority "
+        "| clips trained / validated | minutes |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for key in sorted({r["key"] for r in results}):
         rows = [r for r in results if r["key"] == key]
         last, best = ([r[k] for r in rows] for k in ("last_top1", "top1"))
         print(
-            f"| {key.replace('-', ' | ')} | {len(rows)} | {statistics.mean(last):.2f} ({min(last):.2f}-{max(last):.2f}) "
+            f"| {key.replace('-', ' | ')} | {len(rows)} "
+            f"| {statistics.mean(last):.2f} ({min(last):.2f}-{max(last):.2f}) "
             f"| {statistics.mean(best):.2f} | {statistics.mean(r['majority'] for r in rows):.2f} "
             f"| {rows[0]['train']} / {rows[0]['val']} | {statistics.mean(r['seconds'] for r in rows) / 60:.0f} |"
         )

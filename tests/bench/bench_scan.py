@@ -160,8 +160,9 @@ def main():
         words = [sys.executable, __file__, str(asked.scratch), "--one", "--workers", str(asked.workers)]
         row = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         parts = [row[part] for part in ("listing", "records", "digests", "check")]
+        seconds = " | ".join(f"{p:.2f} s" for p in (*parts, sum(parts)))
         print(
-            f"| {name} | {row['files']} | {' | '.join(f'{p:.2f} s' for p in (*parts, sum(parts)))} | {row['files'] / sum(parts):.0f} | "
+            f"| {name} | {row['files']} | {seconds} | {row['files'] / sum(parts):.0f} | "
             f"{row['peak'][0]:.0f} | {row['peak'][1]:.0f} |",
             flush=True,
         )

@@ -195,7 +195,8 @@ def loading(shared, folder, seed, rounds=3, count=24):
     )
     print(f"clips a second of wall time, and CPU ms a clip, medians of {rounds} rounds\n")
     print(
-        f"| videos | workers | nlzoo | prepared | {' | '.join(raw)} | nlzoo / PyAV alone, by CPU |\n|---|---:|{'---:|' * (len(raw) + 3)}",
+        f"| videos | workers | nlzoo | prepared | {' | '.join(raw)} | nlzoo / PyAV alone, by CPU |\n"
+        f"|---|---:|{'---:|' * (len(raw) + 3)}",
         flush=True,
     )
     for name, root in sets.items():

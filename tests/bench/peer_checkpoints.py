@@ -5,11 +5,12 @@ The peers stay out of nlzoo's own environment; in a scratch one, beside this pro
     python -m venv ~/peers/venv
     echo "$(python -c 'import site; print(site.getsitepackages()[0])')" > \
         "$(~/peers/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth"
-    ~/peers/venv/bin/pip install --no-deps pytorchvideo fvcore iopath portalocker yacs termcolor tabulate parameterized \
-        mmengine mmcv-lite addict yapf platformdirs opencv-python-headless simplejson
+    ~/peers/venv/bin/pip install --no-deps pytorchvideo fvcore iopath portalocker yacs termcolor tabulate \
+        parameterized mmengine mmcv-lite addict yapf platformdirs opencv-python-headless simplejson
     cd ~/peers && for r in facebookresearch/SlowFast open-mmlab/mmaction2 Tushar-N/pytorch-resnet3d dmlc/gluon-cv; do
         git clone --depth 1 https://github.com/$r; done
-    ~/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers ~/peers [--record tests/networks/peer_logits.json.gz] [name …]
+    ~/peers/venv/bin/python tests/bench/peer_checkpoints.py --peers ~/peers \
+        [--record tests/networks/peer_logits.json.gz] [name …]
 
 Prints one line per network and fails if one differs by more than 1e-4 relative (max |a - b| / max |b| of the logits),
 or if nothing was compared. `--record` writes what `tests/test_convert.py` holds on to: names, shapes and a few logits
@@ -455,7 +456,8 @@ def compare(label, peers, folder):
     error, spread = relative_error(ours, theirs), relative_error(theirs[:1], theirs[1:])
     print(
         f"{label:26} relative error {error:.1e} (clips differ by {spread:.1e}); {imported.zoo}: "
-        f"{imported.net.spec.inflation.arch} {imported.net.spec.backbone}, {len(imported.dropped)} dropped, {len(imported.filled)} filled",
+        f"{imported.net.spec.inflation.arch} {imported.net.spec.backbone}, {len(imported.dropped)} dropped, "
+        f"{len(imported.filled)} filled",
         flush=True,
     )
     assert spread > 1e-2 and error <= 1e-4, label

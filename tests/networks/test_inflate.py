@@ -80,7 +80,8 @@ def test_the_pattern_of_temporal_kernels_is_the_references():
     assert plan["conv1"] == (5, 1)
 
 
-SIZES = {  # reference, section 4; 400 classes, 224 pixels: millions of parameters, G multiply-adds with 32x2's pools, with 8x8's
+# reference, section 4; 400 classes, 224 pixels: millions of parameters, G multiply-adds with 32x2's pools, with 8x8's
+SIZES = {
     "c2d-r50": (24.33, 20.44, 19.49),
     "nl1-c2d-r50": (26.43, 21.62, None),
     "nl5-c2d-r50": (31.69, 28.57, 27.62),

@@ -629,10 +629,12 @@ def step(net, how, optimizer, clip, batch):
     optimizer.step()
 
 def made():
-    return model.build(model_spec.ModelSpec("tiny", non_local=model_spec.parse_nl("res4:1", dict.fromkeys(model_spec.STAGES, 2)), num_outputs=5))
+    blocks = model_spec.parse_nl("res4:1", dict.fromkeys(model_spec.STAGES, 2))
+    return model.build(model_spec.ModelSpec("tiny", non_local=blocks, num_outputs=5))
 
 clip, small = view_spec.ClipSpec(8, None, 112), made()
-step(small, recipe_spec.Recipe(), recipe.optimizer(small, recipe_spec.Recipe()), view_spec.ClipSpec(2, None, 32), 2)  # what libraries take once
+# what libraries take once
+step(small, recipe_spec.Recipe(), recipe.optimizer(small, recipe_spec.Recipe()), view_spec.ClipSpec(2, None, 32), 2)
 del small
 for words in sys.argv[1:]:
     how, base = recipe_spec.parse_recipe(words), told("VmRSS")

@@ -268,7 +268,7 @@ def test_a_damaged_one_is_never_kept_in_place_of_a_whole_one(tmp_path, seed):
 
 @pytest.fixture
 def memory(tmp_path):
-    """A folder in memory where there is one: a kill, unlike a power cut, leaves the same there, and flushing is free."""
+    """A folder in memory where there is one: a kill leaves the same there as on a disk, and flushing is free."""
     if not os.access("/dev/shm", os.W_OK):
         return (yield tmp_path)
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
@@ -278,7 +278,7 @@ def memory(tmp_path):
 
 @pytest.fixture
 def job(memory, seed):
-    """`(begin, act, check)`: a run with two checkpoints and `best`; the next save, prune and `best`; what must hold then.
+    """`(begin, act, check)`: a run with two checkpoints and `best`; the next save, prune and `best`; what must hold.
 
     With `saved` the next save and prune have been, and `act` is about `best` alone.
     """
@@ -792,13 +792,8 @@ def test_of_twenty_at_once_one_wins(tmp_path, locks, left):
         (run / LOCK).write_text(left.replace("HERE", socket.gethostname()))
     winners, refusals = crowd(run)
     assert len(winners) == 1 and len(refusals) == 19
-    assert all(
-        re.fullmatch(
-            rf"UsageError .*run is in use by process {winners[0]} on {re.escape(socket.gethostname())} since [\d :-]{{19}}",
-            r,
-        )
-        for r in refusals
-    ), refusals
+    owner = rf"process {winners[0]} on {re.escape(socket.gethostname())} since [\d :-]{{19}}"
+    assert all(re.fullmatch(rf"UsageError .*run is in use by {owner}", r) for r in refusals), refusals
     with state.lock(run):
         assert json.loads((run / LOCK).read_text())["pid"] == os.getpid()
         with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"), state.lock(run):

@@ -46,7 +46,7 @@ def test_dense_frames_reach_both_ends(seed):
 
 
 # What was drawn on 22 November, before there were presets, rates and several views:
-# seed, frames of the video, stride, T; first and last frame number, top, left, height, width, flip of the first training view
+# seed, frames of the video, stride, T; first and last frame, top, left, height, width, flip of the first training view
 RECORDED = [
     ((1, 300, None, 8), (32, 266), (31, 281, 0.043481253, 0.141909651, 0.860561681, 0.664774901, False)),
     ((2, 300, 8, 4), (231, 255), (72, 96, 0.010847037, 0.158357666, 0.881989602, 0.736114769, False)),

@@ -131,7 +131,7 @@ NOPE1,0KZ7,Stairs,,,No,,,,c001 0 1,18.17
 """
 
 # name: (how it is made: a function of an empty folder that gives what nlzoo is pointed at, what comes of it)
-# used: "path=labels @split [start,end]"; "!path" was skipped. Otherwise the error and words of its message (…: more between them).
+# used: "path=labels @split [start,end]"; "!path" was skipped. Otherwise the error and words of its message (…: more).
 SHAPES = {
     "a folder per class": (lambda r: put(r, "dog/1.mp4", "cat/1.AVI"), ["cat/1.AVI=cat", "dog/1.mp4=dog"]),
     "nested folders belong to the class": (
@@ -370,10 +370,9 @@ SHAPES = {
         lambda r: text(
             r,
             "k.csv",
-            KINETICS
-            + "hug,-abcdefghij,5,15,train,0\n'fly, 2',bcdefghij_k,20,30,validate,0\nhug,ccccccccccc,0,10,test,1\n".replace(
-                "'", '"'
-            ),
+            KINETICS + "hug,-abcdefghij,5,15,train,0\n"
+            '"fly, 2",bcdefghij_k,20,30,validate,0\n'
+            "hug,ccccccccccc,0,10,test,1\n",
             "train/hug/-abcdefghij_000005_000015.mkv",
             "-abcdefghij.mp4",
             "raw/bcdefghij_k.mp4",

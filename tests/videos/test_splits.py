@@ -210,8 +210,8 @@ def test_the_share_is_of_videos(sizes, share, held, seed):
 def test_what_is_doubtful_of_a_split(seed):
     result, rule = splits.split(grouped(10, 10), "0.25", seed, Rule("column"))
     assert splits.doubts(result, "0.25", rule) == [
-        "20 of 40 videos are for validation (50%), not the 25% that --val asks for: whole groups (grouped by the column "
-        "group) go to one side, and every class keeps some to train on"
+        "20 of 40 videos are for validation (50%), not the 25% that --val asks for: whole groups "
+        "(grouped by the column group) go to one side, and every class keeps some to train on"
     ]
     given = [replace(i, split=splits.VAL if n % 2 else splits.TRAIN) for n, i in enumerate(grouped(2, 2))]
     result, rule = splits.split(given, "0.25", seed, Rule("column"))
