@@ -109,17 +109,19 @@ def _lists_in(root: Path) -> list[tuple[Path, str]]:
 
 def _lost(tree: Tree, layout: dict[str, str], labels: set[str]) -> list[Skipped]:
     """Class folders without a video of their own."""
+    levels = 2 if layout else 1
+    endings = tree.endings(levels)
     folders: dict[str, list[str]] = defaultdict(list)  # label → its folders
     unreadable = {entry.path: entry for entry in (*tree.links, *tree.closed)}
     for path in {*tree.folders, *unreadable}:
         parts = path.split("/")
-        if path and len(parts) == (2 if layout else 1) and (not layout or parts[0] in layout):
+        if path and len(parts) == levels and (not layout or parts[0] in layout):
             folders[parts[-1]].append(path)
     lost = []
     for label in sorted(folders.keys() - labels):
         problems = [(unreadable[path].code, unreadable[path].reason) for path in folders[label] if path in unreadable]
-        endings = sum((tree.endings(path) for path in folders[label]), Counter())
-        lost.append(Skipped(label, *(problems[0] if problems else _no_videos(endings))))
+        others = sum((endings[path] for path in folders[label]), Counter())
+        lost.append(Skipped(label, *(problems[0] if problems else _no_videos(others))))
     return lost
 
 
@@ -139,7 +141,7 @@ def _no_videos(endings: Counter[str]) -> tuple[str, str]:
 
 
 def _nothing_in(root: Path, tree: Tree) -> VideoError:
-    where, endings = printable(root), tree.endings()
+    where, endings = printable(root), tree.endings()[""]
     if tree.videos:
         first = printable(tree.videos[0])
         return VideoError(

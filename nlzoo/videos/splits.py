@@ -13,7 +13,7 @@ from ..core.errors import UsageError, VideoError
 from ..core.text import counted, printable, quoted
 from .items import TEST, TRAIN, VAL, Item, names_in
 
-DRAWS = 20  # of groups to validate on, that are tried where the share is missed
+DRAWS, MANY = 20, 1000  # draws that are tried where the share is missed; groups from which on one is as good as many
 _RULES = {
     "column": "grouped by the column group",
     "ucf": "grouped by gNN in the file name",
@@ -147,7 +147,10 @@ def split(items: Sequence[Item], val: str, seed: int, rule: Rule) -> tuple[tuple
 
 def _refuse_untrained(items: Sequence[Item], rule: Rule) -> None:
     """Raises `VideoError` where a side of the split is empty, or a class has no training clip."""
-    sides = {label: {item.split for item in items if label in item.labels} for label in _labels(items)}
+    sides: dict[str, set[str]] = defaultdict(set)  # class → the parts that it is in
+    for item in items:
+        for label in item.labels:
+            sides[label].add(item.split)
     used = {item.split for item in items}
     if TRAIN not in used:
         raise VideoError(
@@ -166,10 +169,6 @@ def _refuse_untrained(items: Sequence[Item], rule: Rule) -> None:
             f"no clip is left to validate on: each class lies in one group ({rule})",
             "add recordings, or give train/ and val/ folders",
         )
-
-
-def _labels(items: Sequence[Item]) -> set[str]:
-    return {label for item in items for label in item.labels}
 
 
 def straddling(items: Sequence[Item]) -> int:
@@ -242,18 +241,20 @@ def _share(val: str) -> float | None:
 
 def _draw(items: list[Item], groups: list[str], share: float, seed: int) -> set[str]:
     """The groups that are held out: the first draw with about `share` of the videos, or the nearest of `DRAWS`."""
-    best: set[str] = set()
+    sizes: dict[str, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        sizes[item.group].update(item.labels)
     videos = Counter(item.group for item in items)
-    missing = target = share * len(items)
-    for key in ([seed, 0x5EED], *([seed, 0x5EED, n] for n in range(1, DRAWS))):
+    target = share * len(items)
+    draws = []
+    for key in ([seed, 0x5EED], *([seed, 0x5EED, n] for n in range(1, DRAWS if len(groups) < MANY else 1))):
         order = [str(group) for group in np.random.default_rng(key).permutation(groups)]
-        held = _drawn(items, order, videos, share)
+        held = _drawn(order, sizes, videos, share)
         off = abs(target - sum(videos[group] for group in held))
-        if held and (not best or off < missing):
-            best, missing = held, off
-        if best and missing <= _tolerance(target):
-            break
-    return best
+        if held and off <= _tolerance(target):
+            return held
+        draws.append((not held, off, len(draws), held))
+    return min(draws)[-1]
 
 
 def _tolerance(target: float) -> float:
@@ -261,43 +262,39 @@ def _tolerance(target: float) -> float:
     return max(1.0, target / 5)
 
 
-def _drawn(items: list[Item], order: list[str], videos: Counter[str], share: float) -> set[str]:
+def _drawn(order: list[str], sizes: dict[str, Counter[str]], videos: Counter[str], share: float) -> set[str]:
     """Groups in `order`, each held out while it takes a class nearer to its share and leaves it trainable.
 
-    Then, where too few videos are held out, the groups that bring their number nearest to the share.
+    Then, where too few videos are held out, groups that bring their number nearer to the share. `sizes`: clips of each
+    class in a group; `videos`: videos in a group.
     """
-    totals = Counter(label for item in items for label in item.labels)
-    sizes: dict[str, Counter[str]] = defaultdict(Counter)
-    for item in items:
-        sizes[item.group].update(item.labels)
+    totals: Counter[str] = Counter()
+    for clips in sizes.values():
+        totals.update(clips)
     targets = {label: max(1.0, share * total) for label, total in totals.items()}
-    held: dict[str, None] = {}
+    held: set[str] = set()
     counts: Counter[str] = Counter()
 
-    def trainable(group: str) -> bool:
-        return all(counts[label] + number < totals[label] for label, number in sizes[group].items())
-
-    def hold(group: str) -> None:
-        held[group] = None
-        counts.update(sizes[group])
+    def hold_if_trainable(group: str) -> None:
+        if all(counts[label] + number < totals[label] for label, number in sizes[group].items()):
+            held.add(group)
+            counts.update(sizes[group])
 
     for group in order:
         gain = sum(
             abs(counts[label] - targets[label]) - abs(counts[label] + number - targets[label])
             for label, number in sizes[group].items()
         )
-        if gain > 0 and trainable(group):
-            hold(group)
-    target = share * len(items)
+        if gain > 0:
+            hold_if_trainable(group)
+    target = share * videos.total()
     missing = target - sum(videos[group] for group in held)
-    while missing > _tolerance(target) or not held:
-        free = [group for group in order if group not in held and trainable(group)]
-        best = min(free, key=lambda group: abs(missing - videos[group]), default="")
-        if not best or (held and abs(missing - videos[best]) > missing):
-            break
-        hold(best)
-        missing -= videos[best]
-    return set(held)
+    free = [group for group in order if group not in held]
+    for group in sorted(free, key=lambda group: abs(missing - videos[group])):
+        if not held or (missing > _tolerance(target) and abs(missing - videos[group]) <= missing):
+            hold_if_trainable(group)
+            missing -= videos[group] if group in held else 0
+    return held
 
 
 def _fold(items: list[Item], groups: list[str], number: int, folds: int, seed: int) -> set[str]:

@@ -1,7 +1,7 @@
 """The files below a folder, each real file once."""
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +21,11 @@ class Tree:
     closed: list[Skipped] = field(default_factory=list)  # folders that could not be read
     links: list[Skipped] = field(default_factory=list)  # links without an ending that give nothing
 
-    def endings(self, folder: str = "") -> Counter[str]:
-        """How many files that are no videos have each ending, in `folder` and below it."""
-        below = f"{folder}/" if folder else ""
-        counts: Counter[str] = Counter()
-        for (where, ending), count in self.others.items():
-            if where == folder or where.startswith(below):
-                counts[ending] += count
+    def endings(self, levels: int = 0) -> dict[str, Counter[str]]:
+        """Folder, `levels` deep → how many files that are no videos have each ending, in it and below it."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for (folder, ending), count in self.others.items():
+            counts["/".join(folder.split("/")[:levels])][ending] += count
         return counts
 
 
