@@ -44,9 +44,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     device = usable[0].partition(":")[0] if device is None else device
     try:
         torch.zeros(1, device=device).item()  # a meta tensor has no value
-    except (RuntimeError, AssertionError, ImportError):
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = f" ({str(error).splitlines()[0]})" if str(device).startswith("cuda") else ""
         raise UsageError(
-            f"device {printable(str(device))!r} cannot be used here; these can: {', '.join(usable)}",
+            f"device {printable(str(device))!r} cannot be used here{reason}; these can: {', '.join(usable)}",
             "omit --device to take the first of them; nlzoo doctor shows why a GPU is not among them",
         ) from None
     return torch.device(device)
@@ -263,7 +264,8 @@ def evaluate(
     skipped = (*dataset.skipped, *made.bad)
     figures = metrics.full(made.scores, made.items, names, multi_label)
     figures |= {"views": views.num_views, "look": str(views), "skipped": len(skipped)}
-    figures |= _without_training_videos(folder, dataset.root, made, names, multi_label)
+    lists = provenance.training_lists(folder) if folder else []
+    figures |= _without_training_videos(lists, dataset.root, made, names, multi_label)
     if control:
         compared = {order: compare_to_control(made, predicted(order), names, multi_label) for order in metrics.CONTROLS}
         figures["control"] = compared
@@ -271,6 +273,10 @@ def evaluate(
         tables.write(Path(out), as_rows(made, names, dataset.skipped))
     left_out = len(_items(dataset)) - len(items)
     notes = [*model_notes(net, folder)]
+    gone = sum(len(found.skipped) for found in lists)
+    if gone or (folder and provenance.run_of(folder) and not lists):
+        which = counted(gone, "video") if lists else "the videos"
+        notes.append(f"{which} of the model's run cannot be found: copies of them are not recognised here")
     if left_out:
         notes.append(f"left out {counted(left_out, 'video')} of classes that the model does not know")
     return Evaluation(figures, made, skipped, tuple(notes))
@@ -343,10 +349,9 @@ def _measurable(dataset: scanning.Dataset, net: Network, names: Sequence[str], c
 
 
 def _without_training_videos(
-    folder: Path | None, root: Path, made: Predictions, names: Sequence[str], multi_label: bool
+    lists: Sequence[listing.Listing], root: Path, made: Predictions, names: Sequence[str], multi_label: bool
 ) -> dict:
     """`trained_on`: how many of the videos trained the model, None where unknown; `others`: figures of the rest."""
-    lists = provenance.training_lists(folder) if folder else []
     if not lists:
         return {"trained_on": None}
     seen = np.array(provenance.trained_on(lists, root, made.items))

@@ -161,7 +161,7 @@ def test_a_control_is_compared_on_the_videos_that_both_could_read():
 
 def test_a_device_that_is_not_here():
     for name in ("cuda:99", "meta", "hpu", "privateuseone", "vulkan", "gpu", "", "cpu:x"):
-        with pytest.raises(UsageError, match=rf"^device '{name}' cannot be used here; these can: .*cpu$"):
+        with pytest.raises(UsageError, match=rf"^device '{name}' cannot be used here.*; these can: .*cpu$"):
             evaluate.resolve_device(name)
     with pytest.raises(UsageError, match="device 'meta' cannot"):
         evaluate.resolve_device(torch.device("meta"))
@@ -248,6 +248,17 @@ def test_videos_that_trained_the_model_are_counted_by_path_part_and_content(labe
     assert metrics.in_words(done.figures).startswith("all 2 videos trained this model")
 
 
+def test_training_videos_that_are_gone_are_said_to_be(labelled, tmp_path):
+    videos = sorted(labelled.rglob("*.mp4"))
+    rows = [(videos[0], "x", "train", "", ""), (tmp_path / "gone.mp4", "x", "train", "", "")]
+    done = nlzoo.evaluate(run_with(tmp_path / "some", classifier(), rows), labelled, device="cpu")
+    assert done.figures["trained_on"] == 1
+    assert done.notes == ("1 video of the model's run cannot be found: copies of them are not recognised here",)
+    done = nlzoo.evaluate(run_with(tmp_path / "none", classifier(), rows[1:]), labelled, device="cpu")
+    assert done.figures["trained_on"] is None
+    assert done.notes == ("the videos of the model's run cannot be found: copies of them are not recognised here",)
+
+
 def test_only_parts_that_overlap_trained_the_model():
     item = listing.Item("a.mp4", ("x",), split="train", start=1.0, end=2.0)
     trained = listing.Listing(Path("/v"), (item,), (), 0, False, "")
@@ -258,7 +269,7 @@ def test_only_parts_that_overlap_trained_the_model():
 
 
 def test_an_unfinished_run_says_so(labelled, tmp_path):
-    folder = run_with(tmp_path / "half", classifier(), [])
+    folder = run_with(tmp_path / "half", classifier(), [(next(labelled.rglob("*.mp4")), "x", "val", "", "")])
     (tmp_path / "half" / "result.json").unlink()
     assert nlzoo.evaluate(folder, labelled, device="cpu").notes == (
         "the run half is unfinished: this is its best model so far",
