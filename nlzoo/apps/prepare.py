@@ -149,7 +149,7 @@ def in_words(prepared: Prepared, target: Path) -> str:
     before, after = prepared.bytes_before / 1e6, prepared.bytes_after / 1e6
     return (
         f"{counted(prepared.done, 'video')} prepared, {prepared.reused} were there, {len(prepared.skipped)} skipped; "
-        f"{before:,.0f} MB became {after:,.0f} MB\nnext: nlzoo finetune {shlex.quote(printable(target))}"
+        f"{before:,.1f} MB became {after:,.1f} MB\nnext: nlzoo finetune {shlex.quote(printable(target))}"
     )
 
 

@@ -58,7 +58,10 @@ def check_options(cache: Path, decoder: str) -> None:
             "--cache keeps frames that PyAV decoded, so --decoder decord cannot be used with it", "omit one of the two"
         )
     folder = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
-    files.check_writable(folder / "frames.npy")
+    try:
+        files.check_writable(folder / "file")
+    except DiskError as error:
+        raise _not_written(cache, error) from None
 
 
 def check_room(videos: Iterable[tuple[str | os.PathLike, int, int, int]], short_side: int | None, cache: Path) -> int:
