@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ..core import files
+from ..core import files, lock
 from ..core.errors import DiskError, UsageError, VideoError
 from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
@@ -86,18 +86,21 @@ def prepare(
 
     `outputs` says under which name. A file that cannot be read to its end is skipped with the reason. `scanned`:
     whether `root` is itself the folder of videos, and not one in which a list names some; then `out` may not lie in
-    it. `progress(done, total)` is called for each file. One run at a time in `out`: a second would remove what the
-    first is writing.
+    it. `progress(done, total)` is called for each file.
 
     Raises `UsageError` for a `size` that is odd, out of bounds or not that of an earlier run, and for an `out` inside
-    `root`, with sources in it or with files that are not ours; `DiskError` when `out` cannot be written or is full:
+    `root`, with sources in it, with files that are not ours or in use by another run; `DiskError` when `out` cannot be written or is full:
     what is done stays.
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
     paths = list(dict.fromkeys(paths))
     _check_size(size)
     _check_folders(paths, root, out, scanned)
-    names = outputs(paths, root)
+    with lock.hold(out):
+        return _prepare(outputs(paths, root), root, out, size, workers, progress)
+
+
+def _prepare(names: dict[str, str], root: Path, out: Path, size: int, workers: int, progress: Progress) -> Prepared:
     try:
         lines = _open_folder(out)
         _make_folders(out, names.values())
@@ -238,7 +241,7 @@ def _check_folders(paths: list[str], root: Path, out: Path, scanned: bool) -> No
         raise UsageError(f"{printable(out)} holds some of the videos that are to be prepared", _NEW)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{printable(out)} is a file, not a folder", _NEW)
-    if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
+    if out.is_dir() and not (out / MANIFEST).exists() and any(file.name != lock.LOCK for file in out.iterdir()):
         raise UsageError(f"{printable(out)} is not empty, and its files are not of nlzoo prepare", _NEW)
 
 

@@ -155,5 +155,5 @@ def _in_use(folder: Path, owner: Owner | None, more: str = "") -> UsageError:
     if owner:
         who = f"process {owner.pid} on {printable(owner.host)} since {printable(owner.since)}"
     return UsageError(
-        f"{printable(folder)} is in use by {who}", f"wait for its end, stop it, or use another --name{more}"
+        f"{printable(folder)} is in use by {who}", f"wait for its end, stop it, or use another name{more}"
     )

@@ -58,7 +58,13 @@ def transcode(source: str | os.PathLike, target: str | os.PathLike, size: int = 
     rate = _rate(info)
     frames = _at_constant_rate(info, rate, (height, width))
     with files.replacing(Path(target)) as part:
-        count = _encode(part, frames, (height, width), rate, _CHEAP)
+        try:
+            count = _encode(part, frames, (height, width), rate, _CHEAP)
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError):  # of the disk
+                raise
+            reason = f"cannot be encoded at {float(rate):g} frames a second: {error.strerror}"
+            raise VideoError(reason, "leave it out, or encode it again", source) from None
     return {"frames": count, "fps": float(rate), "width": width, "height": height}
 
 

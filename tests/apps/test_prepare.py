@@ -18,6 +18,7 @@ from drawn import B, break_frame, calm, drawing, encode, rotate
 from measured import grown
 
 from nlzoo.apps.prepare import MANIFEST, outputs, prepare
+from nlzoo.core import lock
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.videos import video
 from nlzoo.videos.encode import transcode, write_video
@@ -224,7 +225,7 @@ def tree(tmp_path):
 
 
 def listed(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != lock.LOCK)
 
 
 def content(folder):
@@ -399,6 +400,44 @@ def test_an_out_that_would_touch_the_originals_is_refused(tree, tmp_path):
         with pytest.raises(UsageError, match="--size"):
             prepare(names, tree, tmp_path / "new", size, 0)
     assert content(tree) == before and not (tmp_path / "new").exists()
+
+
+def test_a_second_run_in_one_folder_is_refused_and_harms_nothing(tree, tmp_path):
+    """It would remove what the first is writing."""
+    out, names = tmp_path / "out", listed(tree)
+    refused = []
+
+    def second(done, total):
+        script = """if True:
+            from nlzoo.core.errors import UsageError
+            try:
+                prepare(sys.argv[3:], Path(sys.argv[1]), Path(sys.argv[2]), 32, 0)
+            except UsageError as error:
+                print(error.message)
+        """
+        if done == 1:
+            refused.append(run(script, tree, out, *names).stdout)
+
+    assert prepare(names, tree, out, 32, 1, progress=second).done == 6
+    assert len(refused) == 1 and f"{out} is in use by process {os.getpid()} on " in refused[0]
+    assert prepare(names, tree, out, 32, 0).reused == 6
+
+
+def test_an_out_that_holds_nothing_but_a_lock_is_new(tree, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / lock.LOCK).touch()
+    assert prepare(listed(tree), tree, tmp_path / "out", 32, 0).done == 6
+
+
+def test_a_rate_that_no_encoder_takes_costs_its_video(tmp_path):
+    root, out = tmp_path / "videos", tmp_path / "out"
+    root.mkdir()
+    encode(root / "gap.mkv", drawing(3), times=[0, 1, 10**9])  # a frame in six days
+    encode(root / "good.mp4", drawing(5))
+    made = prepare(["gap.mkv", "good.mp4"], root, out, 32, 1)
+    reason = "cannot be encoded at 2e-06 frames a second: Invalid argument"
+    assert made.done == 1 and [(s.path, s.reason) for s in made.skipped] == [("gap.mkv", reason)]
+    assert listed(out) == ["good.mp4", MANIFEST]
 
 
 def test_a_list_may_be_prepared_inside_its_own_folder(tree, tmp_path):
