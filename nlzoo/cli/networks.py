@@ -182,7 +182,7 @@ def info(
     ] = 400,
     json: Json = False,
 ) -> None:
-    """What a model is: stages, places of its blocks, size, cost, clip, classes, source, licence. Reads no weights."""
+    """What a model is: stages, placement of blocks, size, cost, clip, classes, accuracy, source. Reads no weights."""
     from ..core.model_spec import parse_name
     from ..networks import checkpoint, describe, download, zoo
     from ..networks import model as models

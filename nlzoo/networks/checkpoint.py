@@ -45,11 +45,15 @@ def save_model(folder: Path, net: Network, metrics: dict | None = None, readme: 
 
 
 def load_model(folder: Path) -> Network:
-    """The network of a model folder: on the CPU, float32, eval mode, with its `spec`. Raises `WeightsError`."""
+    """The network of a model folder, on the CPU, float32, in eval mode, with its `ModelSpec` as `spec`.
+
+    Raises `WeightsError`; nothing is allocated before names and shapes fit and all numbers are sound.
+    """
     blueprint, weights = _compared(folder)
+    own = blueprint.state_dict()
+    tensors = weights.load({name: name for name in own}, own)
     net = build(blueprint.spec)
-    own = net.state_dict()
-    net.load_state_dict(weights.load({name: name for name in own}, own))
+    net.load_state_dict(tensors)
     return net
 
 
@@ -62,7 +66,7 @@ def read_blueprint(folder: Path) -> Network:
 
 
 def _compared(folder: Path) -> tuple[Network, Weights]:
-    """The network that config.json describes, on the meta device, and the weights, which fit it by name and shape."""
+    """The network of config.json, on the meta device, and the weights, whose names and shapes are its own."""
     spec = read_spec(folder)
     weights = _read_header(files.current(Path(folder)) / "model.safetensors")
     with torch.device("meta"):

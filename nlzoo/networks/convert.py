@@ -1,9 +1,10 @@
-"""Kinetics networks of other zoos (C2D, I3D, non-local) as ours: which zoo a file is from, what its names mean.
+"""Other people's Kinetics networks (C2D, I3D, non-local) as ours: which zoo a file is from, and what its names mean.
 
 One table per zoo, `ZOOS`. In its names `{stage}` is the zoo's word for res2..res5, `#` a number and `*` the last word
 (weight, bias, …). Nothing is passed over: a name that no row knows is an error, and so is one of ours that nothing
-fills. What a file does not say (clip, pairwise function, pools) comes from the user, the file's name or the zoo, and
-is said. docs/import.md says where each row was read.
+fills.
+What a file does not say (clip, pairwise function, pools) comes from the user, the file's name or the zoo, and is said.
+docs/import.md says where each row was read.
 """
 
 import dataclasses
@@ -337,6 +338,12 @@ def read(file: Path, options: ImportOptions | None = None) -> Imported:
     zoo, notes = _recognise(theirs.shapes, options, file)
     names, twins, dropped = _rename(theirs.shapes, zoo, file)
     shapes = {ours: theirs.shapes[name] for ours, name in names.items()}
+    for name, ours in twins.items():
+        if ours not in names or not theirs.equal(name, names[ours]):
+            raise WeightsError(
+                f"{file} has {_short(name)}, which should equal {_short(names.get(ours, ours))} and does not"
+            )
+        dropped[name] = "second names of tensors that are there already"
     flat = len(shapes["conv1.weight"]) == 4  # mmaction2's C2D has 2-D convolutions, frame by frame
     if flat:
         shapes = {k: (*s[:2], 1, *s[2:]) if len(s) == 4 else s for k, s in shapes.items()}
@@ -345,12 +352,6 @@ def read(file: Path, options: ImportOptions | None = None) -> Imported:
         net, filled = _fill(spec, shapes, names, theirs)
     except UsageError as error:  # a block index, a number of outputs, … that no network of ours has
         raise WeightsError(f"{file} does not fit: {error.message}", _SEE) from None
-    for name, ours in twins.items():
-        if ours not in names or not theirs.equal(name, names[ours]):
-            raise WeightsError(
-                f"{file} has {_short(name)}, which should equal {_short(names.get(ours, ours))} and does not"
-            )
-        dropped[name] = "second names of tensors that are there already"
     return Imported(net, zoo.title, (*theirs.notes, *notes, *more), dropped, filled)
 
 
@@ -391,7 +392,7 @@ def _short(name: str) -> str:
 
 
 def _rename(shapes: Shapes, zoo: Zoo, file: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """`({ours: theirs}, {second name of theirs: ours}, {theirs: why dropped})`: each name of theirs is in one."""
+    """`({ours: theirs}, {second name of theirs: ours}, {theirs: why dropped})`: every name of theirs is in one."""
     rows, again = _patterns(zoo.rows, zoo), _patterns(zoo.twins, zoo)
     names: dict[str, str] = {}
     twins, dropped = {}, {}

@@ -68,7 +68,7 @@ def _cost(net: Network, done: _Pass) -> tuple[int, int, dict[str, Cost]]:
 
 
 def _stage_rows(net: Network, done: _Pass) -> list[dict]:
-    """From stem to res5: residual blocks, where time is mixed (`3x1x1 in 0 2`) or strided, output `(C, T, H, W)`."""
+    """From the stem to res5: residual blocks, kernels and strides in time (`3x1x1 in 0 2`), output `(C, T, H, W)`."""
     counts = depths(net)
     return [
         {
@@ -99,7 +99,7 @@ def _kernels_in_time(part: nn.Module) -> str:
 
 
 def _shape_in_time(module: nn.Module) -> tuple[str, int, int]:
-    """`("3x1x1", 3, 1)`: a layer's kernel in words, its length and stride in time; kernels of 1 for others."""
+    """`("3x1x1", 3, 1)`: a layer's kernel in words, its length and stride in time; `("", 1, 1)` for other modules."""
     if isinstance(module, TemporalMaxPool):
         return f"{module.kernel}x1x1 max-pool", module.kernel, 2
     if isinstance(module, nn.Conv3d):

@@ -1,9 +1,9 @@
-"""Weights files that may come from anybody: no code in them runs, and their header accounts for all memory.
+"""Weights files that may come from anybody: no code in them runs, and they cost no more than their header accounts for.
 
 Four formats: `.safetensors`; torch's own, in a zip or, before torch 1.6, as pickles in a row; and pickles of numpy
 arrays (Caffe2's `.pkl`). Unusual: torch never sees the file. Its header is read here, bounded, into `Entry`s; the
-caller compares names and shapes with its network on the meta device; only then are numbers read, first to check them
-piece by piece.
+caller compares names and shapes with its network on the meta device; only then are numbers read, first in pieces that
+are checked and forgotten.
 """
 
 import json
@@ -103,13 +103,13 @@ class Weights:
             return {ours: self._tensor(opened, theirs, like[ours]) for ours, theirs in names.items()}
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two tensors have the same type, shape and numbers."""
+        """Whether two tensors have the same type, layout and numbers."""
         first, second = self.entries[one], self.entries[other]
-        if (first.dtype, first.shape) != (second.dtype, second.shape):
+        if (first.dtype, first.shape, first.strides) != (second.dtype, second.shape, second.strides):
             return False
-        like = torch.empty(first.shape, dtype=DTYPES[first.dtype], device="meta")
         with self.file.open("rb") as opened:
-            return torch.equal(self._tensor(opened, one, like), self._tensor(opened, other, like))
+            pairs = zip(_pieces(opened, first), _pieces(opened, second), strict=True)
+            return all(torch.equal(a, b) for a, b in pairs)
 
     def _check_sums(self, opened: IO[bytes], names: Iterable[str]) -> None:
         for span in {entry.source for entry in map(self.entries.__getitem__, names)} & self.checksums.keys():
@@ -251,7 +251,7 @@ def _reader(file: Path) -> Callable[[Path, IO[bytes]], Content]:
 
 
 def _read_safetensors(file: Path, opened: IO[bytes]) -> Content:
-    """The header: `{name: {"dtype", "shape", "data_offsets"}}`; its stretches fill the rest without gaps."""
+    """The header: `{name: {"dtype", "shape", "data_offsets"}}`, whose stretches fill the rest without gaps."""
     length = int.from_bytes(opened.read(8), "little")
     first = 8 + length
     if length > MAX_STRUCTURE:
@@ -335,49 +335,50 @@ class _Bounded:
 def _read_zip(file: Path, opened: IO[bytes]) -> Content:
     """torch's zip: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` has their numbers, nothing is compressed."""
     size = file.stat().st_size
+    parts = _parts(file, opened, size)
+    roots = [name.removesuffix("data.pkl") for name in parts if name.endswith("data.pkl") and name.count("/") < 2]
+    if len(roots) != 1:
+        raise pickle.UnpicklingError("it is a zip, but not torch's")
+    root = roots[0]
+    order = parts.get(f"{root}byteorder")
+    if order and _bytes(opened, _span(opened, order, size), 0, 3) == b"big":
+        raise WeightsError(
+            f"{file} was written on a big-endian machine", "save it there as .safetensors, or on another machine"
+        )
+    pickled = _span(opened, parts[f"{root}data.pkl"], size)
+    if pickled.size > MAX_STRUCTURE:
+        raise pickle.UnpicklingError(f"it describes its tensors in more than {MAX_STRUCTURE:,} bytes")
+    opened.seek(pickled.start)
+    (data,) = read_pickles(opened, pickled.start + pickled.size)
+    spans, checksums = {}, {}
+    for name, part in parts.items():
+        if name.startswith(f"{root}data/"):
+            span = _span(opened, part, size)
+            spans[name.removeprefix(f"{root}data/")] = span
+            if part.CRC:  # 0: torch was told to leave them out
+                checksums[span] = part.CRC
+    return data, spans.__getitem__, checksums
+
+
+def _parts(file: Path, opened: IO[bytes], size: int) -> dict[str, zipfile.ZipInfo]:
+    """The parts of a zip by name. Raises `WeightsError` where torch did not write it, or it holds code."""
     with zipfile.ZipFile(_Bounded(opened)) as archive:
-        parts = {part.filename: part for part in archive.infolist()}
-        count = len(archive.infolist())
-    if count > MAX_ENTRIES:
-        raise WeightsError(f"{file} has {count:,} parts; weights have at most {MAX_ENTRIES:,}")
+        listed = archive.infolist()
+    parts = {part.filename: part for part in listed}
+    if len(listed) > MAX_ENTRIES:
+        raise WeightsError(f"{file} has {len(listed):,} parts; weights have at most {MAX_ENTRIES:,}")
     if any("/code/" in name for name in parts):
         raise WeightsError(
             f"{file} is a TorchScript program, not weights",
             "where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
         )
-    packed = [p for p in parts.values() if p.compress_type != zipfile.ZIP_STORED or p.file_size != p.compress_size]
-    if packed:
-        name = printable(packed[0].filename[:60])
-        raise WeightsError(f"{file} has a compressed part ({name!r}), which torch never writes", "fetch it again")
-    if len(parts) < count or sum(part.file_size for part in parts.values()) > size:
+    for name, part in parts.items():
+        if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
+            short = printable(name[:60])
+            raise WeightsError(f"{file} has a compressed part ({short!r}), which torch never writes", "fetch it again")
+    if len(parts) < len(listed) or sum(part.file_size for part in parts.values()) > size:
         raise WeightsError(f"{file} claims more bytes than it has, or a part twice", "fetch it again")
-    roots = [name.removesuffix("data.pkl") for name in parts if name.endswith("data.pkl") and name.count("/") < 2]
-    if len(roots) != 1:
-        raise pickle.UnpicklingError("it is a zip, but not torch's")
-    root = roots[0]
-    pickled = _span(opened, parts[root + "data.pkl"], size)
-    if pickled.size > MAX_STRUCTURE:
-        raise pickle.UnpicklingError(f"it describes its tensors in more than {MAX_STRUCTURE:,} bytes")
-    order = parts.get(root + "byteorder")
-    if order and _bytes(opened, _span(opened, order, size), 0, 3) == b"big":
-        raise WeightsError(
-            f"{file} was written on a big-endian machine", "save it again on another, or as .safetensors"
-        )
-    opened.seek(pickled.start)
-    (data,) = read_pickles(opened, pickled.start + pickled.size)
-    spans = {
-        name.removeprefix(root + "data/"): _span(opened, part, size)
-        for name, part in parts.items()
-        if name.startswith(root + "data/")
-    }
-    sums = {
-        spans[name.removeprefix(root + "data/")]: p.CRC for name, p in parts.items() if name.startswith(root + "data/")
-    }
-    return (
-        data,
-        spans.__getitem__,
-        {span: crc for span, crc in sums.items() if crc},
-    )  # 0: torch was told to leave them out
+    return parts
 
 
 def _span(opened: IO[bytes], part: zipfile.ZipInfo, size: int) -> Span:

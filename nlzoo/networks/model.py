@@ -40,6 +40,14 @@ def plain_resnet(backbone: str) -> Network:
 
     Raises `UsageError` for a name that timm does not know or that is not one of its ResNets.
     """
+    architecture, arguments = _architecture(backbone)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same head in every process
+        return import_timm().create_model(architecture, pretrained=False, **arguments)
+
+
+def _architecture(backbone: str) -> tuple[str, dict[str, Any]]:
+    """timm's name and arguments. Raises `UsageError`, with names that come near."""
     timm = import_timm()
     name = backbone.partition(".")[0]
     embedded = zoo.EMBEDDED.get(name)
@@ -51,9 +59,7 @@ def plain_resnet(backbone: str) -> Network:
             f"{backbone!r} is not a ResNet that timm {timm.__version__} knows",
             f"did you mean: {', '.join(close or ['resnet18', 'resnet50', 'resnet101'])}",
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # the same head in every process
-        return timm.create_model(architecture, pretrained=False, **arguments)
+    return architecture, arguments
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,10 @@ class Backbone:
 
 
 def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path], command: str = "") -> Backbone:
-    """The 2-D network `name` in float32, eval mode, with weights from a file, the package (`tiny`) or the Hub.
+    """The 2-D network `name` in float32, eval mode, with weights from a file, the package (`tiny`), or the Hub.
 
-    `fetch(repo)` gives the weights file of a repository on the Hub. `command` is the one that a hint repeats with
-    --weights. Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
+    `fetch(repo)` gives the weights file of a repository on the Hub. `command` is what a hint repeats with --weights.
+    Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
     """
     if name in zoo.EMBEDDED and not weights:
         net, _ = _load_plain(name, zoo.embedded_file(name))
@@ -107,8 +113,7 @@ def _three(values: Iterable[float]) -> tuple[float, float, float]:
 def _pretrained_config(name: str) -> Any:
     """timm's record of a name's weights: Hub repository, tag, mean and std, licence; None for an untrained net."""
     timm = import_timm()
-    with torch.device("meta"):
-        plain_resnet(name)  # refuses a name that timm does not know
+    _architecture(name)
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:
@@ -246,8 +251,8 @@ def inflate(
     """2-D backbone to 3-D network with non-local blocks of `kind` (form, span, …), and the checks computed on the way.
 
     `frames` and `stride` are those of the clips that it is meant for; `fetch` and `command` as for `load_backbone`.
-    What cannot be is refused before any weights are fetched: raises `UsageError` for a name or placement that cannot
-    be, `WeightsError` for weights that cannot be had.
+    A name or placement that cannot be is refused before any weights are fetched, with a `UsageError`; raises
+    `WeightsError` for weights that cannot be had.
     """
     if inflation.init == "imported":
         raise UsageError("--init imported is for networks that were trained in 3-D", "nlzoo import FILE makes those")
@@ -266,7 +271,7 @@ def inflate(
 
 @torch.no_grad()
 def check(flat: nn.Module, before: nn.Module, net: Network, frames: int = 8, size: int = 64) -> Checks:
-    """Compares the 2-D network, the inflated one and that with blocks on random clips of `frames` x `size` x `size`."""
+    """Compares the 2-D network, the inflated one and the one with blocks on random clips (`frames`, `size`, `size`)."""
     inflation = net.spec.inflation
     moving = torch.randn(2, 3, frames, size, size)
     still = moving[:, :, :1].expand(-1, -1, frames, -1, -1)

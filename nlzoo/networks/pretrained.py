@@ -1,7 +1,7 @@
 """The pretrained models that nlzoo knows (`weights/starts.toml`), and how a Kinetics checkpoint is fetched.
 
-The transfer is our own: `torch.hub.download_url_to_file` and pooch begin again after a break, accept a file of any
-size, and the first knows sha256 only, while half of the published hashes are sha1.
+The transfer is our own, because `torch.hub.download_url_to_file` and pooch begin again after a break and accept a file
+of any size, and the first knows sha256 only, where some zoos publish sha1.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """Time and peak memory of the non-local operation, forward and backward: nlzoo against the plain formula and its peers.
 
-    python tests/bench/pairwise.py                     pairs only: the table of docs/performance.md, 20 minutes
+    python tests/bench/pairwise.py                     pairs only: docs/performance.md, 20 minutes on an idle core
     python tests/bench/pairwise.py --only "8 frames"   some rows, a minute
     python tests/bench/pairwise.py --block             whole blocks; also pytorchvideo's and mmcv's, where they import
     python tests/bench/pairwise.py --device cuda --dtype bfloat16

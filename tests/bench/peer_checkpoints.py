@@ -13,8 +13,8 @@ The peers stay out of nlzoo's own environment; in a scratch one, beside this pro
         [--record tests/networks/peer_logits.json.gz] [name …]
 
 Prints one line per network and fails if one differs by more than 1e-4 relative (max |a - b| / max |b| of the logits),
-or if nothing was compared. `--record` writes what `tests/test_convert.py` holds on to: names, shapes and a few logits
-of each peer for weights that both sides draw from the same seed; no code and no weights of theirs.
+or if nothing was compared. `--record` writes what `tests/networks/test_convert.py` holds on to: names, shapes and a few
+logits of each peer for weights that both sides draw from the same seed; no code and no weights of theirs.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from seeded import clip_of, python2_pickle, seeded_tensor
 from nlzoo.networks import convert
 from nlzoo.networks.model import import_timm, relative_error
 
-import_timm()  # mends torchvision where it was built for another torch
+import_timm()  # repairs torchvision where it was built for another torch
 OUTPUTS = 13
 
 
@@ -216,7 +216,10 @@ def save_resnet3d(net, folder, name):
 
 
 def authors(peers, non_local, sparse, c2d, size, frames):
-    """Caffe2 runs nowhere here. Tushar-N's network is the authors' 32x2 I3D; C2D and 8x8 change kernels and strides."""
+    """Caffe2 runs nowhere here. Tushar-N's network is the authors' 32x2 I3D.
+
+    C2D and 8x8 have its layers with other kernels and strides.
+    """
     net = resnet3d(peers, non_local, size, frames)
     if c2d:
         for m in net.modules():
@@ -230,7 +233,7 @@ def authors(peers, non_local, sparse, c2d, size, frames):
 
 
 def affine(peers, size, frames):
-    """The authors' long-clip nets: BN folded into scale and shift (AffineNd), as BN with mean 0, variance 1 - eps."""
+    """The authors' long-clip nets: BN folded into scale and shift (AffineNd), here mean 0 and variance 1 - eps."""
     net = authors(peers, False, False, False, size, frames)
     net.affine = True
     return net
@@ -265,7 +268,7 @@ def caffe2_name(key):
 
 
 def save_slowfast_caffe2(net, folder, name):
-    """The files of SlowFast's zoo, which its `c2_model_loading` translates: each blob is named by the inverse."""
+    """The files of SlowFast's zoo, which its own `c2_model_loading` translates; here that is turned around."""
     from slowfast.utils.c2_model_loading import get_name_convert_func
 
     translate, state, blobs = get_name_convert_func(), net.state_dict(), {}
@@ -467,7 +470,7 @@ def compare(label, peers, folder):
     if rename:
         names = {rename(k): v for k, v in names.items() if not k.endswith("num_batches_tracked")}
     if save in (save_caffe2, save_resnet3d):
-        kept = set(convert.read_weights(folder / name))
+        kept = set(convert.read_weights(folder / name).entries)
         names = {k: v for k, v in names.items() if k in kept}
     logits = [[round(float(x), 6) for x in row[:6]] for row in theirs]
     return {"file": name, "wishes": wishes, "frames": frames, "theta": theta, "names": names, "logits": logits}

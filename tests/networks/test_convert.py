@@ -217,7 +217,7 @@ def small(tmp_path_factory):
 
 
 def refused(file, words=".", within=1.5):
-    """The error of importing `file`, which must come within 1 s of the processor's time."""
+    """The error of importing `file`, which must come soon: within 1 s of CPU time on a machine without other work."""
     start = time.process_time()
     with pytest.raises(WeightsError, match=words) as caught:
         convert.read(file)

@@ -1,7 +1,6 @@
-"""Weights files as people have them, and files that mean harm: types, prefixes, nestings, views, and their costs.
+"""Weights files as people have them, and files that mean harm: types, prefixes, nestings, views, and what they cost.
 
-Costs are those of a process of its own: its CPU time and the peak of its memory, above what it has once all is
-imported.
+Costs are those of a process of its own: its CPU time, and its peak of memory above what it has once all is imported.
 """
 
 import argparse
@@ -114,7 +113,7 @@ def test_a_type_that_is_no_part_of_weights_is_named(tmp_path, data, named, legac
     torch.save(data, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(WeightsError, match=f"holds more than weights and was not opened: it names {named}$") as refused:
         backbone(tmp_path / "w.pth")
-    assert refused.value.hint == foreign._ALONE
+    assert refused.value.hint.startswith("where you trust it, save the state dict alone: torch.save(model.state_dict()")
     assert "weights_only" not in str(refused.value) and "\x1b" not in str(refused.value)
 
 

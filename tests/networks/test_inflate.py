@@ -98,7 +98,7 @@ SIZES = {
 
 
 def counted(net, clip):
-    """Multiply-adds by hand: every layer's output times the inputs that it reads, plus both products."""
+    """Multiply-adds by hand: every convolution's and linear's output times its inputs, plus both products."""
     total = [0]
 
     def add(m, inputs, out):
