@@ -117,17 +117,20 @@ def _run(
 def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Engine, callbacks: Callbacks) -> _Planned:
     """The run that is asked for; what is filled in is said."""
 
-    def scanned(done: int, total: int) -> None:
-        callbacks.step(Step("scan", done, total))
+    def scan() -> scanning.Dataset:
+        scanned = scanning.scan(
+            videos, options.classes or (), lambda done, total: callbacks.step(Step("scan", done, total))
+        )
+        return scanning.split(scanned, options.val, options.seed)
 
-    if not start and not zoo.models():
-        listing.read(videos, options.classes or ())  # no network is fetched for a folder that cannot be
+    # no network is fetched for videos that cannot be trained on; one that is here is looked at before they are opened
+    dataset = scan() if not start and not zoo.models() else None
     folder, net = plan.starting_model(start, callbacks)
     fresh = net.spec.inflation.init != "imported" and not net.spec.classes
     if fresh:
         callbacks.log(Event("images_only"))
     plan.fit_clip(net, options, engine.device)
-    dataset = scanning.split(scanning.scan(videos, options.classes or (), scanned), options.val, options.seed)
+    dataset = dataset or scan()
     callbacks.dataset(dataset)
     plan.fit_head(net, dataset)
     config, decisions = plan.plan(dataset, str(videos), str(folder), options, engine, fresh, net.spec.clip.frames)
