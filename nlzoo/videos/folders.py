@@ -17,6 +17,7 @@ _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _LISTS = {".csv", ".tsv", ".txt"}
 _ARCHIVES = (".zip", ".tar", ".rar", ".7z", ".gz", ".tgz")
 _NOTES = _LISTS | set(".md .json .jsonl .xml .yaml .yml .toml .html .pdf .py .log .db".split())
+_NAME_THEM = "if they are the classes, name them with --classes"
 _SPLIT_WORDS = {*SPLITS, "dev", "development", "eval", "evaluation", "holdout", "heldout", "unlabeled", "unlabelled"}
 _FILLERS = {"set", "data", "dataset", "video", "videos", "clip", "clips", "split", "fold", "part", "hold", "out", "new"}
 
@@ -168,48 +169,56 @@ def _nothing_in(root: Path, tree: Tree) -> VideoError:
 
 def _refuse_splits_as_classes(root: Path, labelled: list[Item]) -> None:
     """Raises `VideoError` where the folders look like splits, or like anything else that the classes lie in."""
-    inside: dict[str, set[str]] = defaultdict(
-        set
-    )  # top folder → its sub-folders with videos; "" for videos directly in it
+    inside: dict[str, set[str]] = defaultdict(set)  # folder → its sub-folders with videos; "": videos directly in it
     for item in labelled:
         folder, *below = item.path.split("/")[:-1]
         inside[folder].add(below[0] if below else "")
     nested = {folder for folder, below in inside.items() if len(below) > 1 and "" not in below}
     splits = sorted(filter(_named_like_split, inside))
-    where, hint = printable(root), "if they are the classes, name them with --classes"
+    where, first = printable(root), min(inside)
     if len(inside) == 1 and nested:
-        (folder,) = inside
         raise VideoError(
-            f"{where} has one folder, {quoted([folder])}, which holds {quoted(sorted(inside[folder]))}: no two classes",
-            f"if these are the classes, give {printable(root / folder)}",
+            f"{where} has one folder, {quoted([first])}, which holds {quoted(sorted(inside[first]))}: no two classes",
+            f"if these are the classes, give {printable(root / first)}",
         )
     if len(splits) > 1 or _holds_classes(splits, inside, nested):
-        others = sorted(inside.keys() - splits)
-        unknown = [name for name in splits if name.lower() not in SPLITS]
-        advice = [f"rename {quoted(unknown)} to train, val or test"] if unknown else []
-        advice += [f"move {quoted(others)} away, or name it train, val or test"] if others else []
-        advice += ["put train/ beside val/ or test/, each with a folder per class"] if not advice else []
-        also = f", beside {quoted(others)}" if others else ""
+        raise _named_error(where, splits, sorted(inside.keys() - splits))
+    same = nested == inside.keys() and all(below == inside[first] for below in inside.values())
+    if same and not _numbered(inside[first]):
         raise VideoError(
-            f"{where} has folders that are named like splits, not classes: {quoted(splits)}{also}",
-            f"{'; '.join(advice)}; {hint}",
+            f"all folders of {where}, {quoted(sorted(inside))}, hold the same sub-folders, "
+            f"{quoted(sorted(inside[first]))}, which look like the classes",
+            f"name the folders train, val and test, or put the classes first; {_NAME_THEM}",
         )
-    same = len({frozenset(below) for below in inside.values()}) == 1 and nested == inside.keys()
-    names = sorted(inside[next(iter(inside))])
-    if same and not any(re.search(r"\d", name) for name in names):  # numbered folders are recordings
-        raise VideoError(
-            f"all folders of {where}, {quoted(sorted(inside))}, hold the same sub-folders, {quoted(names)}, "
-            "which look like the classes",
-            f"name the folders train, val and test, or put the classes first; {hint}",
-        )
+
+
+def _named_error(where: str, splits: list[str], others: list[str]) -> VideoError:
+    """The error for folders that are named like splits, with what was probably meant."""
+    unknown = [name for name in splits if name.lower() not in SPLITS]
+    advice = [f"rename {quoted(unknown)} to train, val or test"] if unknown else []
+    if others:
+        advice.append(f"move {quoted(others)} away, or name it train, val or test")
+    if not advice:
+        advice.append("put train/ beside val/ or test/, each with a folder per class")
+    beside = f", beside {quoted(others)}" if others else ""
+    return VideoError(
+        f"{where} has folders that are named like splits, not classes: {quoted(splits)}{beside}",
+        "; ".join([*advice, _NAME_THEM]),
+    )
 
 
 def _holds_classes(splits: list[str], inside: dict[str, set[str]], nested: set[str]) -> bool:
-    """Whether the only folder that is named like a split holds folders, and the others the same ones or videos."""
+    """Whether the only folder that is named like a split holds what look like classes, and not recordings."""
     if len(splits) != 1 or splits[0] not in nested:
         return False
-    others = [below for folder, below in inside.items() if folder != splits[0]]
-    return any(below == {""} or below & inside[splits[0]] for below in others)
+    below = inside[splits[0]]
+    others = [inside[folder] for folder in inside if folder != splits[0]]
+    return not _numbered(below) or any(other == {""} or other & below for other in others)
+
+
+def _numbered(names: set[str]) -> bool:
+    """Recordings and people are numbered; classes seldom are."""
+    return any(re.search(r"\d", name) for name in names)
 
 
 def _named_like_split(name: str) -> bool:

@@ -12,7 +12,9 @@ from drawn import drawing, encode, vfr_times
 
 from nlzoo.apps import check
 from nlzoo.core.errors import VideoError
+from nlzoo.core.model_spec import ModelSpec
 from nlzoo.core.skipped import Skipped
+from nlzoo.networks import checkpoint, model
 from nlzoo.videos import listing, records, scanning
 from nlzoo.videos.items import CLASS_FOLDERS, KINETICS, NOT_FOUND, OUTSIDE, Item, Kind, Listing
 from nlzoo.videos.records import Record
@@ -431,6 +433,11 @@ AGREED = {
         lambda t: t(*some("train/a", "train/b", "more")),
         "{} has folders that are named like splits, not classes: 'train', beside 'more'",
     ),
+    "an extra folder of parts beside train": (
+        lambda t: t(*some("train/a", "train/b", "more/part1", "more/part2")),
+        "{} has folders that are named like splits, not classes: 'train', beside 'more'",
+    ),
+    "a class called train, in recordings": (lambda t: t(*some("train/s1", "train/s2", "bus/s3")), ""),
     "folds": (lambda t: t(*some("fold1", "fold2")), "{} has folders that are named like splits, not classes"),
     "train alone": (lambda t: t(*some("train/a", "train/b")), "{} has one folder, 'train', which holds 'a', 'b'"),
     "classes below places": (
@@ -459,6 +466,7 @@ def test_check_and_finetune_say_the_same(name, tree, nlzoo):
     assert code == 3
     reason = answer["reason"] if "reason" in answer else answer["error"]
     assert reason.startswith(words)
+    checkpoint.save_model("weights/images", model.build(ModelSpec("tiny")))
     code, out, _ = nlzoo("finetune", source, "--json", "--device", "cpu")
     assert code == 3 and json.loads(out)["error"].partition(":\n")[0] == reason
 
