@@ -20,7 +20,8 @@ from ..core.view_spec import Augment, ClipSpec, ViewSpec
 from . import augment, clips, frame_cache, pool, records, video
 from .listing import Item
 
-AHEAD = 4  # clips that each worker may be in advance
+AHEAD = 4  # keys that each worker may be in advance
+ADVANCE = 2**30  # bytes of pixels in advance, from which on it is fewer: 30 views of 32 frames take 200 MB
 DEADLINE = 60.0  # seconds for a clip, and more for a large file, which may have to be decoded from its start
 
 Key = tuple[int, int]  # epoch, or -1 for the views of validation; index of the video
@@ -109,14 +110,16 @@ def load(source: Clips, batches: Iterable[list[Key]], workers: int) -> Generator
     if source.views.crops == "full" and epoch < 0:
         yield from _one_by_one(source, batches, workers)
         return
+    shape = source.shape(epoch)
+    ahead = max(1, min(AHEAD, ADVANCE // (max(1, workers) * math.prod(shape))))
     sizes = [len(batch) for batch in batches]
     # Batches that are being filled, one that is read, one in between, and the last, which may be short.
-    depth = -(-workers * AHEAD // min(sizes[:-1] or sizes)) + 3
+    depth = -(-workers * ahead // min(sizes[:-1] or sizes)) + 3
     depth = min(depth, len(batches))
-    buffers = _shared((depth, max(sizes), *source.shape(epoch)))
+    buffers = _shared((depth, max(sizes), *shape))
     tasks = ((key, n % depth, row) for n, batch in enumerate(batches) for row, key in enumerate(batch))
     work, deadline = partial(_fill, source, buffers), partial(_deadline, source)
-    with closing(pool.run(work, tasks, workers, deadline, AHEAD)) as results:
+    with closing(pool.run(work, tasks, workers, deadline, ahead)) as results:
         for n, batch in enumerate(batches):
             rows, failures = [], []
             for row, (_, index) in enumerate(batch):

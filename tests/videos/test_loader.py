@@ -11,6 +11,7 @@ import torch
 
 from nlzoo.core.view_spec import Augment, ClipSpec, ViewSpec, parse_augment
 from nlzoo.videos import clips, loader, pool, scanning, video
+from nlzoo.videos.items import Item
 
 
 def clips_of(root, **options):
@@ -52,6 +53,23 @@ def test_many_batches_through_little_memory_stay_apart(tree, seed):
         for (indices, pixels, bad), batch in zip(loader.load(source, keys, 2), keys):
             assert not bad and indices == [i for _, i in batch]
             assert all(torch.equal(p, source.read(*key)) for p, key in zip(pixels, batch))
+
+
+@pytest.mark.parametrize("views, ahead, buffers", [(ViewSpec(10, 3), 1, 19), (ViewSpec(), 4, 67)])
+def test_large_views_are_not_decoded_far_in_advance(views, ahead, buffers, monkeypatch):
+    """10 x 3 views of 32 frames of 256 pixels are 189 MB a video: 67 of them would be 12.6 GB."""
+    source = loader.Clips(Path(), tuple(Item(f"{n}.mp4", ()) for n in range(100)), ClipSpec(32), views=views)
+    asked = []
+
+    def run(work, tasks, workers, deadline, ahead):
+        asked.append(ahead)
+        yield from ((task, pool.Failure("not read")) for task in tasks)
+
+    monkeypatch.setattr(pool, "run", run)
+    monkeypatch.setattr(loader, "_shared", lambda shape: asked.append(shape) or torch.empty(shape[0], 0))
+    batches = list(loader.load(source, [[(-1, n)] for n in range(100)], 16))
+    assert asked == [(buffers, 1, *source.shape(-1)), ahead]
+    assert [batch.failures for batch in batches] == [[(n, "not read")] for n in range(100)]
 
 
 class Bad(loader.Clips):
