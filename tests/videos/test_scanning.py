@@ -105,3 +105,23 @@ def test_what_is_gone_from_a_kinetics_list_stops_nothing(tree):
 def test_labels_that_are_left_out(tree):
     root = tree("a/1.mp4", "b/1.mp4", "c/1.mp4")
     assert scanning.scan(root, ("a", "c")).classes == ("a", "c")
+
+
+def test_a_class_that_kinetics_lost_is_told_and_one_of_another_list_refused(tree):
+    root = tree(
+        "x/abc_000010_000020.mp4", "x/abc2_000010_000020.mp4", "y/def_000001_000011.mp4", "y/ghi_000001_000011.mp4"
+    )
+    names = ["x,abc,10,20", "x,abc2,10,20", "y,def,1,11", "y,ghi,1,11", "z,gone,1,11"]
+    (root / "list.csv").write_text("\n".join(["label,youtube_id,time_start,time_end", *names]) + "\n")
+    dataset = scanning.split(scanning.scan(root / "list.csv"), "0.5", 0)
+    assert dataset.classes == ("x", "y") and [(entry.path, entry.code) for entry in dataset.lost] == [
+        ("z", "not_found")
+    ]
+    assert scanning.left_out(dataset) == ["'z' is not among the classes: has 1 row, and no video of them is there"]
+    rows = [f"{path},{path[0]}" for path in ("x/abc_000010_000020.mp4", "y/def_000001_000011.mp4", "z/gone.mp4")]
+    rows += ["x/abc2_000010_000020.mp4,x", "y/ghi_000001_000011.mp4,y"]
+    (root / "plain.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    with pytest.raises(VideoError, match="class 'z' of .* has 1 row, and no video of them is there"):
+        scanning.split(scanning.scan(root / "plain.csv"), "0.5", 0)
+    assert scanning.scan(root / "plain.csv").classes == ("x", "y")  # enough to evaluate on
+    assert scanning.split(scanning.scan(root / "plain.csv", ("x,y",)), "0.5", 0).classes == ("x", "y")
