@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+# panels of the options in help
+NETWORK, CLIPS, TRAINING, RUN = "The network", "Videos and clips", "How it trains", "The run"
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]  # `app.main` reads it
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; the GPU when there is one.")]
 Videos = Annotated[

@@ -12,7 +12,7 @@ import typer
 from ..core.errors import NlzooError
 from ..core.text import printable
 from . import console
-from .options import Classes, Decoder, Device, Json, Val, Videos, picked
+from .options import CLIPS, NETWORK, RUN, TRAINING, Classes, Decoder, Device, Json, Val, Videos, picked
 from .videos import tell_scan
 
 if TYPE_CHECKING:  # torch is imported when a command runs
@@ -25,58 +25,116 @@ def finetune(
     videos: Videos,
     start: Annotated[
         str | None,
-        typer.Option("--from", help="The model or run to start from; the newest in weights/, or resnet50 with --nl 5."),
+        typer.Option(
+            "--from",
+            help="The model or run to start from. Default: the newest in weights/, else resnet50 with --nl 5.",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="auto, small, paper, paper-long or charades, and changes: paper,epochs=20; auto.")
+        str | None,
+        typer.Option(
+            help="auto (default), small, paper, paper-long or charades, with changes: paper,epochs=20.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training clips; by their number.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Clips a step; 4 on a CPU, 16 on a GPU.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the training clips. Default: by their number.", rich_help_panel=TRAINING),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips a step. Default: 4 on a CPU, 16 on a GPU.", rich_help_panel=TRAINING),
+    ] = None,
     lr: Annotated[
-        str | None, typer.Option(help="Learning rate of the backbone, or auto: by a short range test; by the batch.")
+        str | None,
+        typer.Option(
+            help="Learning rate of the backbone; auto: by a short range test. Default: by the batch.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Frames a clip; the model's, 8 for one of inflate.")
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Frames a clip. Default: the model's; 8 after inflate.", rich_help_panel=CLIPS
+        ),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(min=1, max=1024, help="Video frames from one to the next; the model's, or spread over the video."),
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Video frames from one to the next. Default: the model's, or spread over the video.",
+            rich_help_panel=CLIPS,
+        ),
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(help="Count the stride in frames of a video played so fast; each video's own frames."),
+        typer.Option(help="Frame rate that the stride counts in. Default: each video's own.", rich_help_panel=CLIPS),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.")
+        int | None,
+        typer.Option(
+            min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.", rich_help_panel=CLIPS
+        ),
     ] = None,
     nl: Annotated[
-        str | None, typer.Option(help="Add fresh non-local blocks to a model without any: 5, res4:5, as in inflate.")
+        str | None,
+        typer.Option(
+            help="Add randomly initialised non-local blocks to a model without any: 5, res4:5, as in inflate.",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     classes: Classes = None,
     augment: Annotated[
         str | None,
-        typer.Option(help="light, medium, strong or paper, and changes: strong,flip=no; by the number of clips."),
+        typer.Option(
+            help="light, medium, strong or paper, with changes: strong,flip=no. Default: by the number of clips.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     val: Val = "0.25",
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, the crops, dropout.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the split, the order, the crops and dropout.", rich_help_panel=RUN)
+    ] = 0,
     seeds: Annotated[
-        int, typer.Option(min=1, max=100, help="Runs with this many seeds, for a mean and its deviation.")
+        int,
+        typer.Option(
+            min=1, max=100, help="Runs with this many seeds, for mean and standard deviation.", rich_help_panel=RUN
+        ),
     ] = 1,
     cache: Annotated[
-        Path | None, typer.Option(help="Keep decoded frames in this folder; for sets that fit there.")
+        Path | None,
+        typer.Option(help="Keep decoded frames in this folder; for sets that fit there.", rich_help_panel=CLIPS),
     ] = None,
     decoder: Decoder = "auto",
     gpus: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes on this machine, each with a GPU and a part of every batch.")
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Processes on this machine, each with a GPU and a part of every batch.",
+            rich_help_panel=RUN,
+        ),
     ] = 1,
-    track: Annotated[str | None, typer.Option(help="Also log to tensorboard, wandb or trackio.")] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Also log to tensorboard, wandb or trackio.", rich_help_panel=RUN)
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run as it was begun, whatever else is asked.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the unfinished run with its own settings, whatever else is given.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Memory, time, and whether one batch can be learnt by heart; no run.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Memory, time, and whether the network overfits one batch; no run.", rich_help_panel=RUN
+        ),
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Folder in runs/.")] = None,
+    name: Annotated[str | None, typer.Option(help="Folder in runs/.", rich_help_panel=RUN)] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
