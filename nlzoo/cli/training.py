@@ -75,7 +75,10 @@ def finetune(
     size: Annotated[
         int | None,
         typer.Option(
-            min=16, max=2048, help="Side of the clip, pixels; 224 on a GPU, 112 on a CPU.", rich_help_panel=CLIPS
+            min=16,
+            max=2048,
+            help="Side of the clip in pixels. Default: the trained model's, else 224 on a GPU, 112 on a CPU.",
+            rich_help_panel=CLIPS,
         ),
     ] = None,
     nl: Annotated[
