@@ -1,6 +1,5 @@
 """What can be had: the backbone that ships with nlzoo, and the model folders and runs in the working folder."""
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,12 +164,6 @@ def newest_run() -> Path:
     if not finished:
         raise UsageError("there is no finished run in runs/", "nlzoo finetune ./videos makes one")
     return finished[0] / "best"
-
-
-def near(name: str) -> list[str]:
-    """Names in weights/ and runs/ that `name` may have been meant for."""
-    folders = [*models(), *runs(), *unfinished_runs()]
-    return difflib.get_close_matches(name, [folder.name for folder in folders], 3)
 
 
 def run_row(run: Path) -> dict:

@@ -304,7 +304,7 @@ THIRD = "s3.pathway0_res0.branch2.b.weight"
                     "s4.pathway0_nonlocal99.conv_out.weight": torch.zeros(1024, 512, 1, 1, 1),
                 }
             ),
-            "no residual block 99|nothing for",
+            "no residual block 99 in res4",
         ),
         (
             lambda s: s.update({"s4.pathway0_res6.branch2.a.weight": torch.zeros(256, 1024, 1, 1, 1)}),
@@ -363,7 +363,8 @@ def test_code_in_a_pickle_never_runs(small, name, protocol, tmp_path):
         file.write_bytes(pickle.dumps({"blobs": {"conv1_w": Harm(target)}}, protocol))
     else:
         torch.save({"state_dict": {"conv1.weight": Harm(target)}}, file, pickle_protocol=max(protocol, 2))
-    refused(file, "more than weights|could not be read")
+    old = max(protocol, 2 if name == "x.pth" else 0) < 4
+    refused(file, "it names io.open" if old else f"it is a pickle of protocol {protocol}")
     assert not target.exists()
     pickle.loads(pickle.dumps(Harm(target), protocol)).close()
     assert target.exists()  # the negative control: it does harm where code runs
@@ -391,7 +392,7 @@ def test_zip_bombs_are_refused(small, tmp_path):
     entry = content.index(b"PK\x01\x02")
     content[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)  # sizes in the first central directory entry
     (tmp_path / "d.pth").write_bytes(content)
-    refused(tmp_path / "d.pth", "claims more bytes|could not be read")
+    refused(tmp_path / "d.pth", "claims more bytes than it has")
 
 
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR"
@@ -410,10 +411,10 @@ def state(shape, raw):
         (b"}U\x07conv1_w" + ARRAY + b"s.", "'conv1_w' is an array without numbers"),
         (
             b"}r\xff\xff\xff\x7fU\x01as.",
-            "no dict|could not be read|has nothing",
+            "it is damaged",
         ),  # a memo index that makes C's reader take 16 GB
         (b"}" + b"U\x01aI1\ns" * 200_000 + b".", "steps"),
-        (b"(" * 500_000, "steps|could not be read"),
+        (b"(" * 500_000, "it takes more than 250,000 steps to read"),
         (b"(lp0\n" + b"(lp1\n" * 10_000 + b".", "no dict"),
         (b"\x8e" + b"\xff" * 8 + b".", "could not be read"),
         (b"B\xff\xff\xff\x7f.", "could not be read"),
@@ -425,7 +426,7 @@ def state(shape, raw):
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93)R.", "could not be read"),
         (b"\x82\x01.", "could not be read"),
         (b"cnumpy\nndarray\n}U\x0c__setstate__I1\nsb.", "sets the state of what is no array"),
-        (b"U\x01a)R.", "no function|could not be read"),
+        (b"U\x01a)R.", "it calls what is no function"),
         (b"I5\n.", "no dict"),
         (b"}U\x05blobsI1\ns.", "no dict"),
         (b"}U\x01a]s.", "'a' is a list"),

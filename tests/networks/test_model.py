@@ -54,8 +54,8 @@ class Evil:
     [
         (None, "there is no weights file"),
         (b"", "is empty"),
-        (b"hello", "could not be read|more than weights"),
-        (pickle.dumps(Evil()), "not opened|could not be read"),
+        (b"hello", "could not be read as weights"),
+        (pickle.dumps(Evil(), 2), "was not opened: it names (builtins|__builtin__).print"),
         ({"a": 1}, "no state dict"),
         ([1], "no state dict"),
         ({"conv1.weight": torch.zeros(1)}, "missing .*another shape"),
@@ -75,7 +75,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, content, words, capsys)
 def test_the_wrong_backbone_and_nan_are_named(tmp_path):
     tensors = trained()
     save_file(tensors, tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match="missing .* unknown|missing .*another shape"):
+    with pytest.raises(WeightsError, match=r"does not fit resnet50: 165 missing .*, 24 of another shape"):
         model.load_backbone("resnet50", tmp_path / "w.safetensors", no_hub)
     tensors["layer1.0.bn1.bias"][0] = float("nan")
     save_file(tensors, tmp_path / "w.safetensors")
