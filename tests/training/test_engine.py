@@ -400,7 +400,8 @@ def test_what_is_killed_hangs_or_is_stopped_ends_whole_and_goes_on_to_the_same_b
         return lambda started: os.kill(started.pids(rank)[0], signal.SIGKILL)
 
     code, err = disturbed("killed", lose(1))
-    assert code == 137 and "rank 1 of 2 was killed (SIGKILL)" in err
+    assert code == 137 and err.count("rank 1 of 2 was killed (SIGKILL)") == 1
+    assert "error:" not in err and "has lost" not in err  # one message, and that the right one
     code, err = disturbed("SIGTERM", lambda started: started.process.terminate())
     assert code == 143 and err.count("stopped by SIGTERM") == 1
     step = int(re.search(r"after step (\d+)", err)[1])
