@@ -1,6 +1,7 @@
 """The house plan, held: imports point down, each outside library has one door, and docs/cli.md is the app's."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,39 @@ def test_each_library_has_its_door():
     assert users["timm"] and users["av"] and users["huggingface_hub"]
 
 
+def ruff(*words):
+    done = subprocess.run([sys.executable, "-m", "ruff", *words], cwd=REPO, text=True, capture_output=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_code_is_formatted_and_clean():
+    """No line over 120 columns, no function of a complexity over 15: the settings are in pyproject.toml."""
+    assert ruff("format", "--check", "nlzoo", "tests")[0] == 0
+    code, report = ruff("check", "nlzoo", "tests")
+    assert code == 0, report
+
+
+def test_the_settings_would_see_it(tmp_path):
+    """Negative control: long lines, and functions with many branches, are what ruff is set to find."""
+    branches = "".join(f"    if x == {n}:\n        return {n}\n" for n in range(16))
+    (tmp_path / "long.py").write_text(f"x = '{'a' * 120}'\n\n\ndef f(x):\n{branches}")
+    code, report = ruff("check", "--config", "pyproject.toml", "--output-format", "concise", str(tmp_path / "long.py"))
+    assert code == 1 and "E501" in report and "C901" in report
+
+
+def test_every_function_is_annotated():
+    bare = []
+    for file in sorted((REPO / "nlzoo").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                every = node.args
+                named = [*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg]
+                arguments = [a for a in named if a and a.arg not in ("self", "cls")]
+                if not all(a.annotation for a in arguments) or not (node.returns or node.name == "__init__"):
+                    bare.append(f"{module(file)}.{node.name}")
+    assert not bare
+
+
 def test_imports_point_down():
     done = subprocess.run(
         [str(Path(sys.executable).parent / "lint-imports"), "--config", "pyproject.toml", "--no-cache"],
@@ -70,8 +104,23 @@ def reference() -> str:
 
 
 def test_the_command_reference_is_the_apps():
-    """Mend with: python -m typer nlzoo.cli.app utils docs --name nlzoo --output docs/cli.md"""
+    """Fix with: python -m typer nlzoo.cli.app utils docs --name nlzoo --output docs/cli.md"""
     assert (REPO / "docs" / "cli.md").read_text().strip() == reference().strip()
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their name alone."""
+    names = [file.name for file in (REPO / "tests").rglob("*.py")]
+    assert len(names) > 40 and sorted(names) == sorted(set(names))
+
+
+def test_the_docs_name_tests_that_there_are():
+    pages = [*(REPO / "docs").glob("*.md"), REPO / "README.md"]
+    paths = {path for page in pages for path in re.findall(r"\btests/[\w/]+\.py", page.read_text())}
+    names = {name for page in pages for name in re.findall(r"\btest_\w+\.py", page.read_text())}
+    assert len(paths) > 5 and len(names) > 10
+    assert not [path for path in paths if not (REPO / path).is_file()]
+    assert not names - {file.name for file in (REPO / "tests").rglob("*.py")}
 
 
 def test_the_top_level_is_fixed():

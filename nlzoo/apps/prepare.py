@@ -89,8 +89,8 @@ def prepare(
     it. `progress(done, total)` is called for each file.
 
     Raises `UsageError` for a `size` that is odd, out of bounds or not that of an earlier run, and for an `out` inside
-    `root`, with sources in it, with files that are not ours or in use by another run; `DiskError` when `out` cannot be written or is full:
-    what is done stays.
+    `root`, with sources in it, with files that are not ours or in use by another run; `DiskError` when `out` cannot be
+    written or is full: what is done stays.
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
     paths = list(dict.fromkeys(paths))
