@@ -1,8 +1,10 @@
 """Which videos a model was trained on, by the list of its run and of the runs that it started from."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..core import files
 from ..core.errors import NlzooError
@@ -26,11 +28,11 @@ def training_lists(folder: Path) -> list[listing.Listing]:
         seen.add(run)
         try:
             lists.append(listing.read(run / "videos.csv"))
-            config = files.read_json(run / "config.json")
-        except NlzooError:  # its videos or its settings are gone
+            settings: Any = files.read_json(run / "config.json")
+            start = settings["train"]["start"]
+            run = run_of(Path(start)) if start else None
+        except (NlzooError, KeyError, TypeError):  # its videos or its settings are gone, or are another program's
             break
-        start = config.get("train", {}).get("start") if isinstance(config, dict) else None
-        run = run_of(Path(start)) if isinstance(start, str) else None
     return lists
 
 
@@ -38,10 +40,9 @@ def trained_on(lists: Sequence[listing.Listing], root: Path, items: Sequence[Ite
     """For each of `items`, whether a training item of `lists` overlaps it, in the same file or a copy of it."""
     train = [(found.root, item) for found in lists for item in found.items if item.split == listing.TRAIN]
     paths = {os.path.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
-    by_size: dict[int, list[str]] = {}
-    for path in paths:
-        by_size.setdefault(os.path.getsize(path) if os.path.exists(path) else -1, []).append(path)
-    digests = records.digests([path for same in by_size.values() if len(same) > 1 for path in same])
+    sizes = {path: os.path.getsize(path) for path in paths if os.path.exists(path)}
+    same = Counter(sizes.values())
+    digests = records.digests([path for path, size in sizes.items() if same[size] > 1])
 
     def content(folder: Path, item: Item) -> str:
         path = os.path.realpath(folder / item.path)
