@@ -8,14 +8,14 @@ shuffled labels. Whether training could start is asked of what `finetune` itself
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
 import numpy as np
 
 from ..core.errors import VideoError
-from ..core.progress import Progress, no_progress
+from ..core.progress import Log, Progress, no_log, no_progress
 from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
 from ..videos import records, scanning, splits
@@ -113,16 +113,16 @@ def look(
     level: int = records.THREE,
     workers: int | None = None,
     progress: Progress = no_progress,
-    warn: Callable[[str], None] = lambda text: None,
+    log: Log = no_log,
     val: str = "0.25",
     seed: int = 0,
 ) -> Report:
     """Examines every file of `listing` as closely as `level` says (`records.THREE`, or `ALL`), and reports."""
     paths = [os.path.join(listing.root, item.path) for item in listing.items]
-    probed = records.examine(paths, level, workers, progress, warn)
+    probed = records.examine(paths, level, workers, progress, log)
     sizes = Counter(record.size for record in {r.path: r for r in probed if not r.problem}.values())
     alike = [record.path for record in probed if not record.problem and sizes[record.size] > 1]
-    return check(listing, probed, records.digests(alike, workers, no_progress, warn), val, seed)
+    return check(listing, probed, records.digests(alike, workers, no_progress, log), val, seed)
 
 
 def check(

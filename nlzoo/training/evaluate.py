@@ -272,7 +272,7 @@ def evaluate(
     if out:
         tables.write(Path(out), as_rows(made, names, dataset.skipped))
     left_out = len(_items(dataset)) - len(items)
-    notes = [*model_notes(net, folder)]
+    notes = [*model_notes(net, folder), *scanning.left_out(dataset)]
     gone = sum(len(found.skipped) for found in lists)
     if gone or (folder and provenance.run_of(folder) and not lists):
         which = counted(gone, "video") if lists else "the videos"

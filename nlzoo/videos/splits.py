@@ -246,7 +246,9 @@ def _draw(items: list[Item], groups: list[str], share: float, seed: int) -> set[
         sizes[item.group].update(item.labels)
     videos = Counter(item.group for item in items)
     target = share * len(items)
-    draws = []
+    draws: list[
+        tuple[bool, float, int, set[str]]
+    ] = []  # nothing is held, by how much the share is missed, number, held
     for key in ([seed, 0x5EED], *([seed, 0x5EED, n] for n in range(1, DRAWS if len(groups) < MANY else 1))):
         order = [str(group) for group in np.random.default_rng(key).permutation(groups)]
         held = _drawn(order, sizes, videos, share)
