@@ -14,6 +14,8 @@ from .options import Json
 if TYPE_CHECKING:
     from ..apps.hub import Pushed
 
+_NAMES = {"model": "model", "space": "Space"}
+
 
 def push(
     model: Annotated[str | None, typer.Argument(help="A run or model folder; the newest finished run.")] = None,
@@ -36,14 +38,14 @@ def push(
     kinds = {"model": hub.push, "space": hub.push_space} if space else {"model": hub.push}
     plans = {kind: send(folder, repo, private, dry_run=True) for kind, send in kinds.items()}
     for kind, plan in plans.items():
-        console.log(_plan_in_words(folder, kind, plan, private))
+        console.log(_plan_in_words(folder, _NAMES[kind], plan, private))
     if dry_run:
         return console.result(_as_json(plans), "nothing was sent (--dry-run)")
     if not yes:
         _confirm()
     done = {}
     for kind, send in kinds.items():
-        console.log(f"sending the {kind} {repo} to the Hub")
+        console.log(f"sending the {_NAMES[kind]} {repo} to the Hub")
         done[kind] = send(folder, repo, private)
         repo = done[kind].repo
     sent = [f"{pushed.url}\n{pushed.uploaded_bytes:,} bytes sent" for pushed in done.values()]

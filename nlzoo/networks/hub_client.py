@@ -112,14 +112,15 @@ def _before(request: Any) -> None:
         return
     key = (request.method, str(request.url), request.headers.get("range", ""))  # a part of a file is progress
     _request.tries[key] += 1
-    tries, most = _request.tries[key], len(WAITS) + 1
+    tries, most_tries = _request.tries[key], len(WAITS) + 1
     said = f"the Hub does not answer about {_request.about} ({_request.failure or 'no reply'})"
-    if tries > most:
+    if tries > most_tries:
         raise Unreachable(said, _LATER)
     if tries > 1:
-        _log.warning("%s; try %d of %d", said, tries, most)
-    seconds = _request.timeout
-    request.extensions["timeout"] = dict.fromkeys(("read", "write", "pool"), seconds) | {"connect": min(seconds, 10.0)}
+        _log.warning("%s; try %d of %d", said, tries, most_tries)
+    most_seconds = dict.fromkeys(("read", "write", "pool"), _request.timeout) | {"connect": min(_request.timeout, 10.0)}
+    own = request.extensions.get("timeout") or {}
+    request.extensions["timeout"] = {kind: min(own.get(kind) or most, most) for kind, most in most_seconds.items()}
 
 
 def _after(response: Any) -> None:
@@ -161,7 +162,7 @@ def ask(about: object, call: Callable[[], T], tries: int = 0, timeout: float = 0
             offline = type(failure).__name__ in ("ConnectError", "ConnectTimeout")  # no use to wait
             if wait is None or offline or not may_pass(failure):
                 raise_ours(failure, about)
-            _request.failure = _request.failure or type(failure).__name__
+            _request.failure = _request.failure or type(failure).__name__  # such as ReadTimeout
             time.sleep(wait)
     finally:
         _request.about = ""
