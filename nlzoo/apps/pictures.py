@@ -35,7 +35,7 @@ COLUMNS, PANEL_COLUMNS = 8, 4  # frames beside each other, at most, of a strip a
 PANEL_LINES = 4  # of frames in a panel, before it becomes wider
 SIDE = 1.45  # of a frame, inches
 GAP = 0.05  # between frames, in parts of their side
-MARGIN, HEAD, BAR = 0.12, 0.55, 0.75  # around all, for the heading and for the colour scale, inches
+MARGIN, HEAD, BAR = 0.12, 0.55, 0.9  # around all, for the heading and for the colour scale, inches
 NEAR = 0.12  # too near for an arrow, in parts of a frame's side
 DPI = 110
 LONGEST = 40  # characters of a name
@@ -71,7 +71,7 @@ def evidence(explanation: Explanation) -> Drawing:
         explanation.evidence,
         EVIDENCE,
         (0, 1),
-        ("no evidence", "strongest"),
+        ("none", "strongest"),
     )
 
 
