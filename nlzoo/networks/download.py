@@ -106,13 +106,7 @@ def pull(repo: str, revision: str | None = None) -> Path:
         if folder := _cached(repo, revision or "main"):
             return folder
         raise
-    missing = [n for n in NEEDED if n not in state.files]
-    if missing:
-        raise WeightsError(f"{repo} on the Hub is not an nlzoo model: it has no {' and no '.join(missing)}")
-    for name, file in state.files.items():
-        most = MAX_WEIGHTS if name == FILES[0] else files.MAX_CONFIG
-        if file.size > most:
-            raise WeightsError(f"{name} of {repo} has {file.size} bytes; at most {most} are read")
+    _check_listing(state.files, repo)
     for name in _ORDER:
         if name in state.files:
             path = _fetch(repo, name, state.commit, state.files[name])
@@ -123,6 +117,16 @@ def pull(repo: str, revision: str | None = None) -> Path:
             raise _changed(name, repo)  # by a later file, which the Hub gave the same name in the cache
     _remember(path.parent, revision or "main")
     return path.parent
+
+
+def _check_listing(listed: dict[str, RemoteFile], repo: str) -> None:
+    missing = [n for n in NEEDED if n not in listed]
+    if missing:
+        raise WeightsError(f"{repo} on the Hub is not an nlzoo model: it has no {' and no '.join(missing)}")
+    for name, file in listed.items():
+        most = MAX_WEIGHTS if name == FILES[0] else files.MAX_CONFIG
+        if file.size > most:
+            raise WeightsError(f"{name} of {repo} has {file.size} bytes; at most {most} are read")
 
 
 def _fetch(repo: str, name: str, commit: str, listed: RemoteFile) -> Path:
