@@ -500,7 +500,11 @@ def test_a_probe_is_a_model(nlzoo, trained):
     assert (row["top1"], row["val"]) == (summary["top1"], 2)
     code, _, err = nlzoo("report", summary["run"])
     page = (Path(summary["run"]) / "report.html").read_text()
-    assert code == 0 and "<h1>videos-probe-1</h1>" in page and "nothing else was trained" in page, err
+    assert (
+        code == 0
+        and "<h1>videos-probe-1</h1>" in page
+        and "the network was frozen, and only its last layer was fitted" in page
+    ), err
     assert "is optimistic" not in page and "--recipe" not in page  # no epoch was chosen, no recipe was used
     assert nlzoo("eval", summary["run"], Path(summary["run"]) / "videos.csv")[0] == 0
     code, _, err = nlzoo("probe", "m", "videos", "--name", "r")
