@@ -44,7 +44,8 @@ def check(file: Path, endings: Sequence[str] = ENDINGS, inputs: Sequence[Path] =
 
 def write(file: Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None:
     """Writes `rows`, whose keys may differ: numbers, text, None; `columns` come first. Raises as `check`."""
-    check(file)
+    if file.suffix.lower() == ".parquet":
+        _pyarrow()
     if file.suffix.lower() == ".jsonl":
         return files.write_text(file, "".join(as_json(row) + "\n" for row in rows))
     rows = [{_plain(key): _plain(value) for key, value in row.items()} for row in rows]

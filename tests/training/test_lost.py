@@ -392,7 +392,7 @@ def test_a_signal_during_validation(place, tmp_path, call):
     until_said(started, "in validation")
     os.killpg(started[0].pid, signal.SIGTERM)
     code, said = finished(started, 30)
-    assert code == 143 and f"after step {max(0, call - 1) * 4} of 12" in said and none_left(started[0].pid), said
+    assert code == 143 and f"after step {max(0, call - 1) * 3} of 9" in said and none_left(started[0].pid), said
     code, said = finished(tune(place, tmp_path / "a"))
     assert code == 0 and outcome(tmp_path / "a" / "runs" / "r") == whole(place, tmp_path), said
 
@@ -762,7 +762,7 @@ def test_nan_in_validation_never_becomes_best(place, tmp_path):
         "metrics.brief = lambda *a: own(*a) | {'top1': 1.0, 'loss': float('nan')}"
     )
     code, said = finished(tune(place, tmp_path / "a", before=nan))
-    assert code == 7 and "error: the loss of validation is nan after epoch 1, step 4" in said, said
+    assert code == 7 and "error: the loss of validation is nan after epoch 1, step 3" in said, said
     assert (
         not (tmp_path / "a" / "runs" / "r" / "best").exists()
         and not (tmp_path / "a" / "runs" / "r" / "metrics.jsonl").exists()
