@@ -6,6 +6,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
@@ -246,14 +247,14 @@ def _draw(items: list[Item], groups: list[str], share: float, seed: int) -> set[
         sizes[item.group].update(item.labels)
     videos = Counter(item.group for item in items)
     target = share * len(items)
-    draws: list[
-        tuple[bool, float, int, set[str]]
-    ] = []  # nothing is held, by how much the share is missed, number, held
+    # whole groups come no nearer than half a group; so a video more or less does not exchange the others' sides
+    accepted = max(_tolerance(target), median(videos.values()) / 2)
+    draws: list[tuple[bool, float, int, set[str]]] = []  # nothing held, by how much the share is missed, number, held
     for key in ([seed, 0x5EED], *([seed, 0x5EED, n] for n in range(1, DRAWS if len(groups) < MANY else 1))):
         order = [str(group) for group in np.random.default_rng(key).permutation(groups)]
-        held = _drawn(order, sizes, videos, share)
+        held = _drawn(order, sizes, videos, share, accepted)
         off = abs(target - sum(videos[group] for group in held))
-        if held and off <= _tolerance(target):
+        if held and off <= accepted:
             return held
         draws.append((not held, off, len(draws), held))
     return min(draws)[-1]
@@ -264,11 +265,13 @@ def _tolerance(target: float) -> float:
     return max(1.0, target / 5)
 
 
-def _drawn(order: list[str], sizes: dict[str, Counter[str]], videos: Counter[str], share: float) -> set[str]:
+def _drawn(
+    order: list[str], sizes: dict[str, Counter[str]], videos: Counter[str], share: float, accepted: float
+) -> set[str]:
     """Groups in `order`, each held out while it takes a class nearer to its share and leaves it trainable.
 
     Then, where too few videos are held out, groups that bring their number nearer to the share. `sizes`: clips of each
-    class in a group; `videos`: videos in a group.
+    class in a group; `videos`: videos in a group; `accepted`: videos by which the share may be missed.
     """
     totals: Counter[str] = Counter()
     for clips in sizes.values():
@@ -293,7 +296,7 @@ def _drawn(order: list[str], sizes: dict[str, Counter[str]], videos: Counter[str
     missing = target - sum(videos[group] for group in held)
     free = [group for group in order if group not in held]
     for group in sorted(free, key=lambda group: abs(missing - videos[group])):
-        if not held or (missing > _tolerance(target) and abs(missing - videos[group]) <= missing):
+        if not held or (missing > accepted and abs(missing - videos[group]) < missing):
             hold_if_trainable(group)
             missing -= videos[group] if group in held else 0
     return held

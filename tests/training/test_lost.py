@@ -392,7 +392,7 @@ def test_a_signal_during_validation(place, tmp_path, call):
     until_said(started, "in validation")
     os.killpg(started[0].pid, signal.SIGTERM)
     code, said = finished(started, 30)
-    assert code == 143 and f"after step {max(0, call - 1) * 3} of 9" in said and none_left(started[0].pid), said
+    assert code == 143 and f"after step {max(0, call - 1) * 4} of 12" in said and none_left(started[0].pid), said
     code, said = finished(tune(place, tmp_path / "a"))
     assert code == 0 and outcome(tmp_path / "a" / "runs" / "r") == whole(place, tmp_path), said
 
@@ -500,7 +500,7 @@ def test_the_same_command_goes_on_and_another_is_refused_with_what_differs(place
     [
         ("moved", r"videos: 1 of 18 are gone or have another label or side, 1 are new"),
         ("renamed", r"model.classes: .* then, .* now"),
-        ("gone", r"videos: [1-9]\d* of 18 are gone or have another label or side, \d+ are new"),
+        ("gone", r"videos: 1 of 18 are gone or have another label or side, 0 are new"),
         ("size", r"model.clip.size: 32 then, 48 now"),
     ],
 )
@@ -747,7 +747,7 @@ step._inputs = inputs
 
 
 def test_nan_from_a_clip_loses_nothing_of_the_steps_before(place, tmp_path, seed):
-    step = random.Random(seed).randrange(2, 10)
+    step = random.Random(seed).randrange(2, 13)
     code, said = finished(tune(place, tmp_path / "a", before=DIVERGES.format(step=step) + OFTEN))
     run = tmp_path / "a" / "runs" / "r"
     assert code == 7 and f"at step {step}, on " in said, said
@@ -762,7 +762,7 @@ def test_nan_in_validation_never_becomes_best(place, tmp_path):
         "metrics.brief = lambda *a: own(*a) | {'top1': 1.0, 'loss': float('nan')}"
     )
     code, said = finished(tune(place, tmp_path / "a", before=nan))
-    assert code == 7 and "error: the loss of validation is nan after epoch 1, step 3" in said, said
+    assert code == 7 and "error: the loss of validation is nan after epoch 1, step 4" in said, said
     assert (
         not (tmp_path / "a" / "runs" / "r" / "best").exists()
         and not (tmp_path / "a" / "runs" / "r" / "metrics.jsonl").exists()
