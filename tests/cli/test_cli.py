@@ -503,7 +503,7 @@ def test_a_probe_is_a_model(nlzoo, trained):
     assert (
         code == 0
         and "<h1>videos-probe-1</h1>" in page
-        and "the network was frozen, and only its last layer was fitted" in page
+        and "a linear classifier was fitted to the features of the starting model" in page
     ), err
     assert "is optimistic" not in page and "--recipe" not in page  # no epoch was chosen, no recipe was used
     assert nlzoo("eval", summary["run"], Path(summary["run"]) / "videos.csv")[0] == 0
