@@ -214,8 +214,10 @@ def _explain(net: Network, clip: Clip, device: torch.device) -> explain.Explanat
 
 def _rule(events: Sequence[dict[str, Any]], dataset: scanning.Dataset) -> splits.Rule:
     """As the run was started: the groups in its list do not tell what made them."""
-    rules = [event["grouped_by"] for event in events if event["code"] == "started"]
-    return splits.Rule(**rules[-1]) if rules else dataset.grouped_by
+    rules = [event.get("grouped_by") for event in events if event.get("code") == "started"]
+    if rules and isinstance(rules[-1], dict):
+        return splits.Rule(str(rules[-1].get("code")), int(rules[-1].get("field") or 0))
+    return dataset.grouped_by
 
 
 def _skipped(file: Path) -> tuple[Skipped, ...]:

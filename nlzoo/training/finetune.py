@@ -40,24 +40,24 @@ def finetune(
     An unfinished run of the same name and settings is resumed; with other settings it is a `UsageError`. `seeds` above
     1 give `SeedResults`, `dry_run` a `Rehearsal`. Raises what `train.train` does, and what scanning the videos does.
     """
-    asked = FinetuneOptions(**options)
+    settings = FinetuneOptions(**options)
     with engines.distributed_errors():
         engines.set_current_gpu()
-        engine = engines.begin(evaluate.resolve_device(asked.device), asked.track)
+        engine = engines.begin(evaluate.resolve_device(settings.device), settings.track)
         videos, first = Path(videos), str(start) if start else None
-        named = asked.name is not None or asked.seeds > 1
-        base = zoo.folder_name(asked.name or (videos.stem if videos.is_file() else videos.resolve().name))
-        if asked.dry_run:
-            return _rehearse(videos, first, asked, engine, callbacks)
-        if asked.seeds == 1:
-            return _run(videos, first, asked, engine, callbacks, base, named)
+        named = settings.name is not None or settings.seeds > 1
+        base = zoo.folder_name(settings.name or (videos.stem if videos.is_file() else videos.resolve().name))
+        if settings.dry_run:
+            return _rehearse(videos, first, settings, engine, callbacks)
+        if settings.seeds == 1:
+            return _run(videos, first, settings, engine, callbacks, base, named)
         results = []
-        for seed in range(asked.seed, asked.seed + asked.seeds):
-            finished = asked.runs / f"{base}-s{seed}"
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            finished = settings.runs / f"{base}-s{seed}"
             if (finished / run_folder.RESULT).is_file():
                 results.append(run_folder.read_result(finished))
                 continue
-            one = dataclasses.replace(asked, seed=seed)
+            one = dataclasses.replace(settings, seed=seed)
             results.append(_run(videos, first, one, engine, callbacks, finished.name, named))
         return SeedResults(results)
 
@@ -115,7 +115,7 @@ def _run(
 
 
 def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Engine, callbacks: Callbacks) -> _Planned:
-    """The run that is asked for; what is filled in is said."""
+    """The run as it is asked for, with what was not given filled in."""
 
     def scan() -> scanning.Dataset:
         scanned = scanning.scan(

@@ -103,11 +103,11 @@ def _keep(
     summary |= {"majority": chance, **counts, "groups": figures["groups"], "interval": interval}
     for part in ("last", "best"):
         checkpoint.save_model(run / part, net, summary, card.body(net.spec, summary))
-    told = {"run": str(run), "model": str(run / "best"), "classes": list(classes), **counts}
+    shared = {"run": str(run), "model": str(run / "best"), "classes": list(classes), **counts}
     last = {"best_epoch": 1, "last_top1": main["top1"], "last_map": main["map"], "seconds": round(seconds, 1)}
-    result = {**told, "epochs": 1, **main, "majority": chance, **last, "resumed_from": None, "C": fitted.strength}
+    result = {**shared, "epochs": 1, **main, "majority": chance, **last, "resumed_from": None, "C": fitted.strength}
     files.write_json(run / run_folder.RESULT, result)
-    return Probe({**told, "majority": chance, "C": fitted.strength, **figures}, skipped)
+    return Probe({**shared, "majority": chance, "C": fitted.strength, **figures}, skipped)
 
 
 @dataclass(frozen=True)

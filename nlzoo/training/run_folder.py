@@ -176,7 +176,10 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     """Lines of JSON; a kill may have cut the last one short."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        rows = [json.loads(line) for line in text.split("\n")[:-1]]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line of it is not a JSON object")
+        return rows
     except (OSError, ValueError) as error:
         raise _unreadable(file, error) from None
 

@@ -44,34 +44,34 @@ def scan(
 
     `progress(done, total)` is called for each file. Raises what `listing.read` and `refuse_unusable` raise.
     """
-    found = listing.read(Path(source), classes)
-    paths = sorted({item.path for item in found.items})
-    files = [found.root / path for path in paths]
+    listed = listing.read(Path(source), classes)
+    paths = sorted({item.path for item in listed.items})
+    files = [listed.root / path for path in paths]
     probed = records.examine(files, workers=workers or pool.default_workers("cuda"), progress=progress)
     known = dict(zip(paths, probed))
-    dataset = collect(found, known, partial(_copies, found.root, known))
+    dataset = collect(listed, known, partial(_copies, listed.root, known))
     refuse_unusable(dataset)
     return dataset
 
 
 def collect(
-    found: Listing, known: Mapping[str, records.Record], copies: Callable[[list[str]], dict[str, str]]
+    listed: Listing, known: Mapping[str, records.Record], copies: Callable[[list[str]], dict[str, str]]
 ) -> Dataset:
     """The dataset of a listing whose files have the records `known`; nothing is refused yet.
 
     `copies`: as for `splits.grouped`.
     """
     used: list[Item] = []
-    skipped = {entry.path: entry for entry in found.skipped}
-    for item in found.items:
+    skipped = {entry.path: entry for entry in listed.skipped}
+    for item in listed.items:
         part = _usable(item, known[item.path])
         if isinstance(part, Skipped):
             skipped[item.path] = part
         else:
             used.append(part)
-    items, rule = splits.grouped(used, found.levels, copies)
-    lost = (*found.lost, *_lost(found.items, items, skipped))
-    usable = replace(found, items=items, skipped=tuple(sorted(skipped.values())), lost=lost)
+    items, rule = splits.grouped(used, listed.levels, copies)
+    lost = (*listed.lost, *_lost(listed.items, items, skipped))
+    usable = replace(listed, items=items, skipped=tuple(sorted(skipped.values())), lost=lost)
     return Dataset(**vars(usable), grouped_by=rule)
 
 

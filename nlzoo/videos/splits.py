@@ -37,7 +37,7 @@ class Rule:
     def __str__(self) -> str:
         if self.code == "field":
             return f"grouped by the {_ORDINALS.get(self.field, f'{self.field}th')} field of the file name"
-        return _RULES[self.code]
+        return _RULES.get(self.code, "grouped by a rule that this version does not know")
 
 
 # --- groups

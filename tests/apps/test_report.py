@@ -405,6 +405,16 @@ def test_an_unfinished_run_says_so_and_what_is_missing_is_told(run, tmp_path, mo
         with pytest.raises(kind) as caught:
             report.gather(copy(missing), CPU)
         assert caught.value.hint and "\n" not in caught.value.message
+    for line, words in (
+        ('{"code": "started", "grouped_by": {"code": "moon"}}', "a rule that this version does not know"),
+        ('{"grouped_by": 3}', "Grouped by the column group"),
+    ):
+        other = copy()
+        (other / "events.jsonl").write_text(line + "\n")
+        assert words in checked(report.write(other, CPU).read_text(encoding="utf-8")).text
+    (copy() / "events.jsonl").write_text("[1]\n")
+    with pytest.raises(WeightsError, match="events.jsonl could not be read"):
+        report.gather(tmp_path / "r", CPU)
     (copy() / "report.html").unlink(missing_ok=True)
     (tmp_path / "r" / "report.html").mkdir()
     with monkeypatch.context() as patch, pytest.raises(DiskError, match="report.html could not be written"):
