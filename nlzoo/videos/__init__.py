@@ -1,6 +1,7 @@
 """Videos: from a folder or a list to clips for a network.
 
 listing     what the user points at, as labelled items; no video is opened
+folders     of classes; lists: of paths, list_rows: in every format; list_writer: ours; items, tree: what they share
 records     what is in each video, found out once and remembered
 scanning    which videos of a listing can be used; splits: groups, training and validation without leaks
 video       the decoder boundary; encode: the encoder's
