@@ -1,5 +1,7 @@
 """Fixtures that several test files share. Real data lies beside the checkout, in ../shared, and never in it."""
 
+import contextlib
+import gc
 import os
 import random
 import sys
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from nlzoo.apps import draw
 from nlzoo.cli import app as cli
 from nlzoo.cli import console
 from nlzoo.videos import encode
@@ -73,6 +76,19 @@ def command(*words) -> int:
         sys.argv = before
         console.use_json(False)
     return 0
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory, memory_of_videos):
+    """Has imported what a run imports on its way, so that forks of this process need not."""
+    folder = tmp_path_factory.mktemp("warm")
+    draw.write_videos(folder / "videos", draw.CLASSES[:2], 3, seed=1, frames=4, size=(32, 48))
+    words = "finetune videos --from weights/start --epochs 1 --frames 4 --size 32 --batch 2 --device cpu"
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)  # what was begun here could not be used in a fork
+        assert command("inflate", "tiny", "--name", "start") == command(*words.split()) == 0
+    gc.collect()
+    gc.freeze()  # a fork does not copy what it only looks through
 
 
 @pytest.fixture(scope="session")

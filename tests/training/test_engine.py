@@ -15,9 +15,13 @@ import time
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from forked import Forked, of_group
 from safetensors.torch import load_file
 
 from nlzoo.apps import draw
+from nlzoo.cli import app as cli
+from nlzoo.cli import training as command_line
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import DiskError, DivergedError, Stopped, UsageError
 from nlzoo.networks import checkpoint, model
@@ -54,25 +58,25 @@ def free_port():
         return free.getsockname()[1]
 
 
-def processes(work, *words):
-    """`python test_engine.py WORK WORDS` as real gloo processes."""
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(RANKS),
-        "LOCAL_WORLD_SIZE": str(RANKS),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.getcwd(),
-    }
+def processes(work, folder):
+    """`work(folder, engine)` by real gloo processes: forks of this one, which has imported what they need."""
+    common = {"WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, work.__name__, *map(str, words)],
-            env={**common, "RANK": str(n), "LOCAL_RANK": str(n)},
-        )
+        Forked(lambda: in_rank(lambda here: work(folder, here)), group=False, RANK=n, LOCAL_RANK=n, **common)
         for n in range(RANKS)
     ]
     assert [rank.wait(200) for rank in ranks] == [0] * RANKS
+
+
+def in_rank(work):
+    forget_other_runs()
+    with engine.distributed_errors():
+        work(engine.begin(torch.device("cpu")))
+
+
+def forget_other_runs():
+    """In a fork: accelerate has one state a process, which a run of one process may have made."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def trained(run, found, recipe, here=None, nl="none"):
@@ -146,7 +150,7 @@ def all_of_them(folder, here=None):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, warm):
     """The folder of all runs, by one process and by two."""
     folder = tmp_path_factory.mktemp("compared")
     draw.write_videos(folder / "videos", draw.CLASSES[:3], 4, seed=1, frames=8, size=(32, 48))
@@ -190,12 +194,12 @@ def test_every_clip_of_validation_is_counted_once_by_the_network_that_is_kept(co
 
 # --- through the command line
 
-EPOCHS, STEPS = 20, 3  # of the runs below; steps an epoch
+EPOCHS, STEPS = 6, 3  # of the runs below; steps an epoch
 BROKEN = "broken.mp4"
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory, videos):
+def here(tmp_path_factory, videos, warm):
     """A working folder with a small network and videos, one of them no video."""
     folder = tmp_path_factory.mktemp("here")
     shutil.copytree(videos, folder / "videos")
@@ -212,7 +216,7 @@ def here(tmp_path_factory, videos):
     return folder
 
 
-def words(name, *more, gpus=RANKS):
+def words(name, *more, gpus=RANKS, epochs=EPOCHS):
     options = [
         "--from",
         "small",
@@ -221,7 +225,7 @@ def words(name, *more, gpus=RANKS):
         "--size",
         32,
         "--epochs",
-        EPOCHS,
+        epochs,
         "--recipe",
         "small,ema=0.9,lr=0.0005",
         "--batch",
@@ -233,7 +237,7 @@ def words(name, *more, gpus=RANKS):
 
 
 class Started:
-    """A command that runs in a group of its own, and all that it started."""
+    """`python -m COMMAND` in a group of its own, and all that it started."""
 
     def __init__(self, folder, command, **environment):
         self.mark = f"NLZOO_TEST_MARK={os.getpid()}-{time.monotonic_ns()}"
@@ -288,13 +292,52 @@ class Started:
     def end(self):
         """`(exit code, stdout, stderr)`; no process of it is left soon after."""
         began = time.monotonic()
-        out, _ = self.process.communicate(timeout=200)
+        code, out = self._outcome()
         self.seconds = time.monotonic() - began
         until = time.monotonic() + 15
         while (left := self.pids()) and time.monotonic() < until:
             time.sleep(0.05)
         assert not left
-        return self.process.returncode, out, self.said()
+        return code, out, self.said()
+
+    def _outcome(self):
+        out, _ = self.process.communicate(timeout=200)
+        return self.process.returncode, out
+
+
+class ForkedRanks(Started):
+    """`nlzoo WORDS` of several ranks, parent and ranks forks of this process; `first` is called in each rank."""
+
+    def __init__(self, folder, words, first=lambda: None):
+        self.out, self.err = (folder / f"{time.monotonic_ns()}.{kind}" for kind in ("out", "err"))
+        self.process = Forked(lambda: self._parent(words, first), folder, self.out, self.err)
+
+    @staticmethod
+    def _parent(words, first):
+        def start(words, environment):
+            def rank():
+                engine._end_with_parent()
+                forget_other_runs()
+                command_line._report = lambda run, device: None  # the test that compares files has one
+                first()
+                sys.argv = ["nlzoo", *words]
+                cli.main()
+
+            return Forked(rank, group=False, name=f"rank {environment['RANK']}", **environment)
+
+        engine._start = start
+        sys.argv = ["nlzoo", *words]
+        cli.main()
+
+    def pids(self, rank=None):
+        alive = of_group(self.process.pid)
+        return [pid for pid, who in alive.items() if rank is None or who == (f"rank {rank}", self.process.pid)]
+
+    def said(self):
+        return self.err.read_text()
+
+    def _outcome(self):
+        return self.process.wait(200), self.out.read_text()
 
 
 def files(run):
@@ -382,11 +425,17 @@ def test_other_launchers_give_the_same_bits(launcher, finished, here):
 
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.torture)])  # minutes
 def test_what_is_killed_hangs_or_is_stopped_ends_whole_and_goes_on_to_the_same_bits(finished, here, seed, few):
+    """A few in forks; all in real processes, in a longer run, so that there is an epoch for each."""
     name = f"disturbed-{few}"
     rng, run, took = random.Random(seed), here / "runs" / name, {}
 
+    def start(name=name, **environment):
+        if few:
+            return ForkedRanks(here, words(name))
+        return Started(here, ["nlzoo", *words(name, epochs=20)], **environment)
+
     def disturbed(how, disturb, **environment):
-        started = Started(here, ["nlzoo", *words(name)], **environment)
+        started = start(**environment)
         started.begun(run, rng)
         disturb(started)
         code, _, err = started.end()
@@ -407,7 +456,7 @@ def test_what_is_killed_hangs_or_is_stopped_ends_whole_and_goes_on_to_the_same_b
     step = int(re.search(r"after step (\d+)", err)[1])
     assert state.load(run).step == step
     if few:
-        code, _, err = Started(here, ["nlzoo", *words(name)]).end()
+        code, _, err = start().end()
         assert code == 0 and err.count("resumed from step") == 1 and bits(run) == bits(finished[0])
         return
     code, err = disturbed("hung", lambda started: os.kill(started.pids(1)[0], signal.SIGSTOP), NLZOO_HUNG_SECONDS="20")
@@ -416,34 +465,34 @@ def test_what_is_killed_hangs_or_is_stopped_ends_whole_and_goes_on_to_the_same_b
     code, err = disturbed("Ctrl-C", lambda started: os.killpg(started.process.pid, signal.SIGINT))
     assert code == 130 and err.count("stopped by SIGINT") == 1
     disturbed("parent killed", lambda started: started.process.kill())
-    code, _, err = Started(here, ["nlzoo", *words(name)]).end()
+    code, _, err = start().end()
     assert code == 0 and err.count("resumed from step") == 1, err
     print(took)
-    assert bits(run) == bits(finished[0])
+    assert start("undisturbed").end()[0] == 0 and bits(run) == bits(here / "runs" / "undisturbed")
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.torture), 1])
-def test_a_bug_in_one_rank_is_shown_and_ends_all(rank, here, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(f"""import os
-if os.environ.get("RANK") == "{rank}":
-    import nlzoo.training.train
+def test_a_bug_in_one_rank_is_shown_and_ends_all(rank, here):
     def bug(*_):
         raise KeyError("a bug")
-    nlzoo.training.train._end_epoch = bug
-""")
-    code, out, err = Started(here, ["nlzoo", *words(f"bug{rank}")], PYTHONPATH=f"{tmp_path}:{os.getcwd()}").end()
+
+    def first():
+        if os.environ["RANK"] == str(rank):
+            train._end_epoch = bug
+
+    code, out, err = ForkedRanks(here, words(f"bug{rank}"), first).end()
     assert code == 1 and err.count("Traceback") == 1 and "KeyError: 'a bug'" in err and out == ""
 
 
 def test_an_error_of_rank_0_or_of_all_is_told_once(here):
     with state.lock(here / "runs" / "taken"):
-        code, _, err = Started(here, ["nlzoo", *words("taken")]).end()
+        code, _, err = ForkedRanks(here, words("taken")).end()
     assert code == 2 and err.count("error:") == 1 and str(os.getpid()) in err and "Traceback" not in err
     net = checkpoint.load_model(here / "weights" / "small")
     with torch.no_grad():
         next(net.parameters()).fill_(3e38)
     checkpoint.save_model(here / "weights" / "huge", net)
-    code, out, err = Started(here, ["nlzoo", *words("diverged", "--json", "--from", "huge")]).end()
+    code, out, err = ForkedRanks(here, words("diverged", "--json", "--from", "huge")).end()
     (line,) = out.splitlines()
     assert code == json.loads(line)["exit_code"] == 7 and "error:" not in err and "Traceback" not in err, err
     assert json.loads(line)["error"].count(".mp4") == 3  # of both ranks
@@ -490,10 +539,3 @@ def test_what_cannot_be_is_refused_with_a_hint(nlzoo, here, monkeypatch):
     monkeypatch.setenv("NLZOO_HUNG_SECONDS", "soon")
     code, _, err = nlzoo("finetune", here / "videos", "--track", "tensorboard")
     assert code == 2 and "NLZOO_HUNG_SECONDS" in err
-
-
-if __name__ == "__main__":
-    from pathlib import Path
-
-    with engine.distributed_errors():
-        globals()[sys.argv[1]](Path(sys.argv[2]), engine.begin(torch.device("cpu")))

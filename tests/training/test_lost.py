@@ -5,8 +5,6 @@ the seconds that python takes to start they are forked from this process, except
 (`-m torture`). Scripts named `before` run there first, where a moment has to be met that no clock meets.
 """
 
-import contextlib
-import gc
 import hashlib
 import itertools
 import json
@@ -18,13 +16,12 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
+from forked import Forked, of_group
 from safetensors.torch import load_file, save_file
 
 from nlzoo.apps import draw
@@ -59,17 +56,11 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, memory_of_videos):
+def place(tmp_path_factory, warm):
     folder = tmp_path_factory.mktemp("lost")
     draw.write_videos(folder / "videos", draw.CLASSES[:3], 6, seed=1, frames=12, size=(40, 56))
-    with contextlib.chdir(folder):
-        assert command("inflate", "tiny", "--nl", "res4:1", "--name", "start") == 0
-        # what a run imports on its way is imported here once, not in every fork
-        assert command("finetune", "videos", "--epochs", "1", "--frames", "4", "--size", "32", "--name", "warm") == 0
-    gc.collect()
-    gc.freeze()  # a fork does not copy what it only looks through
-    yield Place(folder / "videos", folder / "weights" / "start", {})
-    gc.unfreeze()
+    assert finished(launched(folder, "inflate", "tiny", "--nl", "res4:1", "--name", "start"))[0] == 0
+    return Place(folder / "videos", folder / "weights" / "start", {})
 
 
 def launched(folder, *words, before="", real=False):
@@ -78,7 +69,7 @@ def launched(folder, *words, before="", real=False):
     words, said = [str(w) for w in words], folder / f"said-{len(list(folder.glob('said-*')))}"
     said.touch()
     if not real:
-        return Forked(folder, words, before, said), said
+        return Forked(lambda: called(words, before), folder, said, said), said
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     with open(said, "w") as file:
         return subprocess.Popen(
@@ -91,56 +82,12 @@ def launched(folder, *words, before="", real=False):
         ), said
 
 
-class Forked:
-    """The command in a fork of this process, with what these tests need of `Popen`."""
-
-    def __init__(self, folder, words, before, said):
-        self.returncode, self.pid = None, os.fork()
-        if self.pid == 0:
-            self._live(folder, words, before, said)
-
-    @staticmethod
-    def _live(folder, words, before, said):
-        code = 1
-        try:
-            os.setsid()
-            os.chdir(folder)
-            for number in (1, 2):
-                os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-            sys.stdout, sys.stderr, sys.argv = (
-                open(1, "w", closefd=False),
-                open(2, "w", closefd=False),
-                ["nlzoo", *words],
-            )
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            command_line._report = lambda run, device: None  # half of the time of so short a run; a real one writes it
-            exec(before, {})
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def poll(self):
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self, timeout):
-        until = time.monotonic() + timeout
-        while self.poll() is None:
-            assert time.monotonic() < until, "it did not end"
-            time.sleep(0.02)
-        return self.returncode
-
-    def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
+def called(words, before):
+    """The command, in a fork."""
+    sys.argv = ["nlzoo", *words]
+    command_line._report = lambda run, device: None  # half of the time of so short a run; a real one writes it
+    exec(before, {})
+    cli.main()
 
 
 def finished(started, timeout=300):
@@ -211,19 +158,6 @@ def underway(started, run, rng, longest):
 def left_behind(run):
     """What only an unfinished write has."""
     return [p.name for p in run.rglob(".*") if p.name != ".lock"]
-
-
-def of_group(leader):
-    """Processes of the group that still run."""
-    alive = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            status, _, group = stat.read_text().rpartition(") ")[2].split()[:3]
-        except OSError:
-            continue
-        if int(group) == leader and status not in "ZX":
-            alive.append(stat.parent.name)
-    return alive
 
 
 def none_left(leader, seconds=5.0):
