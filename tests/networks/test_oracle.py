@@ -56,7 +56,7 @@ CASES = [
 @pytest.mark.parametrize("depth, arch, pools, nl, form", CASES)
 def test_equal_outputs_in_eval_and_train(depth, arch, pools, nl, form, seed):
     ours, theirs = pair(depth, arch, pools, nl, form)
-    clip = torch.randn(2, 3, 8, 64, 48, dtype=torch.double)
+    clip = torch.randn(2, 3, 8, 48, 32, dtype=torch.double)
     with torch.no_grad():
         logits = ours(clip)
         assert relative_error(logits[:1], logits[1:]) > 1e-4  # the clip matters, so that agreement says something
