@@ -24,7 +24,7 @@ from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
 from ..training import evaluate, metrics
-from ..training.recipe import autocast
+from ..training.devices import autocast, memory_errors
 from ..videos import clips, listing, loader
 
 KEYS = 20  # of a query; figure 3 of the paper has as many
@@ -156,7 +156,7 @@ def explain_clip(
     with (
         torch.inference_mode(False),
         _recording(net) as recorded,
-        evaluate.memory_errors("one video"),
+        memory_errors("one video"),
         autocast(evaluate.AUTO, device),
     ):
         with torch.no_grad():

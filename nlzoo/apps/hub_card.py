@@ -21,9 +21,9 @@ _APP = '''"""The page of {model}, as `nlzoo push --space` wrote it; the next one
 
 import nlzoo
 from nlzoo.apps import serve
-from nlzoo.training import evaluate
+from nlzoo.training import devices
 
-serve.serve(nlzoo.load("{model}"), evaluate.resolve_device(None), host="0.0.0.0", port=7860, name="{model}")
+serve.serve(nlzoo.load("{model}"), devices.resolve(None), host="0.0.0.0", port=7860, name="{model}")
 '''
 _SPACE_CARD = """---
 {yaml}

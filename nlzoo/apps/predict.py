@@ -20,7 +20,7 @@ from ..core.progress import Progress, Stages, no_progress, no_stages
 from ..core.text import as_text, printable
 from ..core.view_spec import ClipSpec, ViewSpec, parse_views
 from ..networks.network import Network
-from ..training import evaluate, metrics
+from ..training import devices, evaluate, metrics
 from ..videos import listing, loader, pool, records, tree, video
 
 FEATURES = (".safetensors", ".parquet")
@@ -85,7 +85,7 @@ def predict(
     video.check_decoder(decoder)
     given = [Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)]
     _check_files(out, features, given)
-    device = evaluate.resolve_device(device)
+    device = devices.resolve(device)
     net, folder = evaluate.open_network(model, device, given[0] if given else "VIDEO", "predict")
     for note in evaluate.model_notes(net, folder):
         on_note(note)

@@ -154,13 +154,13 @@ def explain_(
     """Show the evidence for a prediction: where the non-local blocks attend to, and Grad-CAM, as PNG and mp4."""
     from ..apps import explain, pictures
     from ..core import files
-    from ..training import evaluate
+    from ..training import devices, evaluate
     from ..videos import listing
 
     listing.refuse_address(video)
     folder = out or Path(f"explain-{video.stem}")
     at_points = [explain.parse_point(text) for text in at or ()]
-    on = evaluate.resolve_device(device)
+    on = devices.resolve(device)
     files.check_folder(folder)
     net, _ = evaluate.open_network(model, on, video, "explain")
     explanation = explain.explain(net, video, on, target_class, at_points, points)
@@ -178,10 +178,10 @@ def report(
 ) -> None:
     """Write RUN/report.html: curves, confusion matrix, calibration, best and worst predictions, on one page."""
     from ..apps import report as reports
-    from ..training import evaluate
+    from ..training import devices
     from ..videos import pool
 
-    on = evaluate.resolve_device(device)
+    on = devices.resolve(device)
     folder = reports.find(run)
     with console.progress("predicting the validation videos") as bar:
         file = reports.write(folder, on, pool.default_workers(str(on)), bar)
@@ -199,8 +199,8 @@ def serve(
 ) -> None:
     """A local web demo: drop a video, see its classes, over time too, and the evidence. Ctrl-C ends it."""
     from ..apps import serve as page
-    from ..training import evaluate
+    from ..training import devices, evaluate
 
-    at = evaluate.resolve_device(device)
+    at = devices.resolve(device)
     net, _ = evaluate.open_network(model, at, "VIDEO", "serve")
     page.serve(net, at, host, port, model, lambda url: console.result({"url": url}, f"{url}\nCtrl-C ends it"))

@@ -265,14 +265,14 @@ def _show(outcome: "Result | SeedResults | Rehearsal", device: str | None) -> No
 def _report(run: Path, device: str | None) -> None:
     """The run's page; the run has finished, whatever becomes of that."""
     from ..apps import report
-    from ..training import evaluate
+    from ..training import devices
     from ..videos import pool
 
     if (run / "report.html").exists():
         return
     try:
         with console.progress("writing the report") as bar:
-            on = evaluate.resolve_device(device)
+            on = devices.resolve(device)
             console.log(f"report {report.write(run, on, pool.default_workers(on.type), bar)}")
     except NlzooError as problem:
         console.warn(f"there is no report: {problem.message}; nlzoo report {printable(run)} tries again")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import POOLS, STAGES, Inflation, NonLocal
+from . import frames
 from .layers import NonLocalBlock
 from .network import Network
 
@@ -28,12 +29,14 @@ class InflatedConv3d(nn.Conv3d):
 
     Temporal padding is t // 2 on both sides: copies of the first and last frame (`replicate`, so that a clip of one
     repeated frame stays one everywhere) or zeros. Spatial padding stays the 2-D layer's. `(B, C, T, H, W)` to
-    `(B, C', ceil(T / s), H', W')`.
+    `(B, C', ceil(T / s), H', W')`; on a GPU by 2-D kernels (`frames`).
     """
 
     replicate = 0  # frames repeated at each end before the convolution
 
     def forward(self, x: Tensor) -> Tensor:
+        if frames.folds(x):
+            return frames.conv(self, x, self.replicate)
         if self.replicate:
             x = F.pad(x, (0, 0, 0, 0, self.replicate, self.replicate), mode="replicate")
         return super().forward(x)
@@ -82,7 +85,7 @@ def inflate_kernel(weight: Tensor, taps: int, init: str) -> Tensor:
 
 
 def _batch_norm(old: nn.BatchNorm2d, *_: object) -> nn.BatchNorm3d:
-    new = nn.BatchNorm3d(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+    new = frames.BatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
     reference = old.weight if old.affine else old.running_mean
     if reference is not None:
         new.to(device=reference.device, dtype=reference.dtype)
@@ -92,7 +95,7 @@ def _batch_norm(old: nn.BatchNorm2d, *_: object) -> nn.BatchNorm3d:
 
 def _max_pool(old: nn.MaxPool2d, taps: int, stride: int, inflation: Inflation) -> nn.MaxPool3d:
     space = old.padding if inflation.pool1_padding else 0
-    return nn.MaxPool3d(
+    return frames.MaxPool(
         _triple(old.kernel_size, taps),
         _triple(old.stride, stride),
         _triple(space, (taps - 1) // 2),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.bounds import one_of
 from ..core.errors import UsageError
 from ..core.model_spec import FORMS, NORMS, SPANS, SUBSAMPLES
-from . import pairwise
+from . import frames, pairwise
 
 
 class Pointwise(nn.Conv3d):
@@ -28,6 +28,8 @@ class Pointwise(nn.Conv3d):
         super().__init__(channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if frames.folds(x):  # channels last: the rows of one matrix
+            return F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
         weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
         if self.bias is None:
             return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
@@ -73,7 +75,7 @@ class NonLocalBlock(nn.Module):
             self.w_f = Pointwise(2 * inner, 1, bias=False)  # of [theta, phi]; only its weight is used
         self.w_z = Pointwise(inner, channels)
         if norm == "bn":
-            self.bn = nn.BatchNorm3d(channels, eps=1e-5, momentum=0.1)
+            self.bn = frames.BatchNorm(channels, eps=1e-5, momentum=0.1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -156,8 +158,10 @@ class _Sum(torch.autograd.Function):
 
 def _pool(x: Tensor) -> Tensor:
     """1x2x2 max-pool (B, C, T, H, W); an odd last row or column is dropped, as every peer does; a size of 1 stays."""
-    window = (1, min(2, x.shape[3]), min(2, x.shape[4]))
-    return F.max_pool3d(x, window, window)
+    window = min(2, x.shape[3]), min(2, x.shape[4])
+    if frames.folds(x):
+        return frames.unfold(F.max_pool2d(frames.fold(x), window, window), x.shape[0])
+    return F.max_pool3d(x, (1, *window), (1, *window))
 
 
 def _fold(x: Tensor, span: str) -> Tensor:

@@ -41,8 +41,8 @@ def plain_resnet(backbone: str) -> Network:
     Raises `UsageError` for a name that timm does not know or that is not one of its ResNets.
     """
     architecture, arguments = _architecture(backbone)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # the same head in every process
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # the same head in every process; no GPU is touched
         return import_timm().create_model(architecture, pretrained=False, **arguments)
 
 
@@ -214,8 +214,8 @@ def add_blocks(net: Network, nl: str) -> Network:
 
 def _insert_seeded_(net: Network, placement: tuple[NonLocal, ...]) -> None:
     """The same blocks from the same command."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         insert_nonlocal_(net, placement)
 
 

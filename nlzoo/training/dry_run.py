@@ -27,7 +27,7 @@ RANGE_STEPS, RANGE_WIDTH = 60, 1e4  # of the learning-rate range test: from the 
 class Rehearsal:
     """What `--dry-run` says."""
 
-    bytes: int  # of memory that a step takes at most
+    bytes: int  # of memory that a step takes at most: on a GPU measured, on a CPU estimated
     seconds_a_step: float
     steps: int  # of the run
     minutes: float
@@ -51,6 +51,9 @@ def rehearse(
     recipes.train_mode_(job.net, config.recipe)
     steady = dataclasses.replace(job, steps=4 * REHEARSAL)
     steady.progress.step = REHEARSAL // 2
+    on_gpu = job.engine.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(job.engine.device)
     losses, began = [], time.monotonic()
     first_batch = batches(job, 0)[:1]
     with contextlib.closing(loader.load(job.train_clips, first_batch, config.workers)) as loaded:
@@ -61,8 +64,9 @@ def rehearse(
             callbacks.step(Step("rehearse", n + 1, REHEARSAL))
     seconds = (time.monotonic() - began) / REHEARSAL
     part = -(-config.recipe.batch // config.recipe.accumulate)
+    estimate = recipes.memory_estimate(net, net.spec.clip, part, config.recipe)
     return Rehearsal(
-        recipes.memory_estimate(net, net.spec.clip, part, config.recipe),
+        torch.cuda.max_memory_allocated(job.engine.device) if on_gpu else estimate,
         round(seconds, 3),
         job.steps,
         round(seconds * job.steps / 60, 1),

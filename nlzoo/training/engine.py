@@ -55,6 +55,11 @@ class Engine:
     tracker: str | None = None
 
     @property
+    def wide(self) -> torch.dtype:
+        """The widest dtype of the device: float64, but for Metal."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @property
     def main(self) -> bool:
         """Whether this process writes and prints."""
         return self.rank == 0
@@ -82,8 +87,7 @@ class Engine:
         """Sums over all ranks, in float64."""
         if self.world == 1:
             return list(values)
-        kind = torch.float32 if self.device.type == "mps" else torch.float64
-        return self.accelerator.reduce(torch.tensor(values, dtype=kind, device=self.device), "sum").tolist()
+        return self.accelerator.reduce(torch.tensor(values, dtype=self.wide, device=self.device), "sum").tolist()
 
     def all_gather(self, rows: list) -> list:
         """The rows of all ranks."""

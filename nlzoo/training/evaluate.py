@@ -6,7 +6,6 @@ mean over its views (paper, section 5).
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from ..core import tables
 from ..core.bounds import one_of
-from ..core.errors import OutOfMemory, UsageError, VideoError
+from ..core.errors import UsageError, VideoError
 from ..core.progress import Progress, Stages, no_progress, no_stages
 from ..core.recipe_spec import Recipe
 from ..core.skipped import Skipped
@@ -26,40 +25,14 @@ from ..networks import checkpoint, download, zoo
 from ..networks.network import Network
 from ..videos import clips, listing, loader, pool, scanning, tree, video
 from ..videos.listing import Item
-from . import metrics, provenance
+from . import devices, metrics, provenance
 from .engine import Engine
-from .recipe import autocast
 
 CLIPS = 8  # in a forward pass
 CLASSES = ("all", "shared")  # of the videos that `evaluate` measures on
 AUTO = Recipe()  # bf16 on a GPU that has it, otherwise float32
 
 Row = tuple[int, np.ndarray | None, str]  # index of a video, its numbers, or else the reason why there are none
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The given device, or else the GPU where there is one. Raises `UsageError` for one that cannot compute here."""
-    usable = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    usable += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
-    device = usable[0].partition(":")[0] if device is None else device
-    try:
-        torch.zeros(1, device=device).item()  # a meta tensor has no value
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = f" ({str(error).splitlines()[0]})" if str(device).startswith("cuda") else ""
-        raise UsageError(
-            f"device {printable(str(device))!r} cannot be used here{reason}; these can: {', '.join(usable)}",
-            "omit --device to take the first of them; nlzoo doctor shows why a GPU is not among them",
-        ) from None
-    return torch.device(device)
-
-
-@contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """CUDA out of memory as `OutOfMemory`."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemory(f"the GPU ran out of memory with {what}", "lower --batch, --frames or --size") from error
 
 
 def probabilities(
@@ -100,11 +73,11 @@ def _mean_over_views(
     keys = [(-1, index) for index in range(len(source))]
     videos_per_pass = max(1, CLIPS // source.views.num_views)
     batches = [keys[start : start + videos_per_pass] for start in range(0, len(keys), videos_per_pass)]
+    in_parts = devices.InParts(lambda part: forward(clips.to_input(part.to(device), source.clip)), CLIPS)
     for indices, pixels, bad in loader.load(source, batches, workers):
         if pixels is not None:
-            parts = pixels.flatten(0, 1).split(CLIPS)
-            with autocast(recipe, device), memory_errors(f"{len(parts[0])} clips"):
-                rows = torch.cat([forward(clips.to_input(part.to(device), source.clip)) for part in parts])
+            with devices.autocast(recipe, device):
+                rows = in_parts(pixels.flatten(0, 1))
             yield from zip(indices, rows.view(*pixels.shape[:2], -1).mean(1).numpy(), repeat(""))
         yield from ((index, None, reason) for index, reason in bad)
 
@@ -247,7 +220,7 @@ def evaluate(
     video.check_decoder(decoder)
     if out:
         tables.check(Path(out), inputs=[Path(videos)])
-    device = resolve_device(device)
+    device = devices.resolve(device)
     net, folder = open_network(model, device, videos, "eval")
     names, multi_label = class_names(net), net.spec.multi_label
     with stages("scanning") as progress:

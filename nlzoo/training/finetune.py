@@ -11,7 +11,7 @@ from ..core.text import printable
 from ..networks import model, zoo
 from ..networks.network import Network
 from ..videos import listing, scanning
-from . import dry_run, evaluate, metrics, plan, run_folder, train
+from . import devices, dry_run, metrics, plan, run_folder, train
 from . import engine as engines
 from .callbacks import Callbacks, Event, Step
 from .dry_run import Rehearsal
@@ -43,7 +43,7 @@ def finetune(
     settings = FinetuneOptions(**options)
     with engines.distributed_errors():
         engines.set_current_gpu()
-        engine = engines.begin(evaluate.resolve_device(settings.device), settings.track)
+        engine = engines.begin(devices.resolve(settings.device), settings.track)
         videos, first = Path(videos), str(start) if start else None
         named = settings.name is not None or settings.seeds > 1
         base = zoo.folder_name(settings.name or (videos.stem if videos.is_file() else videos.resolve().name))
@@ -140,7 +140,7 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
         config = dataclasses.replace(config, recipe=recipe)
         decisions = [decision for decision in decisions if decision.code != "lr"]
         decisions.append(Decision("lr", recipe.lr, "by a range test"))
-    decisions.append(plan.memory(net, config))
+    decisions.append(plan.memory(net, config, engine.device))
     values = {"device": str(engine.device), "world": engine.world, "clip": net.spec.clip, "decisions": decisions}
     callbacks.log(Event("planned", values))
     return _Planned(net, dataset, config, decisions)

@@ -24,6 +24,7 @@ from ..core.view_spec import Augment, default_augment, parse_augment
 from ..networks import card, checkpoint, download, model, zoo
 from ..networks.network import Network
 from ..videos import listing, pool, scanning
+from . import devices
 from . import recipe as recipes
 from .callbacks import Callbacks, Event
 from .engine import Engine
@@ -99,6 +100,8 @@ def plan(
         recipe = change_recipe(auto, **({"lr": auto.lr} | given))  # the automatic rate knows the batch already
         decisions = [decision for decision in decisions if decision.code not in given]
         decisions += [Decision(name, value, GIVEN) for name, value in given.items()]
+    kind_of_number = Decision("precision", *devices.precision(recipe, engine.device))
+    decisions = [kind_of_number if (d.code, d.value) == ("precision", "auto") else d for d in decisions]
     changes, decision = augmentation(options.augment, total, dataset.classes)
     config = TrainConfig(
         videos,
@@ -133,10 +136,12 @@ def augmentation(text: str | None, training_clips: int, classes: Sequence[str]) 
     return changes, Decision("augment", str(changes), "; ".join(reasons))
 
 
-def memory(net: Network, config: TrainConfig) -> Decision:
-    """What a step takes, in words: the estimate in float32 with a fifth more for what it does not count."""
+def memory(net: Network, config: TrainConfig, device: torch.device) -> Decision:
+    """What a step on `device` takes, in words: the estimate with a fifth more for what it does not count."""
     recipe = config.recipe
+    precision, _ = devices.precision(recipe, device)
     recipes.check_batch_norm(net, recipe, recipe.batch, config.world)
     clips = -(-recipe.batch // (recipe.accumulate * config.world))
-    need = recipes.memory_estimate(net, net.spec.clip, clips, recipe)
-    return Decision("memory", f"about {1.2 * need / 2**30:.1f} GiB", f"for a step of {clips} clips in float32")
+    need = recipes.memory_estimate(net, net.spec.clip, clips, recipe, device=device)
+    number = precision.replace("fp", "float")
+    return Decision("memory", f"about {1.2 * need / 2**30:.1f} GiB", f"for a step of {clips} clips in {number}")

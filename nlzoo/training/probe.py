@@ -25,7 +25,7 @@ from ..networks.model import set_head
 from ..networks.network import Network
 from ..videos import listing, loader, pool, scanning, video
 from ..videos.listing import Item
-from . import evaluate, metrics, run_folder
+from . import devices, evaluate, metrics, run_folder
 
 STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: the smaller, the stronger the regularisation
 FOLDS = 5  # of the training groups, to choose C by
@@ -63,7 +63,7 @@ def probe(
     began = time.monotonic()
     videos = Path(videos)
     video.check_decoder(decoder)
-    device = evaluate.resolve_device(device)
+    device = devices.resolve(device)
     stem = videos.stem if videos.is_file() else videos.resolve().name
     run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None)
     files.check_folder(run)

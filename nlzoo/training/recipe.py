@@ -28,6 +28,7 @@ from ..core.view_spec import ClipSpec
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
+from .devices import autocast
 
 KERNEL_SIZE = 0.14  # root mean square of the kernels of the network on which AdamW's rates were found
 HEAD_RATE = 3.0  # AdamW: the fresh head's rate, as a multiple of the backbone's
@@ -88,9 +89,11 @@ def layer_rates(net: Network, decay: float) -> dict[str, float]:
 def optimizer(net: Network, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW or SGD over all parameters. Those that do not train (`staged`) have no gradient, and take no step."""
     groups = parameter_groups(net, recipe)
+    # one kernel for all tensors of a group; a CPU keeps to torch's default, whose rounding differs
+    fused = True if net.fc.weight.device.type == "cuda" else None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(groups)
+        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, fused=fused)
 
 
 def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
@@ -331,23 +334,6 @@ def balanced_order(labels: Sequence[int], seed: int, epoch: int) -> list[int]:
 # -- precision and memory ---------------------------------------------------------------------------------------------
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The context of a forward pass. auto: bf16 on a GPU that has it, float32 elsewhere. fp16 needs `scaler`.
-
-    Raises `UsageError` for bf16 on a GPU without it.
-    """
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    if recipe.precision == "bf16" and not has_bf16:
-        raise UsageError("this GPU has no bf16", "use precision=fp16 or precision=fp32")
-    half = recipe.precision in ("bf16", "fp16") or recipe.precision == "auto" and device.type == "cuda" and has_bf16
-    return torch.autocast(device.type, torch.float16 if recipe.precision == "fp16" else torch.bfloat16, enabled=half)
-
-
-def scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
-    """Scales the loss where gradients are fp16; otherwise it hands everything through."""
-    return torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-
-
 def checkpoint_activations_(net: Network, on: bool = True) -> None:
     """Of every residual and non-local block only the input is kept, in place (timm's own).
 
@@ -360,7 +346,7 @@ def checkpoint_activations_(net: Network, on: bool = True) -> None:
 def recomputing(net: Network) -> Iterator[None]:
     """Around `backward`: BN's running statistics stay as they are, though checkpointed blocks run a second time.
 
-    (pytorch #96136.) Without checkpointing it changes nothing.
+    (pytorch #96136.)
     """
     kept = [(m, m.momentum, m.num_batches_tracked) for m in batch_norms(net)]
     try:
@@ -373,20 +359,29 @@ def recomputing(net: Network) -> Iterator[None]:
             m.momentum, m.num_batches_tracked = momentum, count
 
 
-def memory_estimate(net: Network, clip: ClipSpec, batch: int, recipe: Recipe = Recipe(), training: bool = True) -> int:
+def memory_estimate(
+    net: Network,
+    clip: ClipSpec,
+    batch: int,
+    recipe: Recipe = Recipe(),
+    training: bool = True,
+    device: torch.device | None = None,
+) -> int:
     """Bytes that a step of `batch` clips takes at most: weights, gradients, optimiser state, activations, temporaries.
 
-    The step (without `training` a forward pass of the network in eval mode) is run on fake tensors of the network's
-    device, which hold nothing, and every allocation is counted. Not in it: work space inside a library's
+    The step (without `training` a forward pass of the network in eval mode) is run on fake tensors of `device`, by
+    default the network's, which hold nothing, and every allocation is counted. Not in it: work space inside a library's
     kernels (on a CPU a step took 6 to 19 % more than this), what an allocator keeps, a GPU's context (about 0.5 GB),
     the optimiser's own temporaries.
     """
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-    device = next(net.parameters()).device
+    device = device or next(net.parameters()).device
     fake = FakeTensorMode()
     with FakeCopyMode(fake):
         ghost = copy.deepcopy(net)
+    with fake:
+        _move_ghost_(ghost, device)
     ghost.zero_grad(set_to_none=True)
     if training:
         train_mode_(ghost, recipe)
@@ -403,6 +398,15 @@ def memory_estimate(net: Network, clip: ClipSpec, batch: int, recipe: Recipe = R
                 logits.square().mean().backward()  # as small as any loss
     trained = sum(p.numel() * p.element_size() for p in ghost.parameters() if p.requires_grad)
     return live.peak + (trained * (2 if recipe.optimizer == "adamw" else 1) if training else 0)
+
+
+def _move_ghost_(ghost: nn.Module, device: torch.device) -> None:
+    """`ghost.to(device)`, which torch refuses for fake tensors."""
+    for module in ghost.modules():
+        for name, p in module.named_parameters(recurse=False):
+            module._parameters[name] = nn.Parameter(torch.empty_like(p, device=device), p.requires_grad)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty_like(buffer, device=device)
 
 
 class _Live(TorchDispatchMode):

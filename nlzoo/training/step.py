@@ -23,7 +23,7 @@ from ..core.text import printable
 from ..networks.model import moving_average
 from ..networks.network import Network
 from ..videos import augment, clips, listing, loader, scanning
-from . import metrics, run_folder, state
+from . import devices, metrics, run_folder, state
 from . import recipe as recipes
 from .callbacks import Callbacks, Event
 from .engine import Engine
@@ -65,6 +65,29 @@ class Progress:
         return [run_folder.Epoch(**line) for line in self.lines]
 
 
+class Statistics:
+    """BN's running statistics of before a step, to be put back where none is taken."""
+
+    def __init__(self, net: Network) -> None:
+        self.kinds: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []  # of one dtype: `(buffers, copies)`
+        buffers = list(net.buffers())
+        for dtype in {buffer.dtype for buffer in buffers}:
+            own = [buffer for buffer in buffers if buffer.dtype == dtype]
+            self.kinds.append((own, [buffer.clone() for buffer in own]))
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copies them, on a GPU in one kernel."""
+        for buffers, copies in self.kinds:
+            torch._foreach_copy_(copies, buffers)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Makes them what they were."""
+        for buffers, copies in self.kinds:
+            torch._foreach_copy_(buffers, copies)
+
+
 class Learner:
     """A network and everything that its training changes."""
 
@@ -77,7 +100,8 @@ class Learner:
         self.net, self.recipe, self.engine = net, recipe, engine
         self.ema: Any = moving_average(net, recipe.ema) if recipe.ema else None  # timm's
         self.optimizer = recipes.optimizer(net, recipe)
-        self.scaler = recipes.scaler(recipe, engine.device)
+        self.scaler = devices.scaler(recipe, engine.device)
+        self.statistics = Statistics(net)
         self.wrap()
 
     def wrap(self) -> None:
@@ -218,7 +242,7 @@ def train_step(job: Job, indices: list[int], pixels: torch.Tensor | None, bad: F
     """
     recipe, learner, engine = job.config.recipe, job.learner, job.engine
     step = job.progress.step
-    if recipes.staged(job.net, recipe, step / job.steps):
+    if recipe.unfreeze and recipes.staged(job.net, recipe, step / job.steps):
         learner.wrap()
     key = job.config.seed * 1_000_003 + step
     for group in learner.optimizer.param_groups:
@@ -227,14 +251,15 @@ def train_step(job: Job, indices: list[int], pixels: torch.Tensor | None, bad: F
     count, failed = map(int, engine.all_reduce_sum([len(inputs), len(bad)]))
     if not count:
         return 0.0, 0, failed
-    statistics = [buffer.clone() for buffer in job.net.buffers()]
-    loss = _gradients(job, inputs, target, count, key, statistics)
+    learner.statistics.keep()
+    total = _gradients(job, inputs, target, count, key)
     learner.scaler.unscale_(learner.optimizer)
-    norm = nn.utils.clip_grad_norm_(job.net.parameters(), recipe.clip_norm or math.inf).item()
+    norm_ = nn.utils.clip_grad_norm_(job.net.parameters(), recipe.clip_norm or math.inf)
+    loss, norm = torch.stack((total, norm_.to(total))).tolist()  # the one place where a step waits for the device
     (loss,) = engine.all_reduce_sum([loss])
     overflow_is_left_out = learner.scaler.is_enabled()  # it takes no step then
     if not math.isfinite(loss) or not (math.isfinite(norm) or overflow_is_left_out):
-        _put_back(job.net, statistics)
+        learner.statistics.put_back()
         names = engine.all_gather([os.path.basename(job.train_clips.items[i].path) for i in indices])
         raise DivergedError(
             f"loss {loss}, gradient {norm} at step {step + 1}, on {', '.join(map(printable, names))}",
@@ -254,34 +279,36 @@ def _inputs(job: Job, indices: list[int], pixels: torch.Tensor | None, key: int)
     if pixels is None:
         return torch.empty(0, 3, clip.frames, clip.size, clip.size, device=device), job.targets[:0].to(device)
     views = pixels.transpose(0, 1).flatten(0, 1)  # views of one video lie apart, so that none is mixed with itself
-    target = torch.cat([job.targets[indices]] * pixels.shape[1]).to(device)
-    inputs = clips.to_input(views.to(device), clip)
+    target = torch.cat([job.targets[indices]] * pixels.shape[1]).to(device, non_blocking=True)
+    inputs = clips.to_input(views.to(device, non_blocking=True), clip)
     if changes.mixup or changes.cutmix:
         soft = target if target.ndim > 1 else F.one_hot(target, len(job.net.spec.classes)).float()
         return augment.mix(inputs, soft, changes, key + 2**40)  # drawn apart from dropout
     return inputs, target
 
 
-def _gradients(
-    job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int, key: int, statistics: list[torch.Tensor]
-) -> float:
-    """Gradients of a batch, in as many parts as memory takes; the sum of this rank's losses."""
+def _gradients(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int, key: int) -> torch.Tensor:
+    """Gradients of a batch, in as many parts as memory takes; the sum of this rank's losses, on the device."""
     while True:
         torch.manual_seed(key + job.engine.rank * 2**33)  # dropout, the same again where memory was short
         try:
             return _backward(job, inputs, target, count)
-        except torch.OutOfMemoryError as error:
-            _put_back(job.net, statistics)
-            _smaller_parts(job, len(inputs), error)
+        except RuntimeError as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            _refuse_smaller_parts(job, len(inputs), error)
+        # outside of `except`, where the traceback would hold what the attempt computed
+        job.learner.statistics.put_back()
+        _smaller_parts(job, len(inputs))
 
 
-def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int) -> float:
-    """Gradients of the mean loss over the `count` clips of all ranks; the sum of this rank's losses."""
+def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
+    """Gradients of the mean loss over the `count` clips of all ranks; the sum of this rank's losses, on the device."""
     recipe, engine, learner = job.config.recipe, job.engine, job.learner
     num_parts = max(1, min(job.progress.accumulate, len(inputs) // job.min_clips))
     parts = list(zip(inputs.tensor_split(num_parts), target.tensor_split(num_parts)))
     learner.optimizer.zero_grad(set_to_none=True)
-    total = 0.0
+    total = torch.zeros((), dtype=engine.wide, device=engine.device)
     for n, (clips_, targets) in enumerate(parts):
         last = n + 1 == len(parts)
         with contextlib.nullcontext() if last else engine.no_sync(learner.model):
@@ -293,25 +320,19 @@ def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int) 
             if len(clips_) < job.min_clips:  # the last of an epoch, or all that could be read: BN as in validation
                 for m in recipes.batch_norms(job.net):
                     m.eval()
-            with recipes.autocast(recipe, engine.device):
+            with devices.autocast(recipe, engine.device):
                 logits = learner.model(clips_).float()
             loss = recipes.loss(logits, targets, recipe, job.class_weights)
-            with recipes.recomputing(job.net):
+            with recipes.recomputing(job.net) if recipe.checkpointing else contextlib.nullcontext():
                 learner.scaler.scale(loss * (len(clips_) * engine.world / count)).backward()
-            total += loss.item() * len(clips_)
+            total += loss.detach().to(total) * len(clips_)
     if min(len(clips_) for clips_, _ in parts) < job.min_clips:
         recipes.train_mode_(job.net, recipe)
     return total
 
 
-def _put_back(net: Network, statistics: list[torch.Tensor]) -> None:
-    """BN's statistics as they were before a forward pass."""
-    for buffer, kept in zip(net.buffers(), statistics):
-        buffer.copy_(kept)
-
-
-def _smaller_parts(job: Job, size: int, error: Exception) -> None:
-    """Half as many clips at a time: the batch, and with it the rate, stay as they are. Raises `OutOfMemory`."""
+def _refuse_smaller_parts(job: Job, size: int, error: Exception) -> None:
+    """Raises `OutOfMemory` where a batch of `size` clips cannot be taken in more parts than it is."""
     progress, world = job.progress, job.engine.world
     parts = min(size, progress.accumulate * 2)
     if world > 1 or progress.accumulate >= size or size // parts < job.min_clips:
@@ -321,7 +342,11 @@ def _smaller_parts(job: Job, size: int, error: Exception) -> None:
             "lower --frames or --size, or try --recipe checkpointing=yes"
             + (", or bn=frozen: BatchNorm needs two of these clips" if job.min_clips > 1 else ""),
         ) from error
+
+
+def _smaller_parts(job: Job, size: int) -> None:
+    """Half as many clips at a time: the batch, and with it the rate, stay as they are."""
     job.learner.optimizer.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    progress.accumulate = parts
-    job.log("out_of_memory", parts=progress.accumulate)
+    devices.free_memory()
+    job.progress.accumulate = min(size, job.progress.accumulate * 2)
+    job.log("out_of_memory", parts=job.progress.accumulate)

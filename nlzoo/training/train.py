@@ -25,7 +25,7 @@ from ..core.stopping import SIGNALS, stopping
 from ..networks import card, checkpoint
 from ..networks.network import Network
 from ..videos import clips, frame_cache, loader, records, scanning
-from . import evaluate, metrics, run_folder, state
+from . import devices, evaluate, metrics, run_folder, state
 from . import recipe as recipes
 from .callbacks import Callbacks, Event, Step
 from .engine import Engine
@@ -283,7 +283,7 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
     """Validation, the epoch's line, the model folders."""
     progress, config, net = job.progress, job.config, job.learner.kept
     if config.recipe.precise_bn:
-        with recipes.autocast(config.recipe, job.engine.device):
+        with devices.autocast(config.recipe, job.engine.device):
             recipes.precise_bn_(job.net, _precise_batches(job), job.engine.device, config.recipe.bn)
     job.engine.sync_buffers(net)
 
@@ -349,7 +349,10 @@ def _precise_batches(job: Job) -> Iterator[torch.Tensor]:
         for _, pixels, _ in loaded:
             if pixels is not None and pixels.shape[:2].numel() >= job.min_clips:
                 enough = True
-                yield clips.to_input(pixels.flatten(0, 1).to(job.engine.device), job.net.spec.clip)
+                views = pixels.flatten(0, 1)
+                # as many at a time as a step takes, where memory is short
+                for part in views.tensor_split(max(1, min(job.progress.accumulate, len(views) // job.min_clips))):
+                    yield clips.to_input(part.to(job.engine.device), job.net.spec.clip)
     if not enough:
         raise VideoError("too few training videos could be read for BatchNorm's statistics", "nlzoo check shows which")
 

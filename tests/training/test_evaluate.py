@@ -159,14 +159,6 @@ def test_a_control_is_compared_on_the_videos_that_both_could_read():
     assert summary["top1"] == pytest.approx(9 / 19) and 0 < summary["gain"][0] < 10 / 19 < summary["gain"][1]
 
 
-def test_a_device_that_is_not_here():
-    for name in ("cuda:99", "meta", "hpu", "privateuseone", "vulkan", "gpu", "", "cpu:x"):
-        with pytest.raises(UsageError, match=rf"^device '{name}' cannot be used here.*; these can: .*cpu$"):
-            evaluate.resolve_device(name)
-    with pytest.raises(UsageError, match="device 'meta' cannot"):
-        evaluate.resolve_device(torch.device("meta"))
-
-
 # --- nlzoo.evaluate
 
 

@@ -551,20 +551,6 @@ def test_a_balanced_epoch_has_every_class_equally_often(seed):
 # -- precision and memory ---------------------------------------------------------------------------------------------
 
 
-def test_precision(seed):
-    cpu = torch.device("cpu")
-    for precision, dtype in (
-        ("auto", torch.float32),
-        ("fp32", torch.float32),
-        ("bf16", torch.bfloat16),
-        ("fp16", torch.float16),
-    ):
-        how = recipe_spec.Recipe(precision=precision)
-        with recipe.autocast(how, cpu):
-            assert nn.Linear(3, 2)(torch.randn(1, 3)).dtype is dtype
-        assert recipe.scaler(how, cpu).is_enabled() is (precision == "fp16")
-
-
 @pytest.mark.parametrize("bn", ["train", "frozen"])
 def test_checkpointed_activations_change_no_bit(bn, seed):
     how = recipe_spec.Recipe(lr=1e-2, bn=bn)

@@ -361,7 +361,7 @@ def test_a_step_that_batch_norm_cannot_take_is_refused_before_the_run(videos, tm
         lambda: train.train(net, dataset, config, tmp_path / "run"),
         lambda: dry_run.rehearse(net, dataset, config),
         lambda: dry_run.find_rate(net, dataset, config),
-        lambda: plan.memory(net, config),
+        lambda: plan.memory(net, config, torch.device("cpu")),
     ):
         with pytest.raises(UsageError, match="BatchNorm would get one value per channel") as caught:
             begin()

@@ -1,0 +1,178 @@
+"""Videos through 2-D kernels: how the network computes on a GPU, and why it is fast there.
+
+With channels last in memory, a video `(B, C, T, H, W)` is the images `(B * T, C, H, W)` without a copy, and also the
+images `(B, C, T, H * W)`. So a 1 x k x k convolution is a 2-D one, a t x 1 x 1 convolution is another, a 1 x 1 x 1
+convolution is a matrix product, and BatchNorm and pooling are those of images: cuDNN's and torch's 2-D kernels are
+several times as fast as the 3-D ones, and no layout is converted on the way (docs/performance.md has the figures).
+Values are those of the 3-D layers but for rounding. Parameters keep their shapes, so nothing is to be converted.
+
+A CPU computes by 3-D kernels, which are as fast there.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+DEVICES = {"cuda"}  # whose tensors are computed so
+
+
+def folds(x: Tensor) -> bool:
+    """Whether `x` is a video to be computed on by 2-D kernels."""
+    return x.device.type in DEVICES and x.ndim == 5
+
+
+def fold(x: Tensor) -> Tensor:
+    """The frames `(B * T, C, H, W)` of `(B, C, T, H, W)`: a view where channels are last in memory, else a copy."""
+    return x.contiguous(memory_format=torch.channels_last_3d).transpose(1, 2).flatten(0, 1)
+
+
+def unfold(y: Tensor, batch: int) -> Tensor:
+    """The inverse of `fold` for `batch` videos."""
+    return y.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+class BatchNorm(nn.BatchNorm3d):
+    """`nn.BatchNorm3d`; torch has kernels for channels last of four axes only, and takes three times as long for five.
+
+    (`batch_norm_choose_impl` in aten/src/ATen/native/cuda/Normalization.cu.)
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if folds(input):
+            return unfold(super().forward(fold(input)), input.shape[0])
+        return super().forward(input)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim != 4:  # frames
+            super()._check_input_dim(input)
+
+
+class MaxPool(nn.MaxPool3d):
+    """`nn.MaxPool3d`, by frames where its window is one frame long."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        sizes: Any = self.kernel_size, self.stride, self.padding, self.dilation
+        kernel, stride, padding, dilation = sizes
+        if not folds(input) or (kernel[0], stride[0], padding[0]) != (1, 1, 0):
+            return super().forward(input)
+        y = F.max_pool2d(fold(input), kernel[1:], stride[1:], padding[1:], dilation[1:], self.ceil_mode)
+        return unfold(y, input.shape[0])
+
+
+def conv(layer: nn.Conv3d, x: Tensor, replicate: int) -> Tensor:
+    """What `layer` gives for `x` `(B, C, T, H, W)`, with `replicate` copies of the first and last frame before it.
+
+    Without copies the layer's own temporal padding, of zeros, counts.
+    """
+    weight, bias = layer.weight, layer.bias
+    taps, *kernel = weight.shape[2:]
+    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+    space = stride[1:], padding[1:], dilation[1:]
+    assert not isinstance(padding, str)
+    if taps == 1:
+        if kernel == [1, 1] and stride == (1, 1, 1) and layer.groups == 1:
+            return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
+        if stride[0] == 1:
+            return unfold(F.conv2d(fold(x), weight.squeeze(2), bias, *space, layer.groups), x.shape[0])
+    elif kernel == [1, 1] and stride == (1, 1, 1) and layer.groups == 1:
+        return _temporal(x, weight, bias, replicate or padding[0], bool(replicate))
+    if x.shape[1] <= STACKED and layer.groups == 1 and replicate:
+        stacked, wide = _stacked(x, weight, stride[0])
+        return unfold(F.conv2d(stacked, wide, bias, *space), x.shape[0])
+    if replicate:  # not F.pad, whose backward adds in no fixed order
+        x = torch.cat([x[:, :, :1]] * replicate + [x] + [x[:, :, -1:]] * replicate, 2)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    return F.conv3d(x, weight, bias, stride, padding, dilation, layer.groups)
+
+
+# -- the stem ---------------------------------------------------------------------------------------------------------
+
+STACKED = 4  # up to so many channels, the frames that a tap sees are put side by side as channels
+
+
+def _stacked(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """`(images (B * T', t * C, H, W), kernel (O, t * C, h, w))` whose 2-D convolution is the 3-D one.
+
+    Frames beyond the ends are the first and last. Channels are filled up with zeros to a multiple of 8, which the
+    matrix units want.
+    """
+    batch, channels, count, height, width = x.shape
+    taps = weight.shape[2]
+    first = torch.arange(0, count, stride, device=x.device).unsqueeze(1)
+    seen = (first + torch.arange(taps, device=x.device) - taps // 2).clamp(0, count - 1)
+    rows = x.transpose(1, 2).index_select(1, seen.flatten())  # (B, T' * t, C, H, W)
+    images = rows.reshape(batch * seen.shape[0], taps * channels, height, width)
+    fill = (0, 0, 0, 0, 0, -(taps * channels) % 8)
+    wide = weight.transpose(1, 2).flatten(1, 2)
+    return F.pad(images, fill).contiguous(memory_format=torch.channels_last), F.pad(wide, fill)
+
+
+# -- t x 1 x 1 --------------------------------------------------------------------------------------------------------
+
+
+def _temporal(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, replicate: bool) -> Tensor:
+    """A t x 1 x 1 convolution of stride 1, as one over the images `(B, C, T, H * W)`."""
+    height, width = x.shape[3:]
+    kind = x.device.type
+    x, weight = x.contiguous(memory_format=torch.channels_last_3d).flatten(3), weight.flatten(3)
+    if replicate and torch.is_autocast_enabled(kind):  # which does not see into a Function
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight = x.to(dtype), weight.to(dtype)
+    y = _Replicated.apply(x, weight) if replicate else F.conv2d(x, weight, None, 1, (padding, 0))
+    if bias is not None:
+        y = y + bias.to(y.dtype)[:, None, None]
+    return y.unflatten(3, (height, width))
+
+
+class _Replicated(torch.autograd.Function):
+    """Convolves x `(B, C, T, N)`, channels last, along T by w `(O, C, t, 1)`, its first and last frame repeated.
+
+    Zeros are padded, which costs nothing, and what the repeated frames would have added is added to the few frames
+    next to an end. Copying x into a longer tensor takes as long as the convolution.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        y = F.conv2d(x, w, None, 1, (w.shape[2] // 2, 0))
+        for out, end, taps in _beyond(w.shape[2], x.shape[2]):
+            kernel = w[:, :, taps, 0].sum(2).t().expand(x.shape[0], -1, -1)
+            y[:, :, out].mT.baddbmm_(x[:, :, end].mT, kernel)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, w = ctx.saved_tensors
+        padding, needs = [w.shape[2] // 2, 0], [*ctx.needs_input_grad[:2], False]
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dy, x, w, None, [1, 1], padding, [1, 1], False, [0, 0], 1, needs
+        )
+        for out, end, taps in _beyond(w.shape[2], x.shape[2]):
+            if needs[0]:
+                kernel = w[:, :, taps, 0].sum(2).expand(x.shape[0], -1, -1)
+                dx[:, :, end].mT.baddbmm_(dy[:, :, out].mT, kernel)
+            if needs[1]:
+                dw[:, :, taps, 0] += torch.bmm(dy[:, :, out], x[:, :, end].mT).sum(0).unsqueeze(2)
+        return dx, dw
+
+
+def _beyond(taps: int, frames: int) -> Sequence[tuple[int, int, slice]]:
+    """`(frame of the result, first or last frame, taps that see copies of it)`, wherever taps reach beyond an end."""
+    half = taps // 2
+    ends = []
+    for out in range(frames):
+        before, behind = half - out, out + half - (frames - 1)
+        if before > 0:
+            ends.append((out, 0, slice(0, before)))
+        if behind > 0:
+            ends.append((out, frames - 1, slice(taps - behind, taps)))
+    return ends

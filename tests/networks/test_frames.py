@@ -1,0 +1,148 @@
+"""The 2-D kernels of a GPU give what the 3-D layers give: values, gradients, statistics. On a CPU, in float64."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from nlzoo.core.model_spec import Inflation, ModelSpec, parse_nl
+from nlzoo.core.view_spec import ClipSpec
+from nlzoo.networks import frames, inflate, model
+from nlzoo.networks.layers import NonLocalBlock
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last_3d}
+
+
+def passes(layer, x, dy):
+    """Result, gradients of input and parameters, buffers."""
+    layer, x = copy.deepcopy(layer), x.clone(memory_format=torch.preserve_format).requires_grad_()
+    y = layer(x)
+    y.backward(torch.ones_like(y) if dy is None else dy)
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
+
+
+def assert_same(layer, x, monkeypatch):
+    """By 3-D layers and by 2-D kernels, which must be the ones that ran."""
+    with torch.no_grad():
+        dy = torch.randn_like(copy.deepcopy(layer)(x))
+    want = passes(layer, x, dy)
+    monkeypatch.setattr(frames, "DEVICES", {"cpu"})
+    for layout in LAYOUTS.values():
+        got = passes(layer, x.contiguous(memory_format=layout), dy)
+        assert len(got) == len(want)
+        for a, b in zip(got, want):
+            assert a.shape == b.shape
+            assert (a - b).double().norm() <= 1e-11 * b.double().norm() + 1e-10
+
+
+def test_with_channels_last_nothing_is_copied():
+    x = torch.randn(2, 5, 3, 4, 6).contiguous(memory_format=torch.channels_last_3d)
+    images = frames.fold(x)
+    assert images.shape == (6, 5, 4, 6) and images.data_ptr() == x.data_ptr()
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images[3], x[1, :, 0])
+    assert torch.equal(frames.unfold(images, 2), x) and frames.unfold(images, 2).stride() == x.stride()
+
+
+CONVOLUTIONS = list(itertools.product((3, 8), (1, 3, 5), (1, 3), (1, 2), (1, 2), ("replicate", "zeros"), (1, 2, 3, 6)))
+
+
+@pytest.mark.parametrize("channels, taps", itertools.product((3, 8), (1, 3, 5)))
+def test_convolutions(channels, taps, monkeypatch, seed):
+    for c, t, kernel, stride, time_stride, padding, length in CONVOLUTIONS:
+        if (c, t) != (channels, taps):
+            continue
+        with monkeypatch.context() as patch:
+            flat = nn.Conv2d(c, 5, kernel, stride, kernel // 2, bias=stride == 1).double()
+            layer = inflate._conv(flat, t, time_stride, Inflation(temporal_padding=padding, init="mean"))
+            nn.init.normal_(layer.weight)
+            assert_same(layer, torch.randn(2, c, length, 6, 7).double(), patch)
+
+
+@pytest.mark.parametrize("options", [{"groups": 3}, {"dilation": 2}, {"groups": 6, "dilation": 2}])
+@pytest.mark.parametrize("taps", [1, 3])
+def test_grouped_and_dilated_convolutions(options, taps, monkeypatch, seed):
+    layer = inflate._conv(nn.Conv2d(6, 6, 3, padding=2, **options).double(), taps, 1, Inflation())
+    assert_same(layer, torch.randn(2, 6, 4, 7, 8).double(), monkeypatch)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm(training, monkeypatch, seed):
+    layer = inflate._batch_norm(nn.BatchNorm2d(5)).double().train(training)
+    nn.init.normal_(layer.weight)
+    nn.init.uniform_(layer.running_var, 0.5, 2)
+    assert_same(layer, torch.randn(2, 5, 3, 4, 4).double(), monkeypatch)
+
+
+def test_batch_norm_refuses_what_torchs_refuses(monkeypatch):
+    monkeypatch.setattr(frames, "DEVICES", {"cpu"})
+    with pytest.raises(ValueError):
+        frames.BatchNorm(5)(torch.randn(2, 5, 3))
+
+
+@pytest.mark.parametrize("taps, stride, ceil_mode", [(1, 1, False), (1, 1, True), (3, 2, False), (2, 2, False)])
+def test_max_pool(taps, stride, ceil_mode, monkeypatch, seed):
+    layer = inflate._max_pool(nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_mode), taps, stride, Inflation())
+    with torch.no_grad():
+        x = torch.randn(2, 5, 4, 7, 6).double()
+    want = passes(layer, x, None)
+    monkeypatch.setattr(frames, "DEVICES", {"cpu"})
+    for a, b in zip(passes(layer, x.contiguous(memory_format=torch.channels_last_3d), None), want):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("form", ["gaussian", "embedded", "dot", "concat"])
+@pytest.mark.parametrize("span", ["spacetime", "space", "time"])
+@pytest.mark.parametrize("subsample", ["before", "after", "none"])
+def test_blocks(form, span, subsample, monkeypatch, seed):
+    block = NonLocalBlock(8, form=form, span=span, subsample=subsample).double()
+    nn.init.normal_(block.bn.weight)
+    assert_same(block, torch.randn(2, 8, 3, 5, 6).double(), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "backbone, kind",
+    [
+        ("resnet50", {}),
+        ("resnet50", {"arch": "c2d"}),
+        ("resnet50", {"arch": "i3d-333", "pools": "8x8"}),
+        ("resnet50", {"temporal_padding": "zeros", "pools": "8x8"}),
+        ("resnet18", {}),
+        ("resnet26d", {"init": "mean"}),
+        ("seresnet50", {}),
+        ("resnetblur50", {}),
+        ("resnext50_32x4d", {}),
+    ],
+)
+def test_networks(backbone, kind, monkeypatch, seed):
+    with torch.device("meta"):
+        placement = parse_nl("res3:1", inflate.depths(model.plain_resnet(backbone)))
+    spec = ModelSpec(backbone, Inflation(**kind), placement, ClipSpec(8, None, 64), (), 7)
+    net = model.build(spec).double().train()
+    (block,) = (m for m in net.modules() if isinstance(m, NonLocalBlock))
+    nn.init.normal_(block.bn.weight)
+    assert_same(net, torch.randn(2, 3, 8, 32, 32).double(), monkeypatch)
+
+
+def test_an_untrained_block_still_gives_its_input_bit_for_bit(monkeypatch, seed):
+    monkeypatch.setattr(frames, "DEVICES", {"cpu"})
+    x = torch.randn(2, 8, 3, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    for training in (True, False):
+        assert torch.equal(NonLocalBlock(8).train(training)(x), x)
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
+def test_a_temporal_convolution_under_autocast(dtype, error, monkeypatch, seed):
+    """Autocast does not see into a Function: its operands are cast before."""
+    layer = inflate._conv(nn.Conv2d(32, 16, 1, bias=False), 3, 1, Inflation(init="mean"))
+    nn.init.normal_(layer.weight)
+    x, dy = torch.randn(2, 32, 4, 5, 6), torch.randn(2, 16, 4, 5, 6)
+    want = passes(layer, x, dy)
+    monkeypatch.setattr(frames, "DEVICES", {"cpu"})
+    with torch.autocast("cpu", dtype):
+        assert layer(x).dtype is dtype
+        got = passes(layer, x, dy.to(dtype))
+    for a, b in zip(got[1:], want[1:]):
+        assert a.dtype is torch.float32 and (a - b).norm() <= error * b.norm()
