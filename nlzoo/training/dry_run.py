@@ -12,7 +12,7 @@ import torch
 from ..core.errors import DivergedError
 from ..core.recipe_spec import TrainConfig
 from ..networks.network import Network
-from ..videos import loader, scanning
+from ..videos import scanning
 from . import recipe as recipes
 from .callbacks import Callbacks, Step
 from .engine import Engine
@@ -56,7 +56,7 @@ def rehearse(
         torch.cuda.reset_peak_memory_stats(job.engine.device)
     losses, began = [], time.monotonic()
     first_batch = batches(job, 0)[:1]
-    with contextlib.closing(loader.load(job.train_clips, first_batch, config.workers)) as loaded:
+    with contextlib.closing(job), contextlib.closing(job.train_loader.load(first_batch)) as loaded:
         indices, pixels, unread = next(loaded)
         for n in range(REHEARSAL):
             loss, seen, _ = train_step(steady, indices, pixels, unread)
@@ -93,7 +93,7 @@ def find_rate(
     epochs = -(-RANGE_STEPS // len(batches(job, 0)))
     keys = [batch for epoch in range(epochs) for batch in batches(job, epoch)][:RANGE_STEPS]
     losses = []
-    with contextlib.closing(loader.load(job.train_clips, keys, config.workers)) as loaded:
+    with contextlib.closing(job), contextlib.closing(job.train_loader.load(keys)) as loaded:
         for factor, (indices, pixels, bad) in zip(factors, loaded):
             for group, base in zip(groups, bases):
                 group["base"] = base * factor

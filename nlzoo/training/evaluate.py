@@ -6,6 +6,7 @@ mean over its views (paper, section 5).
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -36,11 +37,15 @@ Row = tuple[int, np.ndarray | None, str]  # index of a video, its numbers, or el
 
 
 def probabilities(
-    net: Network, source: loader.Clips, device: torch.device, workers: int = 0, recipe: Recipe = AUTO
+    net: Network,
+    source: loader.Clips | loader.Loader,
+    device: torch.device,
+    workers: int = 0,
+    recipe: Recipe = AUTO,
 ) -> Iterator[Row]:
     """For each video, as it is done, `(index, float64 (K,) probabilities, "")`, or `(index, None, reason)`.
 
-    `net` is in eval mode on `device`; `recipe` says the precision.
+    `net` is in eval mode on `device`; `recipe` says the precision. A `Loader` brings its own workers.
     """
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
@@ -61,22 +66,40 @@ def features(
     return _mean_over_views(forward, source, device, workers, recipe)
 
 
-@torch.inference_mode()
+def batches(source: loader.Clips) -> list[list[loader.Key]]:
+    """The videos of `source`, as many at a time as give `CLIPS` views."""
+    keys = [(-1, index) for index in range(len(source))]
+    count = max(1, CLIPS // source.views.num_views)
+    return [keys[start : start + count] for start in range(0, len(keys), count)]
+
+
+def of_rank(source: loader.Clips, engine: Engine) -> loader.Clips:
+    """This rank's part: every world-th video from its own number on."""
+    return replace(source, items=source.items[engine.rank :: engine.world])
+
+
 def _mean_over_views(
     forward: Callable[[torch.Tensor], torch.Tensor],
-    source: loader.Clips,
+    source: loader.Clips | loader.Loader,
     device: torch.device,
     workers: int,
     recipe: Recipe,
 ) -> Iterator[Row]:
     """The mean of `forward`'s rows over the views of each video; `CLIPS` views in a pass."""
-    keys = [(-1, index) for index in range(len(source))]
-    videos_per_pass = max(1, CLIPS // source.views.num_views)
-    batches = [keys[start : start + videos_per_pass] for start in range(0, len(keys), videos_per_pass)]
-    in_parts = devices.InParts(lambda part: forward(clips.to_input(part.to(device), source.clip)), CLIPS)
-    for indices, pixels, bad in loader.load(source, batches, workers):
+    shared = isinstance(source, loader.Loader)
+    feed = source if isinstance(source, loader.Loader) else loader.Loader(source, workers)
+    clip = feed.source.clip
+    in_parts = devices.InParts(lambda part: forward(clips.to_input(part.to(device), clip)), CLIPS)
+    with nullcontext() if shared else closing(feed), closing(feed.load(batches(feed.source))) as loaded:
+        yield from _rows(loaded, in_parts, device, recipe)
+
+
+def _rows(
+    loaded: Iterator[loader.Batch], in_parts: devices.InParts, device: torch.device, recipe: Recipe
+) -> Iterator[Row]:
+    for indices, pixels, bad in loaded:
         if pixels is not None:
-            with devices.autocast(recipe, device):
+            with torch.inference_mode(), devices.autocast(recipe, device):
                 rows = in_parts(pixels.flatten(0, 1))
             yield from zip(indices, rows.view(*pixels.shape[:2], -1).mean(1).numpy(), repeat(""))
         yield from ((index, None, reason) for index, reason in bad)
@@ -99,20 +122,20 @@ def predictions(
     progress: Progress = no_progress,
     engine: Engine | None = None,
     recipe: Recipe = AUTO,
+    feed: loader.Loader | None = None,
 ) -> Predictions:
     """The predictions for the items of `source`, the same on every rank of `engine`.
 
-    Rank r takes every world-th video from the r-th on, so that each is counted once. Raises `VideoError` where no video
-    could be read.
+    Rank r takes every world-th video from the r-th on, so that each is counted once; `feed` loads those, where one
+    stays from epoch to epoch. Raises `VideoError` where no video could be read.
     """
     net.eval()
     engine = engine or Engine(device)
     mine = range(engine.rank, len(source), engine.world)
-    own = replace(source, items=tuple(source.items[index] for index in mine))
     rows: list[Row] = []
-    for index, scores, reason in probabilities(net, own, device, workers, recipe):
+    for index, scores, reason in probabilities(net, feed or of_rank(source, engine), device, workers, recipe):
         rows.append((mine[index], scores, reason))
-        progress(len(rows), len(own))
+        progress(len(rows), len(mine))
     rows = sorted(engine.all_gather(rows), key=lambda row: row[0])
     bad = [
         Skipped(source.items[index].path, scanning.UNREADABLE, reason)
@@ -134,12 +157,13 @@ def validate(
     progress: Progress = no_progress,
     engine: Engine | None = None,
     recipe: Recipe = AUTO,
+    feed: loader.Loader | None = None,
 ) -> tuple[dict, list[Skipped]]:
     """`(figures, the videos that could not be read)`; see `predictions`.
 
     The figures: `metrics.brief`, and `videos`, `groups` and `interval` (`metrics.interval`).
     """
-    made = predictions(net, source, device, workers, progress, engine, recipe)
+    made = predictions(net, source, device, workers, progress, engine, recipe, feed)
     measured = made.scores, made.items, net.spec.classes, net.spec.multi_label
     counts = {"videos": len(made.items), "groups": metrics.num_groups(made.items)}
     return {**counts, **metrics.brief(*measured), "interval": metrics.interval(*measured)}, made.bad

@@ -23,7 +23,7 @@ from ..core.text import printable
 from ..networks.model import moving_average
 from ..networks.network import Network
 from ..videos import augment, clips, listing, loader, scanning
-from . import devices, metrics, run_folder, state
+from . import devices, evaluate, metrics, run_folder, state
 from . import recipe as recipes
 from .callbacks import Callbacks, Event
 from .engine import Engine
@@ -148,6 +148,8 @@ class Job:
     learner: Learner
     train_clips: loader.Clips
     val_clips: loader.Clips
+    train_loader: loader.Loader
+    val_loader: loader.Loader  # of this rank's part of val_clips
     targets: torch.Tensor  # of train_clips: classes (N,), or float (N, K) of 0 and 1 for several labels
     class_weights: torch.Tensor | None  # (K,) in the loss
     min_clips: int  # in a forward pass; with fewer BN would have one value of a channel
@@ -161,6 +163,11 @@ class Job:
     def net(self) -> Network:
         """The network in training."""
         return self.learner.net
+
+    def close(self) -> None:
+        """Ends the decoding processes."""
+        self.train_loader.close()
+        self.val_loader.close()
 
     def log(self, code: str, **values: object) -> None:
         """Says what happened, and keeps it in the run's folder."""
@@ -196,20 +203,23 @@ def prepare(
             cache=Path(config.cache) if config.cache else None,
         )
 
-    train_clips = side(listing.TRAIN)
+    train_clips, val_clips = side(listing.TRAIN), side(listing.VAL)
     targets = torch.from_numpy(metrics.targets(train_clips.items, net.spec.classes))
     if not net.spec.multi_label:
         targets = targets.argmax(1)
     weights = None
     if recipe.balance == "loss":
         weights = recipes.class_weights(targets.tolist(), len(net.spec.classes)).to(engine.device)
+    pinned = engine.device.type == "cuda"
     min_clips = 2 if recipes.values_per_channel(net, recipe.bn) == 1 else 1
     job = Job(
         config,
         engine,
         Learner(net, recipe, engine),
         train_clips,
-        side(listing.VAL),
+        val_clips,
+        loader.Loader(train_clips, config.workers, pinned),
+        loader.Loader(evaluate.of_rank(val_clips, engine), config.workers, pinned),
         targets,
         weights,
         min_clips,

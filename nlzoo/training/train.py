@@ -91,11 +91,13 @@ def train(
     works in `run`.
     """
     engine = engine or Engine(torch.device(config.device))
-    with state.lock(run) if engine.main else contextlib.nullcontext(), stopping() as stop:
+    lock = state.lock(run) if engine.main else contextlib.nullcontext()
+    with lock, stopping() as stop, contextlib.ExitStack() as closed_at_the_end:
         began = time.monotonic()
         if engine.main:
             ready()
         job = prepare(net, dataset, config, engine, callbacks, stop, run)
+        closed_at_the_end.callback(job.close)
         checkpoints, progress = _Checkpoints(job), job.progress
         engine.wait()
         resumed = _resume(job) if (run / run_folder.CONFIG).exists() else None
@@ -221,17 +223,19 @@ def _stop_if_asked(job: Job, checkpoints: _Checkpoints) -> None:
 
 def _train_epoch(job: Job, checkpoints: _Checkpoints, epoch: int) -> None:
     """What is left of one pass over the training clips."""
-    config, progress, engine = job.config, job.progress, job.engine
+    config, progress = job.config, job.progress
     recipes.train_mode_(job.net, config.recipe)
     all_batches = batches(job, epoch)
     first, seconds_before = progress.batches, progress.seconds
-    mine = [batch[engine.rank :: engine.world] for batch in all_batches[first:]]
+    mine = _own_batches(job, epoch)[first:]
     began = asked = time.monotonic()
-    loaded = _one_for_each(mine, loader.load(job.train_clips, mine, config.workers))
+    loaded = _one_for_each(mine, job.train_loader.load(mine))
     with contextlib.closing(loaded):
         for n, (indices, pixels, bad) in enumerate(loaded, first + 1):
             progress.waited += time.monotonic() - asked
             _stop_if_asked(job, checkpoints)  # before a step without the clips of workers that the same signal ended
+            if n == len(all_batches):
+                job.val_loader.prime(evaluate.batches(job.val_loader.source))  # decoded while the last step is taken
             try:
                 loss, seen, failed = train_step(job, indices, pixels, bad)
             except DivergedError:
@@ -252,6 +256,11 @@ def _train_epoch(job: Job, checkpoints: _Checkpoints, epoch: int) -> None:
             f"{progress.failed} of {len(job.train_clips)} training videos could not be read in epoch {epoch + 1}",
             "nlzoo check shows which, and why; nlzoo doctor the decoders",
         )
+
+
+def _own_batches(job: Job, epoch: int) -> list[list[loader.Key]]:
+    """This rank's part of each batch of an epoch."""
+    return [batch[job.engine.rank :: job.engine.world] for batch in batches(job, epoch)]
 
 
 def _one_for_each(
@@ -286,6 +295,8 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
         with devices.autocast(config.recipe, job.engine.device):
             recipes.precise_bn_(job.net, _precise_batches(job), job.engine.device, config.recipe.bn)
     job.engine.sync_buffers(net)
+    if progress.epoch + 1 < config.recipe.epochs:  # decoded while validation runs
+        job.train_loader.prime(_own_batches(job, progress.epoch + 1))
 
     def look(done: int, total: int) -> None:
         job.callbacks.step(Step("validate", done, total))
@@ -293,7 +304,7 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
             _stop_if_asked(job, checkpoints)
 
     figures, bad = evaluate.validate(
-        net, job.val_clips, job.engine.device, config.workers, look, job.engine, config.recipe
+        net, job.val_clips, job.engine.device, config.workers, look, job.engine, config.recipe, job.val_loader
     )
     _stop_if_asked(job, checkpoints)  # then all of it is done again
     if not math.isfinite(figures["loss"]):
@@ -345,7 +356,7 @@ def _precise_batches(job: Job) -> Iterator[torch.Tensor]:
     """Inputs `(B, 3, T, H, W)` of `precise_bn` batches of training clips, drawn as in training."""
     some = batches(job, job.progress.epoch)[: job.config.recipe.precise_bn]
     enough = False
-    with contextlib.closing(loader.load(job.train_clips, some, job.config.workers)) as loaded:
+    with contextlib.closing(job.train_loader.load(some)) as loaded:
         for _, pixels, _ in loaded:
             if pixels is not None and pixels.shape[:2].numel() >= job.min_clips:
                 enough = True

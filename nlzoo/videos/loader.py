@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,40 +97,93 @@ class Clips:
 
 
 def load(source: Clips, batches: Iterable[list[Key]], workers: int) -> Generator[Batch, None, None]:
-    """A `Batch` for each list of keys, in order.
+    """What `Loader.load` gives, with workers of its own."""
+    with closing(Loader(source, workers)) as own:
+        yield from own.load(batches)
 
-    Workers write into memory that is shared with this process: a tensor holds until the next one is asked for. A file
-    that crashes, hangs or eats the memory of its worker is a failure like any other. Whole frames (`ViewSpec.crops`
-    full) come one video at a time, since each may be of another shape.
+
+class Loader:
+    """Decodes clips of `source` in `workers` processes, which stay for the next epoch until `close`.
+
+    `pin`: into page-locked memory, from which CUDA copies without waiting.
     """
-    batches = [batch for batch in batches if batch]
-    if not batches:
-        return
-    epoch, _ = batches[0][0]
-    if source.views.crops == "full" and epoch < 0:
-        yield from _one_by_one(source, batches, workers)
-        return
-    shape = source.shape(epoch)
-    ahead = max(1, min(AHEAD, ADVANCE // (max(1, workers) * math.prod(shape))))
-    sizes = [len(batch) for batch in batches]
-    # Batches that are being filled, one that is read, one in between, and the last, which may be short.
-    depth = -(-workers * ahead // min(sizes[:-1] or sizes)) + 3
-    depth = min(depth, len(batches))
-    buffers = _shared((depth, max(sizes), *shape))
-    tasks = ((key, n % depth, row) for n, batch in enumerate(batches) for row, key in enumerate(batch))
-    work, deadline = partial(_fill, source, buffers), partial(_deadline, source)
-    with closing(pool.run(work, tasks, workers, deadline, ahead)) as results:
-        for n, batch in enumerate(batches):
-            rows, failures = [], []
-            for row, (_, index) in enumerate(batch):
-                _, failure = next(results)
-                if failure:
-                    failures.append((index, failure.reason))
-                else:
-                    rows.append(row)
-            buffer = buffers[n % depth]
-            pixels = buffer[rows] if failures else buffer[: len(batch)]
-            yield Batch([batch[row][1] for row in rows], pixels if rows else None, failures)
+
+    def __init__(self, source: Clips, workers: int, pin: bool = False):
+        self.source, self.workers, self.pin = source, workers, pin
+        self._pool: pool.Workers[_Task, None] | None = None
+        self._buffers = torch.empty(0, dtype=torch.uint8)  # (depth, batch, V, T, S, S, 3)
+        self._primed: tuple[list[list[Key]], Generator[Batch, None, None]] | None = None
+
+    def prime(self, batches: Iterable[list[Key]]) -> None:
+        """Begins to decode what will be asked for next."""
+        wanted = [batch for batch in batches if batch]
+        self._primed = (wanted, self._begin(wanted)) if wanted and self.workers else None
+
+    def load(self, batches: Iterable[list[Key]]) -> Generator[Batch, None, None]:
+        """A `Batch` for each list of keys, in order; one such list of batches at a time.
+
+        Workers write into memory that is shared with this process: a tensor holds until the next one is asked for. A
+        file that crashes, hangs or eats the memory of its worker is a failure like any other. Whole frames
+        (`ViewSpec.crops` full) come one video at a time, since each may be of another shape.
+        """
+        wanted = [batch for batch in batches if batch]
+        primed, self._primed = self._primed, None
+        if primed and primed[0] == wanted:
+            yield from primed[1]
+        elif wanted:
+            if primed:
+                self.close()
+            yield from self._begin(wanted)
+
+    def close(self) -> None:
+        """Ends the processes; another load starts new ones."""
+        if self._pool:
+            self._pool.close()
+            if self.pin:
+                torch.cuda.cudart().cudaHostUnregister(self._buffers.data_ptr())
+        self._pool = self._primed = None
+
+    def _begin(self, batches: list[list[Key]]) -> Generator[Batch, None, None]:
+        epoch, _ = batches[0][0]
+        if self.source.views.crops == "full" and epoch < 0:
+            return _one_by_one(self.source, batches, self.workers)
+        shape = self.source.shape(epoch)
+        ahead = max(1, min(AHEAD, ADVANCE // (max(1, self.workers) * math.prod(shape))))
+        depth = self._reserve(batches, shape, ahead)
+        tasks = ((key, n % depth, row) for n, batch in enumerate(batches) for row, key in enumerate(batch))
+        assert self._pool
+        results = self._pool.run(tasks, partial(_deadline, self.source), ahead)
+        return self._filled(batches, depth, results)
+
+    def _reserve(self, batches: list[list[Key]], shape: tuple[int, ...], ahead: int) -> int:
+        """Sees to buffers for the batches, and to workers that write into them; how many of the buffers to use."""
+        sizes = [len(batch) for batch in batches]
+        # Batches that are being filled, one that is read, one in between, and the last, which may be short.
+        depth = min(-(-self.workers * ahead // min(sizes[:-1] or sizes)) + 3, len(batches))
+        need, have = (depth, max(sizes), *shape), tuple(self._buffers.shape)
+        if self._pool is None or have[2:] != shape or have[0] < need[0] or have[1] < need[1]:
+            self.close()
+            self._buffers = _shared(need)
+            if self.pin:  # where it cannot be, copies wait, and nothing else changes
+                torch.cuda.cudart().cudaHostRegister(self._buffers.data_ptr(), self._buffers.nbytes, 0)
+            self._pool = pool.Workers(partial(_fill, self.source, self._buffers), self.workers)
+        return depth
+
+    def _filled(
+        self, batches: list[list[Key]], depth: int, results: Generator[tuple[_Task, Any], None, None]
+    ) -> Generator[Batch, None, None]:
+        with closing(results):
+            for n, batch in enumerate(batches):
+                rows, failures = [], []
+                for row, (_, index) in enumerate(batch):
+                    _, failure = next(results)
+                    if failure:
+                        failures.append((index, failure.reason))
+                    else:
+                        rows.append(row)
+                buffer = self._buffers[n % depth]
+                pixels = buffer[rows] if failures else buffer[: len(batch)]
+                yield Batch([batch[row][1] for row in rows], pixels if rows else None, failures)
 
 
 def _fill(source: Clips, buffers: torch.Tensor, task: _Task) -> None:

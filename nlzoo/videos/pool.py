@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -48,35 +48,71 @@ def run(
     deadline: Callable[[_Task], float] = lambda task: DEADLINE,
     ahead: int = 2,
 ) -> Generator[tuple[_Task, _Result | Failure], None, None]:
-    """`(task, work(task))` or `(task, Failure)` in the order of `tasks`, read at most `workers * ahead` in advance.
+    """What `Workers.run` gives, with workers of its own."""
+    with closing(Workers(work, workers)) as own:
+        yield from own.run(tasks, deadline, ahead)
 
-    A `VideoError` of `work` is a Failure with its reason; any other exception is raised here. A task that takes longer
-    than `deadline(task)` seconds, kills its process or takes over `MEMORY` is a Failure. Tasks must be small and
-    picklable, and `work` too where processes are not forked. With 0 workers all happens in this process, unprotected.
+
+class Workers(Generic[_Task, _Result]):
+    """Processes that do `work`, and stay for the next tasks until `close`.
+
+    Tasks must be small and picklable, and `work` too where processes are not forked. With a `count` of 0 all happens in
+    this process, unprotected.
     """
-    if workers < 1:
-        yield from ((task, _attempt(work, task)) for task in tasks)
-        return
-    coming = enumerate(tasks)
-    order: deque[tuple[int, _Task]] = deque()
-    done: dict[int, Any] = {}
-    processes = [_Worker(work) for _ in range(workers)]
-    try:
-        while True:
-            for number, task in islice(coming, workers * ahead - len(order)):
-                order.append((number, task))
-                min(processes, key=lambda w: len(w.queue)).give(number, task)
-            if not order:
-                return
-            number, task = order.popleft()
-            while number not in done:
-                _listen(processes, done, deadline)
-            result = done.pop(number)
-            if isinstance(result, Exception):
-                raise result
-            yield task, result
-    finally:
-        for worker in processes:
+
+    def __init__(self, work: Callable[[_Task], _Result], count: int):
+        self.work, self.count = work, count
+        self._workers: list[_Worker[_Task, _Result]] = []
+
+    def run(
+        self, tasks: Iterable[_Task], deadline: Callable[[_Task], float] = lambda task: DEADLINE, ahead: int = 2
+    ) -> Generator[tuple[_Task, _Result | Failure], None, None]:
+        """`(task, work(task))` or `(task, Failure)` in the order of `tasks`, at most `count * ahead` in advance.
+
+        The first are begun at once, before anything is asked of the generator; one run at a time. A `VideoError` of
+        `work` is a Failure with its reason; any other exception is raised here. A task that takes longer than
+        `deadline(task)` seconds, kills its process or takes over `MEMORY` is a Failure.
+        """
+        if self.count < 1:
+            return ((task, _attempt(self.work, task)) for task in tasks)
+        coming = enumerate(tasks)
+        order: deque[tuple[int, _Task]] = deque()
+        self._feed(coming, order, ahead)
+        return self._results(coming, order, deadline, ahead)
+
+    def _feed(self, coming: Iterator[tuple[int, _Task]], order: deque[tuple[int, _Task]], ahead: int) -> None:
+        for number, task in islice(coming, self.count * ahead - len(order)):
+            if not self._workers:
+                self._workers = [_Worker(self.work) for _ in range(self.count)]
+            order.append((number, task))
+            min(self._workers, key=lambda worker: len(worker.queue)).give(number, task)
+
+    def _results(
+        self,
+        coming: Iterator[tuple[int, _Task]],
+        order: deque[tuple[int, _Task]],
+        deadline: Callable[[_Task], float],
+        ahead: int,
+    ) -> Generator[tuple[_Task, _Result | Failure], None, None]:
+        done: dict[int, Any] = {}
+        try:
+            while order:
+                number, task = order.popleft()
+                while number not in done:
+                    _listen(self._workers, done, deadline)
+                result = done.pop(number)
+                if isinstance(result, Exception):
+                    raise result
+                yield task, result
+                self._feed(coming, order, ahead)
+        finally:
+            if any(worker.queue for worker in self._workers):  # left early: what they still do is for nobody
+                self.close()
+
+    def close(self) -> None:
+        """Ends the processes; another run starts new ones."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
             worker.stop()
 
 

@@ -1,7 +1,9 @@
 """Clips whose numbers depend on nothing but (seed, epoch, index)."""
 
 import ctypes
+import os
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,11 +63,11 @@ def test_large_views_are_not_decoded_far_in_advance(views, ahead, buffers, monke
     source = loader.Clips(Path(), tuple(Item(f"{n}.mp4", ()) for n in range(100)), ClipSpec(32), views=views)
     asked = []
 
-    def run(work, tasks, workers, deadline, ahead):
+    def run(self, tasks, deadline, ahead):
         asked.append(ahead)
-        yield from ((task, pool.Failure("not read")) for task in tasks)
+        return ((task, pool.Failure("not read")) for task in tasks)
 
-    monkeypatch.setattr(pool, "run", run)
+    monkeypatch.setattr(pool.Workers, "run", run)
     monkeypatch.setattr(loader, "_shared", lambda shape: asked.append(shape) or torch.empty(shape[0], 0))
     batches = list(loader.load(source, [[(-1, n)] for n in range(100)], 16))
     assert asked == [(buffers, 1, *source.shape(-1)), ahead]
@@ -161,3 +163,86 @@ def test_no_batch_of_two_or_more_ends_with_a_single_clip(seed):
             assert len(batches) == -(-total // batch) and 2 <= min(sizes) and max(sizes) <= min(batch, min(sizes) + 1)
             extra = [(3, order[0])] if batch == 2 and total % 2 else []
             assert [key for keys in batches for key in keys] == [(3, index) for index in order] + extra
+
+
+# --- one pool for a run
+
+
+class Who(loader.Clips):
+    """Each clip holds the number of the process that read it."""
+
+    def shape(self, epoch):
+        return 1, 1, 1, 8, 1
+
+    def read(self, epoch, index):
+        if index == 13:
+            os._exit(3)
+        return torch.tensor([os.getpid()]).view(torch.uint8).view(1, 1, 1, 8, 1)
+
+
+@pytest.fixture
+def feed():
+    source = Who(Path(), tuple(Item(f"{n}.mp4", ()) for n in range(40)), ClipSpec())
+    with closing(loader.Loader(source, 2)) as own:
+        yield own
+
+
+def seen(feed, batches):
+    """The processes that read the clips of `batches`, and what could not be read."""
+    processes, failed = set(), []
+    for _, pixels, failures in feed.load(batches):
+        processes |= set(pixels.flatten().view(torch.int64).tolist())
+        failed += failures
+    return processes, failed
+
+
+def test_the_same_processes_serve_all_epochs_and_end_with_it(feed):
+    epochs = [loader.epoch_batches(12, 4, 0, epoch) for epoch in range(3)]
+    first, _ = seen(feed, epochs[0])
+    assert len(first) == 2 and os.getpid() not in first
+    assert seen(feed, epochs[1])[0] == first and seen(feed, epochs[2][:1])[0] <= first
+    feed.close()
+    assert not any(alive(process) for process in first)
+    assert not seen(feed, epochs[0])[0] & first  # and starts anew where it is asked again
+
+
+def test_a_crash_costs_its_clip_in_every_epoch(feed):
+    for epoch in range(2):
+        _, failed = seen(feed, loader.epoch_batches(20, 4, 0, epoch))
+        assert failed == [(13, "the decoder crashed (exit code 3)")]
+
+
+def test_an_epoch_that_is_left_early_does_not_show_in_the_next(feed):
+    batches = loader.epoch_batches(40, 4, 0, 0)
+    with closing(feed.load(batches)) as left:
+        next(left)
+    other = loader.epoch_batches(12, 4, 1, 1)
+    got = [indices for indices, _, _ in feed.load(other)]
+    assert got == [[index for _, index in batch] for batch in other]
+
+
+def test_a_primed_load_is_the_one_that_is_asked_for(feed):
+    ahead, other = loader.epoch_batches(12, 4, 0, 1), loader.epoch_batches(8, 2, 0, 2)
+    feed.prime(ahead)
+    first, _ = seen(feed, ahead)
+    feed.prime(other)
+    got = [indices for indices, _, _ in feed.load(ahead)]  # another than was primed
+    assert got == [[index for _, index in batch] for batch in ahead]
+    feed.prime(other)
+    feed.close()
+    assert not any(alive(process) for process in first)
+
+
+def test_larger_batches_and_views_of_validation_get_larger_buffers(feed):
+    for size, epoch in ((2, 0), (6, 1), (3, 2)):
+        batches = loader.epoch_batches(12, size, 0, epoch)
+        got = [(indices, pixels.shape[0]) for indices, pixels, _ in feed.load(batches)]
+        assert got == [([index for _, index in batch], size) for batch in batches]
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
