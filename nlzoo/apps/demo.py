@@ -68,7 +68,7 @@ def _train(name: str, videos: Path, log: Log) -> Result:
     log(f"\n{'with' if name == 'video' else 'without'} temporal modelling: tiny, {arch}, non-local blocks {nl}")
     net, checks = model.inflate("tiny", None, Inflation(arch), nl, _refuse_network)
     if name == "video":
-        log(describe.in_words(net, checks))
+        log(describe.in_words(net, describe.describe(net), checks))
     readme = card.body(net.spec, None, checks.summary())
     start = checkpoint.save_model(FOLDER / "weights" / name, net, readme=readme)
 

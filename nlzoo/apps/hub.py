@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+import huggingface_hub  # imports its parts when they are used
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..core import files as disk
@@ -249,8 +249,9 @@ def _commit(repo: Repo, contents: Contents, state: RepoState, private: bool) -> 
 
 def _send(repo: Repo, changed: Contents, gone: list[str], parent: str, private: bool) -> str:
     """The commit that was made. Large files are sent first, so that the last look at the repository is recent."""
-    additions = [CommitOperationAdd(name, content) for name, content in changed.items()]
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions, *map(CommitOperationDelete, gone)]
+    additions = [huggingface_hub.CommitOperationAdd(name, content) for name, content in changed.items()]
+    operations: list[huggingface_hub.CommitOperationAdd | huggingface_hub.CommitOperationDelete]
+    operations = [*additions, *map(huggingface_hub.CommitOperationDelete, gone)]
     client, words = hub_client.client(), f"{repo.kind.capitalize()} by nlzoo"
 
     def upload() -> None:

@@ -87,12 +87,6 @@ class Facts:
 # --- gathering
 
 
-def find(run: str | None) -> Path:
-    """The folder of a run: of a path, of a name in runs/, or of the newest finished run. Raises `UsageError`."""
-    places = [zoo.newest_run().parent] if run is None else [Path(run), zoo.RUNS / run]
-    return next((place for place in places if (place / run_folder.CONFIG).is_file()), places[0])
-
-
 def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress = no_progress) -> Facts:
     """Everything that the page of `run` shows; its best model predicts the validation videos once more, on `device`.
 
@@ -140,10 +134,7 @@ def _config(run: Path) -> recipe_spec.TrainConfig:
     file = run / run_folder.CONFIG
     settings = files.read_json(file) if file.is_file() else None
     if not isinstance(settings, dict) or "train" not in settings:
-        raise UsageError(
-            f"{printable(run)} is not a run: it has no config.json of one",
-            "give a run's folder, such as runs/videos-1; nlzoo list shows all",
-        )
+        raise zoo.no_run(run)
     return recipe_spec.train_config(settings["train"])
 
 

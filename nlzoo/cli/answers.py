@@ -8,7 +8,7 @@ import typer
 
 from ..core.text import counted, printable
 from . import console
-from .options import Decoder, Device, Json, Model, Val, Videos, Views
+from .options import Decoder, Device, Json, Model, Val, Videos, Views, refuse_early
 from .videos import tell_scan
 
 
@@ -31,6 +31,8 @@ def eval_(
     json: Json = False,
 ) -> None:
     """Measure a model on labelled videos (test/, else val/, else all): top-1 or mAP, each class, calibration."""
+    refuse_early(model, videos, views, decoder=decoder)
+
     from ..training import metrics
     from ..training.evaluate import evaluate
 
@@ -69,6 +71,8 @@ def predict(
     json: Json = False,
 ) -> None:
     """Classify videos, with probabilities. Exit code 1 when some could not be read, 3 when none could."""
+    refuse_early(model, None, views, decoder=decoder)
+
     from ..apps import predict as app
 
     show = partial(_print_prediction, top)
@@ -121,6 +125,8 @@ def probe_(
     json: Json = False,
 ) -> None:
     """The fast baseline: a linear classifier on a model's features. It makes a run, in minutes instead of hours."""
+    refuse_early(model, videos, val=val)
+
     from ..training import metrics
     from ..training.probe import probe
 
@@ -152,12 +158,15 @@ def explain_(
     json: Json = False,
 ) -> None:
     """Show the evidence for a prediction: where the non-local blocks attend to, and Grad-CAM, as PNG and mp4."""
-    from ..apps import explain, pictures
     from ..core import files
-    from ..training import devices, evaluate
     from ..videos import listing
 
+    refuse_early(model)
     listing.refuse_address(video)
+
+    from ..apps import explain, pictures
+    from ..training import devices, evaluate
+
     folder = out or Path(f"explain-{video.stem}")
     at_points = [explain.parse_point(text) for text in at or ()]
     on = devices.resolve(device)
@@ -177,12 +186,15 @@ def report(
     json: Json = False,
 ) -> None:
     """Write RUN/report.html: curves, confusion matrix, calibration, best and worst predictions, on one page."""
+    from ..networks import zoo
+
+    folder = zoo.find_run(run)  # before torch is imported
+
     from ..apps import report as reports
     from ..training import devices
     from ..videos import pool
 
     on = devices.resolve(device)
-    folder = reports.find(run)
     with console.progress("predicting the validation videos") as bar:
         file = reports.write(folder, on, pool.default_workers(str(on)), bar)
     console.result({"report": str(file)}, f"wrote {printable(file)}")
@@ -198,6 +210,8 @@ def serve(
     json: Json = False,
 ) -> None:
     """A local web demo: drop a video, see its classes, over time too, and the evidence. Ctrl-C ends it."""
+    refuse_early(model)
+
     from ..apps import serve as page
     from ..training import devices, evaluate
 

@@ -27,10 +27,12 @@ def push(
     json: Json = False,
 ) -> None:
     """Publish a model to the Hugging Face Hub, private unless you say otherwise."""
-    from ..apps import hub
     from ..networks import download, zoo
 
     folder = download.locate(model) if model else zoo.newest_run()
+
+    from ..apps import hub
+
     in_run = folder.name in ("best", "last")
     repo = repo or (folder.parent.name if in_run else folder.name)
     if in_run and zoo.is_unfinished(folder.parent):

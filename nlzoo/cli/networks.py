@@ -41,7 +41,6 @@ def inflate(
     """Make a 3-D network with non-local blocks from a 2-D one, prove that nothing was lost, and write weights/NAME."""
     from ..core.model_spec import Inflation, Named, parse_name
     from ..core.view_spec import ClipSpec
-    from ..networks import card, checkpoint, describe, download, model, zoo
 
     named = parse_name(backbone)
     if named and (nl or arch or pools):
@@ -59,6 +58,9 @@ def inflate(
         "--pools": pools,
     }
     given |= {"--form": form, "--span": span, "--subsample": subsample, "--name": name}
+
+    from ..networks import card, checkpoint, describe, download, model, zoo
+
     console.status(f"inflating {net_spec.backbone} and checking the result …")
     net, checks = model.inflate(
         net_spec.backbone,
@@ -80,8 +82,9 @@ def inflate(
             "blocks in res2 see four times as many positions as in res3: see their cost below before you train"
         )
     checkpoint.save_model(folder, net, readme=card.body(net.spec, None, checks.summary()))
-    data = {"model": str(folder), **describe.describe(net), **checks.summary()}
-    console.result(data, f"{describe.in_words(net, checks)}\nwrote {folder}")
+    facts = describe.describe(net)
+    text = f"{describe.in_words(net, facts, checks)}\nwrote {folder}"
+    console.result({"model": str(folder), **facts, **checks.summary()}, text)
 
 
 _USUAL = (None, "centre", "replicate", "embedded", "spacetime", "before")
@@ -110,13 +113,16 @@ def import_(
     json: Json = False,
 ) -> None:
     """Make a Kinetics network of another zoo (C2D, I3D, non-local) one of ours, strictly, and write weights/NAME."""
-    from ..networks import card, checkpoint, convert, describe, pretrained, zoo
+    from ..networks import pretrained, zoo
 
     path = Path(file)
     if not path.exists():
-        listed = pretrained.find(file)
+        listed = pretrained.find(file)  # before torch is imported
         with console.progress(f"fetching {file}") as bar:
             path, _ = pretrained.fetch(listed, bar)
+
+    from ..networks import card, checkpoint, convert, describe
+
     imported = convert.read(path, convert.ImportOptions(source, frames, stride, form, pools))
     net = imported.net
     folder = zoo.WEIGHTS / zoo.folder_name(name or (path.stem if path == Path(file) else file))
@@ -124,10 +130,11 @@ def import_(
     if "-nc" in net.spec.licence:
         console.warn(f"these weights are {net.spec.licence}: no commercial use, of what you train from them either")
     checkpoint.save_model(folder, net, readme=card.body(net.spec, None))
+    facts = describe.describe(net)
     decided = {"notes": list(imported.notes), "dropped": imported.dropped, "filled": imported.filled}
     console.result(
-        {"model": str(folder), **describe.describe(net), "zoo": imported.zoo, **decided},
-        f"{convert.in_words(imported)}\n{describe.in_words(net)}\nwrote {folder}",
+        {"model": str(folder), **facts, "zoo": imported.zoo, **decided},
+        f"{convert.in_words(imported)}\n{describe.in_words(net, facts)}\nwrote {folder}",
     )
 
 
@@ -184,16 +191,21 @@ def info(
 ) -> None:
     """What a model is: stages, placement of blocks, size, cost, clip, classes, accuracy, source. Reads no weights."""
     from ..core.model_spec import parse_name
-    from ..networks import checkpoint, describe, download, zoo
-    from ..networks import model as models
+    from ..networks import download, zoo
 
     console.status(f"reading {model} …")
     named = None if zoo.find(model) else parse_name(model)
+    folder = None if named else download.locate(model)  # before torch is imported
+
+    from ..networks import checkpoint, describe
+    from ..networks import model as models
+
     if named:
         net = models.blueprint(named, classes)
-        console.result(describe.describe(net), describe.in_words(net))
-        return
-    folder = download.locate(model)
-    net, metrics = checkpoint.read_blueprint(folder), checkpoint.read_metrics(folder)
-    lines = [str(folder), describe.in_words(net), *describe.trained_lines(net.spec, metrics)]
-    console.result({"model": str(folder), **describe.describe(net), "metrics": metrics}, "\n".join(lines))
+        facts = describe.describe(net)
+        console.result(facts, describe.in_words(net, facts))
+    if folder:
+        net, metrics = checkpoint.read_blueprint(folder), checkpoint.read_metrics(folder)
+        facts = describe.describe(net)
+        lines = [str(folder), describe.in_words(net, facts), *describe.trained_lines(net.spec, metrics)]
+        console.result({"model": str(folder), **facts, "metrics": metrics}, "\n".join(lines))

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.files import VIDEO_EXTENSIONS
+from ..core.view_spec import parse_views
+
 # panels of the options in help
 NETWORK, CLIPS, TRAINING, RUN = "The network", "Videos and clips", "How it trains", "The run"
 
@@ -41,3 +44,32 @@ Model = Annotated[
 def picked(options: type, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a command that are fields of the dataclass `options`."""
     return {field.name: parameters[field.name] for field in dataclasses.fields(options) if field.name in parameters}
+
+
+def refuse_early(
+    model: str | None = None,
+    videos: Path | None = None,
+    views: str = "1x1",
+    val: str = "0.25",
+    decoder: str = "auto",
+) -> None:
+    """Raises what can be told from arguments alone, before torch is imported for the work, which takes seconds.
+
+    A model that may be videos is let pass: what opens it says that the two were swapped.
+    """
+    from ..networks import download
+    from ..videos import listing, splits
+
+    swapped = model and (
+        Path(model).exists() or Path(model).suffix.lower() in {*VIDEO_EXTENSIONS, ".csv", ".tsv", ".txt"}
+    )
+    if model and not swapped:
+        download.refuse_unknown(model)
+    if videos:
+        listing.refuse_missing(videos)
+    parse_views(views)
+    splits.check_val(val)
+    if decoder != "auto":
+        from ..videos import video
+
+        video.check_decoder(decoder)

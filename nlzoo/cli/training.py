@@ -12,7 +12,7 @@ import typer
 from ..core.errors import NlzooError
 from ..core.text import printable
 from . import console
-from .options import CLIPS, NETWORK, RUN, TRAINING, Classes, Decoder, Device, Json, Val, Videos, picked
+from .options import CLIPS, NETWORK, RUN, TRAINING, Classes, Decoder, Device, Json, Val, Videos, picked, refuse_early
 from .videos import tell_scan
 
 if TYPE_CHECKING:  # torch is imported when a command runs
@@ -142,11 +142,16 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Train a classifier on your videos, keep best and last. The same command resumes a run that was stopped."""
-    from ..training import engine
-    from ..training import finetune as training
     from ..training.options import FinetuneOptions
 
     options = picked(FinetuneOptions, locals())
+    FinetuneOptions(**options)  # refuses what cannot be
+    if not resume:
+        refuse_early(start, videos)
+
+    from ..training import engine
+    from ..training import finetune as training
+
     if gpus > 1 and engine.ranks()[1] == 1:
         raise typer.Exit(engine.launch(_without(sys.argv[1:], "--gpus"), gpus, device, console.warn))
     if engine.ranks()[0]:

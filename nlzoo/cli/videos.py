@@ -10,7 +10,7 @@ import typer
 
 from ..core.text import counted, printable
 from . import console
-from .options import Classes, Json, Val, Videos
+from .options import Classes, Json, Val, Videos, refuse_early
 
 if TYPE_CHECKING:
     from ..core.skipped import Skipped
@@ -28,6 +28,8 @@ def check(
     json: Json = False,
 ) -> None:
     """Find what is wrong with videos before training: broken files, copies, leaks, splits. Exit code 3: not ready."""
+    refuse_early(None, videos, val=val)
+
     from ..apps import check as examiner
     from ..videos import listing, records
 
@@ -48,6 +50,8 @@ def prepare(
     json: Json = False,
 ) -> None:
     """Copy videos into small ones that are fast to read clips from; train on OUT. Run it again to resume."""
+    refuse_early(None, videos)
+
     from ..apps import prepare as preparing
 
     with console.progress("preparing") as bar:

@@ -8,13 +8,12 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from ..core import files, model_spec
 from ..core.errors import WeightsError
 from .foreign import Weights, read_weights
-from .model import build
+from .model import build, shapes_only
 from .network import Network
 from .unpickle import MAX_TENSORS as MAX_TENSORS  # `state` keeps to it too
 from .zoo import read_spec
@@ -69,7 +68,7 @@ def _compared(folder: Path) -> tuple[Network, Weights]:
     """The network of config.json, on the meta device, and the weights, whose names and shapes are its own."""
     spec = read_spec(folder)
     weights = _read_header(files.current(Path(folder)) / "model.safetensors")
-    with torch.device("meta"):
+    with shapes_only():
         net = build(spec)
     shapes, expected = weights.shapes, {name: tuple(value.shape) for name, value in net.state_dict().items()}
     different = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))

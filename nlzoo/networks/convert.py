@@ -24,7 +24,7 @@ from ..core.text import printable
 from ..core.view_spec import ClipSpec
 from .foreign import Weights, misfit, read_weights
 from .inflate import LAYER
-from .model import build
+from .model import build, shapes_only
 from .network import Network
 
 _LEAVES = {name: name for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
@@ -595,7 +595,7 @@ def _form(embedded: bool, zoo: Zoo, options: ImportOptions, file: Path) -> tuple
 
 def _fill(spec: ModelSpec, shapes: Shapes, names: dict[str, str], theirs: Weights) -> tuple[Network, dict[str, str]]:
     """`(network, {ours: with what})`: their tensors and what they may lack. No number is read before the shapes fit."""
-    with torch.device("meta"):
+    with shapes_only():
         net = build(spec)
     own = net.state_dict()
     filled = {key: _may_lack(key, shapes) for key in own if key not in shapes and _may_lack(key, shapes)}

@@ -13,7 +13,7 @@ from torch import nn
 from ..core.model_spec import ModelSpec
 from ..core.text import printable
 from ..core.view_spec import ClipSpec
-from .inflate import LAYER, TemporalMaxPool, depths
+from .inflate import LAYER, FrameBlurPool, TemporalMaxPool, depths
 from .layers import Cost, NonLocalBlock, block_cost
 from .model import Checks
 from .network import Network
@@ -21,38 +21,53 @@ from .network import Network
 MAX_NAMES = 20  # classes in words
 _STAGES = {"stem": "conv1", "pool1": "maxpool", **LAYER}  # where each stage is in timm's ResNet
 
+# not computed: on the meta device torch would import its compiler for them, which takes longer than all else
+_KEEPS_SHAPE = (NonLocalBlock, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+
 
 @dataclass(frozen=True)
 class _Pass:
-    """One pass of one clip: shapes `(C, T, H, W)` by the path of the module."""
+    """One pass of one clip, up to the head's mean: shapes `(C, T, H, W)` by the path of the module."""
 
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
-    macs: int  # multiply-adds, by torch's own counter
+    macs: int  # multiply-adds outside of non-local blocks
 
 
 def _pass_on_meta(net: Network, clip: ClipSpec) -> _Pass:
-    from torch.utils.flop_counter import FlopCounterMode
-
     ghost = copy.deepcopy(net).to("meta").eval()
     inputs: dict[str, tuple[int, ...]] = {}
     outputs: dict[str, tuple[int, ...]] = {}
+    macs = []
 
-    def record(path: str, given: torch.Tensor, made: torch.Tensor) -> None:
-        inputs[path], outputs[path] = tuple(given.shape[1:]), tuple(made.shape[1:])
+    def record(path: str, module: nn.Module, given: torch.Tensor, made: torch.Tensor) -> None:
+        if path in _STAGES.values() or isinstance(module, NonLocalBlock):
+            inputs[path], outputs[path] = tuple(given.shape[1:]), tuple(made.shape[1:])
+        macs.append(made.numel() * _macs_a_number(module))
 
     for path, module in ghost.named_modules():
-        if path in _STAGES.values() or isinstance(module, NonLocalBlock):
-            module.register_forward_hook(lambda _, given, made, path=path: record(path, given[0], made))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ghost(torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta"))
-    return _Pass(inputs, outputs, counter.get_total_flops() // 2)
+        if isinstance(module, _KEEPS_SHAPE):
+            module.forward = lambda x: x  # type: ignore[method-assign]
+        module.register_forward_hook(lambda module, given, made, path=path: record(path, module, given[0], made))
+    with torch.no_grad():
+        ghost.forward_features(torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta"))
+    return _Pass(inputs, outputs, sum(macs) + net.fc.weight.numel())
+
+
+def _macs_a_number(module: nn.Module) -> int:
+    """Multiply-adds for each number that the layer puts out."""
+    if isinstance(module, FrameBlurPool):
+        return module.filt[0].numel()
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return module.weight[0].numel()
+    return 0
 
 
 def cost(net: Network, clip: ClipSpec) -> tuple[int, int, dict[str, Cost]]:
     """`(parameters, multiply-adds, {"res4 after 1": Cost of that non-local block})` for one clip.
 
-    The multiply-adds are those of torch's own counter, both attention products included.
+    The multiply-adds are those that torch's own counter finds, both attention products included; it is not asked,
+    since it imports torch's compiler.
     """
     return _cost(net, _pass_on_meta(net, clip))
 
@@ -64,7 +79,8 @@ def _cost(net: Network, done: _Pass) -> tuple[int, int, dict[str, Cost]]:
             channels, frames, height, width = done.inputs[f"{LAYER[places.stage]}.nl{index}"]
             kind = (places.form, places.span, places.subsample, places.reduction)
             blocks[f"{places.stage} after {index}"] = block_cost(channels, frames, height, width, *kind)
-    return sum(p.numel() for p in net.parameters()), done.macs, blocks
+    macs = done.macs + sum(block.projections + block.products for block in blocks.values())
+    return sum(p.numel() for p in net.parameters()), macs, blocks
 
 
 def _stage_rows(net: Network, done: _Pass) -> list[dict]:
@@ -130,9 +146,8 @@ def describe(net: Network) -> dict:
     }
 
 
-def in_words(net: Network, checks: Checks | None = None) -> str:
-    """`describe` and the checks as lines for a person."""
-    facts = describe(net)
+def in_words(net: Network, facts: dict, checks: Checks | None = None) -> str:
+    """The `facts` that `describe` gives, and the checks, as lines for a person."""
     lines = [
         *_architecture(net.spec, depths(net)),
         f"  {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.2f} G multiply-adds for {net.spec.clip}",

@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import huggingface_hub
+import huggingface_hub  # imports its parts when they are used
 
 from ..core import files
 from ..core.errors import DiskError, HubError, UsageError, WeightsError
 from ..core.model_spec import from_json
 from ..core.text import printable
-from . import hub_client, zoo
-from .hub_client import RemoteFile, Repo, Unreachable
+from . import zoo
 
-if TYPE_CHECKING:
-    from .network import Network  # `load` imports torch when it is called: pushing needs none
+if TYPE_CHECKING:  # what asks the Hub imports its client, and `load` torch, when they are called: names need neither
+    from .hub_client import RemoteFile
+    from .network import Network
 
 FILES = ("model.safetensors", "config.json", "README.md", "metrics.json")  # of a model: all that is pushed or pulled
 NEEDED = FILES[:2]
@@ -42,13 +42,16 @@ def looks_like_repo(name: str) -> bool:
 def locate(name: str) -> Path:
     """The model folder that a user's word means: one that is here (`zoo.find`), or `user/name` fetched from the Hub.
 
-    Raises `UsageError` for a name that is neither, and as `pull`.
+    Raises as `refuse_unknown` and `pull`.
     """
-    if folder := zoo.find(name):
-        return folder
-    if looks_like_repo(name) and not Path(name).exists():
-        return pull(name)
-    raise UsageError(f"there is no model {name!r} here, and it is not user/name on the Hub", _what_was_meant(name))
+    refuse_unknown(name)
+    return zoo.find(name) or pull(name)
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises `UsageError` for a name that is neither a model here nor `user/name`. The Hub is not asked."""
+    if zoo.find(name) is None and (Path(name).exists() or not looks_like_repo(name)):
+        raise UsageError(f"there is no model {name!r} here, and it is not user/name on the Hub", _what_was_meant(name))
 
 
 def _what_was_meant(name: str) -> str:
@@ -72,10 +75,12 @@ def backbone_weights(repo: str) -> Path:
 
     The cache is asked first. Raises `HubError`.
     """
+    from . import hub_client
+
     cached = huggingface_hub.try_to_load_from_cache(repo, FILES[0])
     if isinstance(cached, str) and _is_as_fetched(Path(cached)):
         return Path(cached)
-    state = hub_client.repo_state(Repo(repo), None, FILES[:1])
+    state = hub_client.repo_state(hub_client.Repo(repo), None, FILES[:1])
     if not state.files:
         raise HubError(f"{repo} on the Hub has no {FILES[0]}", "choose another backbone")
     path = _fetch(repo, FILES[0], state.commit, state.files[FILES[0]])
@@ -100,9 +105,11 @@ def pull(repo: str, revision: str | None = None) -> Path:
     When the Hub cannot be reached, the last model that was fetched whole serves.
     Raises `HubError`, `WeightsError` for a repository that is not an nlzoo model, `DiskError`.
     """
+    from . import hub_client
+
     try:
-        state = hub_client.repo_state(Repo(repo), revision, FILES)
-    except Unreachable:
+        state = hub_client.repo_state(hub_client.Repo(repo), revision, FILES)
+    except hub_client.Unreachable:
         if folder := _cached(repo, revision or "main"):
             return folder
         raise
@@ -119,7 +126,7 @@ def pull(repo: str, revision: str | None = None) -> Path:
     return path.parent
 
 
-def _check_listing(listed: dict[str, RemoteFile], repo: str) -> None:
+def _check_listing(listed: dict[str, "RemoteFile"], repo: str) -> None:
     missing = [n for n in NEEDED if n not in listed]
     if missing:
         raise WeightsError(f"{repo} on the Hub is not an nlzoo model: it has no {' and no '.join(missing)}")
@@ -129,8 +136,10 @@ def _check_listing(listed: dict[str, RemoteFile], repo: str) -> None:
             raise WeightsError(f"{name} of {repo} has {file.size} bytes; at most {most} are read")
 
 
-def _fetch(repo: str, name: str, commit: str, listed: RemoteFile) -> Path:
+def _fetch(repo: str, name: str, commit: str, listed: "RemoteFile") -> Path:
     """A file in the cache that has the hash that the Hub lists. One that was damaged there is fetched again."""
+
+    from . import hub_client
 
     def fetch() -> Path | None:
         path = Path(hub_client.client().hf_hub_download(repo, name, revision=commit))
@@ -183,6 +192,8 @@ def _is_as_fetched(path: Path) -> bool:
     if not path.is_symlink():
         return True
     name = Path(os.readlink(path)).name
+    from .hub_client import RemoteFile
+
     return RemoteFile(path.stat().st_size, name if len(name) == 64 else "", name).is_same(path)
 
 

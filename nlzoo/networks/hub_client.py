@@ -176,7 +176,7 @@ def _add_hooks() -> None:
             hooks[kind].append(hook)
 
 
-def client() -> huggingface_hub.HfApi:
+def client() -> "huggingface_hub.HfApi":  # quoted: it imports all of the client
     """The client, to be used inside `ask`. Its bars are for people, of whom there are none without a terminal."""
     if not sys.stderr.isatty() and huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()

@@ -6,16 +6,20 @@ A network is timm's own `ResNet` object with 3-D leaves (see `inflate.py`) and i
 import copy
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..core.errors import HubError, UsageError, WeightsError
+from ..core.lazy import partly
 from ..core.model_spec import Inflation, ModelSpec, Named, NonLocal, parse_nl
 from ..core.text import printable
 from ..core.view_spec import ClipSpec
@@ -35,28 +39,55 @@ def import_timm() -> ModuleType:
     return timm
 
 
+def _import_resnets() -> tuple[ModuleType, ModuleType]:
+    """timm's `(factory, registry)`, with its ResNets alone where the rest of timm has not been imported."""
+    vision.import_torchvision()
+    partly("timm", __version__=metadata.version("timm"))
+    partly("timm.models")
+    import timm.models._factory
+    import timm.models._registry
+    import timm.models.resnet
+
+    return timm.models._factory, timm.models._registry
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no normal numbers: on the meta device there are none, but torch would import its compiler to draw them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules that are made here are on the meta device: they have names and shapes, and no numbers."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
 def plain_resnet(backbone: str) -> Network:
     """timm's 2-D ResNet of that name, randomly initialised; `resnet50.a1_in1k` and `resnet50` are the same network.
 
     Raises `UsageError` for a name that timm does not know or that is not one of its ResNets.
     """
     architecture, arguments = _architecture(backbone)
+    factory, _ = _import_resnets()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # the same head in every process; no GPU is touched
-        return import_timm().create_model(architecture, pretrained=False, **arguments)
+        return factory.create_model(architecture, pretrained=False, **arguments)
 
 
 def _architecture(backbone: str) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments. Raises `UsageError`, with names that come near."""
-    timm = import_timm()
+    _, registry = _import_resnets()
     name = backbone.partition(".")[0]
     embedded = zoo.EMBEDDED.get(name)
     architecture, arguments = (embedded.architecture, embedded.arguments) if embedded else (name, {})
-    known = timm.list_models(module="resnet")
+    known = registry.list_models(module="resnet")
     if architecture not in known:
         close = difflib.get_close_matches(name.lower(), [*known, *zoo.EMBEDDED], 4)
         raise UsageError(
-            f"{backbone!r} is not a ResNet that timm {timm.__version__} knows",
+            f"{backbone!r} is not a ResNet that timm {metadata.version('timm')} knows",
             f"did you mean: {', '.join(close or ['resnet18', 'resnet50', 'resnet101'])}",
         )
     return architecture, arguments
@@ -112,13 +143,13 @@ def _three(values: Iterable[float]) -> tuple[float, float, float]:
 
 def _pretrained_config(name: str) -> Any:
     """timm's record of a name's weights: Hub repository, tag, mean and std, licence; None for an untrained net."""
-    timm = import_timm()
+    _, registry = _import_resnets()
     _architecture(name)
     try:
-        return timm.get_pretrained_cfg(name)
+        return registry.get_pretrained_cfg(name)
     except RuntimeError:
         plain, _, tag = name.partition(".")
-        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{plain}.*")]
+        tags = [n.partition(".")[2] for n in registry.list_pretrained(f"{plain}.*")]
         raise UsageError(f"timm has no weights tagged {tag!r} for {plain}", f"its tags: {', '.join(tags)}") from None
 
 
@@ -129,7 +160,7 @@ def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
     """
     weights = read_weights(file).without_prefix()
     given = weights.shapes
-    with torch.device("meta"):
+    with shapes_only():
         blueprint = plain_resnet(name)
         head = given.get("fc.weight", ())
         if len(head) == 2 and head[1] == blueprint.fc.in_features and 1 <= head[0] <= MAX_OUTPUTS:
@@ -193,7 +224,7 @@ def moving_average(net: Network, decay: float) -> nn.Module:
     1 - n^(-2/3), up to `decay`, so that a short run does not keep the weights it started from. All its state is that of
     `module`: its state dict and n restore it bit for bit.
     """
-    import_timm()
+    _import_resnets()
     from timm.utils import ModelEmaV3
 
     return ModelEmaV3(net, decay=decay, use_warmup=True)
@@ -256,7 +287,7 @@ def inflate(
     """
     if inflation.init == "imported":
         raise UsageError("--init imported is for networks that were trained in 3-D", "nlzoo import FILE makes those")
-    with torch.device("meta"):
+    with shapes_only():
         placement = parse_nl(nl, depths(inflate_(plain_resnet(name), inflation)), **kind)
     backbone = load_backbone(name, weights, fetch, command)
     net = inflate_(copy.deepcopy(backbone.net), inflation)
@@ -321,7 +352,7 @@ def _one_frame(sizes: Any, first: int) -> tuple[int, int, int]:
 
 def blueprint(named: Named, classes: int, **kind: Any) -> Network:
     """The network that a name means, on the meta device: everything but weights."""
-    with torch.device("meta"):
+    with shapes_only():
         flat = plain_resnet(named.backbone)
         inflation = Inflation(named.arch, pools=named.pools)
         placement = parse_nl(named.nl, depths(flat), **kind)

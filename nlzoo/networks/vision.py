@@ -5,6 +5,8 @@ from types import ModuleType
 
 import torch
 
+from ..core.lazy import partly
+
 _kept_alive: list[torch.library.Library] = []  # torch.library definitions vanish with their Library object
 
 
@@ -16,7 +18,7 @@ def import_torchvision() -> ModuleType:
     timm's models and v2 transforms; torchvision.ops stays without them.
     """
     try:
-        import torchvision
+        return _import()
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
@@ -25,7 +27,14 @@ def import_torchvision() -> ModuleType:
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept_alive.append(library)
-        import torchvision
+        return _import()
+
+
+def _import() -> ModuleType:
+    partly("torchvision.models")
+    partly("torchvision.ops")
+    import torchvision
+
     return torchvision
 
 

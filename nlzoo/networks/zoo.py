@@ -9,6 +9,7 @@ from typing import Any
 from ..core import files
 from ..core.errors import DiskError, UsageError, WeightsError
 from ..core.model_spec import Inflation, ModelSpec, from_json
+from ..core.text import printable
 
 WEIGHTS = Path("weights")  # default output of `inflate`, in the working folder
 RUNS = Path("runs")  # default output of `finetune`
@@ -164,6 +165,23 @@ def newest_run() -> Path:
     if not finished:
         raise UsageError("there is no finished run in runs/", "nlzoo finetune ./videos makes one")
     return finished[0] / "best"
+
+
+def find_run(name: str | None) -> Path:
+    """The folder of a run: of a path, of a name in runs/, or of the newest finished run. Raises `UsageError`."""
+    places = [newest_run().parent] if name is None else [Path(name), RUNS / name]
+    run = next((place for place in places if (place / "config.json").is_file()), None)
+    if run is None:
+        raise no_run(places[0])
+    return run
+
+
+def no_run(folder: Path) -> UsageError:
+    """The error for a folder that holds no run."""
+    return UsageError(
+        f"{printable(folder)} is not a run: it has no config.json of one",
+        "give a run's folder, such as runs/videos-1; nlzoo list shows all",
+    )
 
 
 def run_row(run: Path) -> dict:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import VideoError
+from ..core.files import VIDEO_EXTENSIONS
 from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
-from . import items, lists, video
+from . import items, lists
 from .items import SPLITS, TEST, TRAIN, VAL, Item, Kind, Listing
 from .tree import Tree, walk
 
@@ -133,7 +134,7 @@ def _no_videos(endings: Counter[str]) -> tuple[str, str]:
         return items.EMPTY, "is an empty folder"
     if pictures:
         return items.PICTURES, f"has no videos, but {counted(pictures, 'picture')}"
-    if video.EXTENSIONS & endings.keys():
+    if VIDEO_EXTENSIONS & endings.keys():
         return items.NO_VIDEOS, "has only hidden files, or links to videos of other folders"
     names = ", ".join(
         f"{number} {printable(ending) or 'without ending'}" for ending, number in sorted(endings.items())[:3]
@@ -154,7 +155,7 @@ def _nothing_in(root: Path, tree: Tree) -> VideoError:
     pictures = sum(endings[ending] for ending in _PICTURES)
     if 2 * pictures > endings.total():
         return VideoError(f"{where} has no videos, but {counted(pictures, 'picture')}", items.FRAMES)
-    hint = f"videos end in {' '.join(sorted(video.EXTENSIONS)[:6])} …, in one sub-folder per class"
+    hint = f"videos end in {' '.join(sorted(VIDEO_EXTENSIONS)[:6])} …, in one sub-folder per class"
     if endings[".csv"] + endings[".tsv"]:
         hint = "to use a list, give its file"
     elif any(endings[ending] for ending in _ARCHIVES):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import UsageError, VideoError
+from ..core.files import VIDEO_EXTENSIONS
 from ..core.skipped import Skipped
 from ..core.text import printable, quoted
-from . import video
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = {  # as people write it: what it is
@@ -103,7 +103,7 @@ class Listing:
 
 def ends_like_video(name: str) -> bool:
     """Whether a file of this name would be taken for a video."""
-    return os.path.splitext(name.strip())[1].lower() in video.EXTENSIONS
+    return os.path.splitext(name.strip())[1].lower() in VIDEO_EXTENSIONS
 
 
 def refuse_clashes(source: Path, labels: set[str]) -> None:

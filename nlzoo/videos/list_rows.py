@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from ..core.errors import VideoError
+from ..core.files import VIDEO_EXTENSIONS
 from ..core.text import counted, printable, quoted
-from . import video
 from .items import CHARADES, EXPECTED, FRAMES, HEADER, KINETICS, OWN, PLAIN, SPACED, SPLITS, Item, ends_like_video
 
 COLUMNS = ("path", "label", "group", "split", "start", "end", "frames", "seconds")  # of the lists that nlzoo writes
@@ -92,7 +92,7 @@ def _text_of(file: Path) -> str:
         info = os.stat(file)
         if not stat.S_ISREG(info.st_mode):  # opening a pipe could wait for ever
             raise VideoError(f"{source} is not a regular file", EXPECTED)
-        if file.suffix.lower() in video.EXTENSIONS:
+        if file.suffix.lower() in VIDEO_EXTENSIONS:
             raise VideoError(f"{source} is a video, not a folder or a list of videos", EXPECTED)
         with open(file, "rb") as opened:
             _refuse_others(file, opened.read(300))

@@ -27,6 +27,13 @@ def refuse_address(path: Path) -> None:
         raise UsageError(f"{quoted([str(path)])} is an address; nlzoo reads files", "download the videos first")
 
 
+def refuse_missing(source: Path) -> None:
+    """Raises `UsageError` for a web address, `VideoError` for a path that is not there."""
+    refuse_address(source)
+    if not os.path.exists(source):
+        raise _missing(source)
+
+
 def read(source: Path, classes: Sequence[str] = ()) -> Listing:
     """The videos of `source`, a folder or a list (docs/videos.md has the forms), with labels, splits and parts.
 
@@ -35,9 +42,7 @@ def read(source: Path, classes: Sequence[str] = ()) -> Listing:
     Raises `VideoError` for what is no folder or list of labelled videos, `UsageError` for a class that is not there.
     """
     source = Path(source)
-    refuse_address(source)
-    if not os.path.exists(source):
-        raise _missing(source)
+    refuse_missing(source)
     if os.path.isdir(source):
         listing = folders.read(source, classes)
     else:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-import numpy as np
-
 from ..core.errors import UsageError, VideoError
 from ..core.text import counted, printable, quoted
 from .items import TEST, TRAIN, VAL, Item, names_in
@@ -242,6 +240,8 @@ def _share(val: str) -> float | None:
 
 def _draw(items: list[Item], groups: list[str], share: float, seed: int) -> set[str]:
     """The groups that are held out: the first draw with about `share` of the videos, or the nearest of `DRAWS`."""
+    import numpy as np
+
     sizes: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items:
         sizes[item.group].update(item.labels)

@@ -5,8 +5,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core.files import VIDEO_EXTENSIONS
 from ..core.skipped import Skipped
-from . import items, video
+from . import items
 
 _IGNORED_FOLDERS = {"__MACOSX", ".ipynb_checkpoints"}
 
@@ -42,7 +43,7 @@ def walk(root: Path) -> Tree:
     def add_file(path: str, real: str) -> None:
         folder, _, name = path.rpartition("/")
         ending = os.path.splitext(name)[1].lower()
-        if ending not in video.EXTENSIONS or _hidden(path) or real in files:
+        if ending not in VIDEO_EXTENSIONS or _hidden(path) or real in files:
             tree.others[folder, ending] += 1
         else:
             files.add(real)

@@ -10,6 +10,8 @@ from test_console import on_terminal
 from typer.main import get_command
 
 from nlzoo.cli.app import app
+from nlzoo.core.model_spec import ModelSpec
+from nlzoo.networks import checkpoint, model
 
 COMMANDS = get_command(app).commands
 HEAVY = ("torch", "timm", "av", "decord", "huggingface_hub", "numpy")
@@ -132,3 +134,63 @@ def test_the_reader_of_a_pipe_may_leave(tmp_path):
         started.stdout.close()
         err = started.stderr.read()
     assert b"Traceback" not in err and started.returncode in (1, 141)
+
+
+TORCH_FREE = [  # words, exit code, what stands in the output
+    ("--version", 0, "0."),
+    ("--help", 0, "finetune"),
+    ("finetune --help", 0, "--epochs"),
+    ("list --json", 0, '"starts"'),
+    ("push m --dry-run", 0, "nothing was sent"),
+    ("fintune v", 2, "did you mean finetune"),
+    ("finetune v --epoch 3", 2, "no such option"),
+    ("finetune nowhere", 3, "nowhere does not exist"),
+    ("finetune v --from mm", 2, "did you mean m?"),
+    ("finetune v --recipe papr", 2, "papr"),
+    ("finetune v --lr much", 2, "is not a number"),
+    ("finetune v --decoder vlc", 2, "there is no decoder"),
+    *((f"{command} mm v", 2, "did you mean m?") for command in ("eval", "predict", "probe", "explain")),
+    ("serve mm", 2, "did you mean m?"),
+    ("info mm", 2, "did you mean m?"),
+    ("push mm", 2, "did you mean m?"),
+    *((f"{command} nowhere", 3, "nowhere does not exist") for command in ("eval m", "probe m", "check")),
+    ("prepare nowhere out", 3, "nowhere does not exist"),
+    ("eval m v --views 3", 2, "3"),
+    ("predict m v --decoder vlc", 2, "there is no decoder"),
+    ("probe m v --val 3/2", 2, "is no share, fold or group"),
+    ("check v --val 2.5", 2, "is no share"),
+    ("report nothing", 2, "is not a run"),
+    ("import nl5-i3d-r5", 2, "neither a file nor a pretrained model"),
+    ("inflate nl5-i3d-r50-8x8 --nl 5", 2, "says itself"),
+    ("inflate nl2-i3d-r50-8x8", 2, "1, 5, 10 non-local blocks"),
+    ("pull no-slash", 2, "is not user/name"),
+]
+
+
+def test_what_needs_no_network_imports_no_torch(tmp_path):
+    """torch takes longer than all of these together; one process runs them one after the other."""
+    net = model.build(ModelSpec("tiny", num_outputs=3))
+    checkpoint.save_model(tmp_path / "weights" / "m", net)
+    (tmp_path / "v" / "walk").mkdir(parents=True)
+    runner = (
+        "import contextlib, io, json, sys\n"
+        "from nlzoo.cli.app import main\n"
+        "for words in json.load(sys.stdin):\n"
+        "    sys.argv, out, code = ['nlzoo', *words.split()], io.StringIO(), 0\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):\n"
+        "        try:\n"
+        "            main()\n"
+        "        except SystemExit as stop:\n"
+        "            code = stop.code\n"
+        f"    heavy = [name for name in {HEAVY[:2]} + ('torchvision', 'scipy', 'sklearn') if name in sys.modules]\n"
+        "    print(json.dumps([words, code, ' '.join(out.getvalue().split()), heavy]))\n"
+    )
+    asked = json.dumps([words for words, _, _ in TORCH_FREE])
+    done = subprocess.run(
+        [sys.executable, "-c", runner], cwd=tmp_path, input=asked, text=True, capture_output=True, timeout=120
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(TORCH_FREE), done.stderr
+    for (words, wanted, text), (_, code, said, heavy) in zip(TORCH_FREE, answers, strict=True):
+        assert code == wanted and text in said, (words, code, said)
+        assert not heavy, (words, heavy)

@@ -9,10 +9,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from nlzoo.core import model_spec
+from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import WeightsError
-from nlzoo.networks import inflate
+from nlzoo.networks import describe, inflate, model
 from nlzoo.networks.model import import_timm, relative_error
 
 NARROW = {"channels": (32, 32, 32, 32)}
@@ -61,6 +62,21 @@ def holds(flat, size, most):
         assert relative_error(net(clip)[0], wanted) < most, (arch, init)
         assert list(net.state_dict()) == list(flat.state_dict())
     assert torch.equal(torch.cat([flat(frame) for frame in moving.unbind(2)]), frames)  # it is as it was
+
+
+@pytest.mark.parametrize(
+    "name",
+    "resnet18 resnet26t resnet50d wide_resnet50_2 resnext50_32x4d seresnet50 ecaresnet50t resnetblur50 resnetaa50 "
+    "resnetrs50 ecaresnetlight".split(),
+)
+def test_multiply_adds_are_those_of_torchs_counter(name):
+    """Every kind of layer that counts: plain, grouped, squeeze-and-excitation, channel attention, blurred, pooled."""
+    clip = view_spec.ClipSpec(3, None, 64)
+    with torch.device("meta"):
+        net = model.build(model_spec.ModelSpec(name, clip=clip))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.empty(1, 3, clip.frames, clip.size, clip.size))
+    assert describe.cost(net, clip)[1] == counter.get_total_flops() // 2
 
 
 def test_the_family_is_found():
