@@ -436,6 +436,20 @@ def _independent(
     values: Sequence[float], labels: Sequence[str], groups: Sequence[str], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
     """Values float32 (N, 1), class numbers (N,), class names, and the group of each row (N,), -1 where it is alone."""
+    medians = _medians(values, labels, groups, rng)
+    names = sorted({label for _, label in medians})
+    members = Counter(group for group, _ in medians)
+    shared = [group for group, number in members.items() if number > 1]
+    numbers = {group: number for number, group in enumerate(shared)}
+    x = np.array(list(medians.values()), np.float32).reshape(-1, 1)
+    y = np.array([names.index(label) for _, label in medians], int)
+    return x, y, names, np.array([numbers.get(group, -1) for group, _ in medians], int)
+
+
+def _medians(
+    values: Sequence[float], labels: Sequence[str], groups: Sequence[str], rng: np.random.Generator
+) -> dict[tuple[str | int, str], float]:
+    """(group, class) → the median of its clips: of classes that have enough such rows, and of `MOST_ROWS` at most."""
     rows: dict[tuple[str | int, str], list[float]] = defaultdict(list)
     for index, (value, label, group) in enumerate(zip(values, labels, groups)):
         rows[group or index, label].append(value)
@@ -443,14 +457,7 @@ def _independent(
     if len(keys) > MOST_ROWS:
         keys = [keys[index] for index in np.sort(rng.choice(len(keys), MOST_ROWS, replace=False))]
     clips = Counter(label for _, label in keys)
-    keys = [key for key in keys if clips[key[1]] >= FEWEST]
-    names = sorted({label for _, label in keys})
-    members = Counter(group for group, _ in keys)
-    shared = [group for group, number in members.items() if number > 1]
-    numbers = {group: number for number, group in enumerate(shared)}
-    x = np.array([median(rows[key]) for key in keys], np.float32).reshape(-1, 1)
-    y = np.array([names.index(label) for _, label in keys], int)
-    return x, y, names, np.array([numbers.get(group, -1) for group, _ in keys], int)
+    return {key: median(rows[key]) for key in keys if clips[key[1]] >= FEWEST}
 
 
 def _folds(y: np.ndarray, blocks: np.ndarray) -> Folds:

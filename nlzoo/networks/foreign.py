@@ -292,15 +292,23 @@ def _read_bare(file: Path, opened: IO[bytes]) -> Content:
     """Pickles without a zip around them: of numpy arrays, or torch's format before version 1.6."""
     size = file.stat().st_size
     (first,) = read_pickles(opened, size)
-    if first != _MAGIC:
-        blobs = first.get("blobs", first) if isinstance(first, dict) else None
-        if not isinstance(blobs, dict):
-            raise pickle.UnpicklingError("it holds no dict of arrays")
-        entries = {name: number_entry(array_entry(value)) for name, value in blobs.items()}
-        arrays = [entry for entry in entries.values() if isinstance(entry, Entry) and entry.shape]
-        if sum(math.prod(array.shape) * array.itemsize for array in arrays) > size:
-            raise pickle.UnpicklingError("its arrays have more bytes than the file")
-        return entries, _no_places, {}
+    return _read_old_torch(opened, size) if first == _MAGIC else (_arrays(first, size), _no_places, {})
+
+
+def _arrays(pickled: object, size: int) -> dict[str, object]:
+    """The entries of a dict of numpy arrays, or of its part "blobs" (Caffe2), in a file of `size` bytes."""
+    blobs = pickled.get("blobs", pickled) if isinstance(pickled, dict) else None
+    if not isinstance(blobs, dict):
+        raise pickle.UnpicklingError("it holds no dict of arrays")
+    entries = {name: number_entry(array_entry(value)) for name, value in blobs.items()}
+    arrays = [entry for entry in entries.values() if isinstance(entry, Entry) and entry.shape]
+    if sum(math.prod(array.shape) * array.itemsize for array in arrays) > size:
+        raise pickle.UnpicklingError("its arrays have more bytes than the file")
+    return entries
+
+
+def _read_old_torch(opened: IO[bytes], size: int) -> Content:
+    """What follows the magic number: the tensors, then the numbers of each storage behind their count."""
     storages: dict[str, Storage] = {}
     _, _, data, keys = read_pickles(opened, size, 4, storages)
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):

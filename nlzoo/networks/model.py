@@ -25,7 +25,7 @@ from ..core.text import printable
 from ..core.view_spec import ClipSpec
 from . import vision, zoo
 from .foreign import misfit, read_weights
-from .inflate import TemporalMaxPool, depths, inflate_, insert_nonlocal_
+from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_
 from .network import Network
 
 MAX_OUTPUTS = 100_000  # as in a ModelSpec
@@ -180,8 +180,7 @@ def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
 
 def _advice(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:
     """What to do about a file that does not fit: the backbone may be another, the file lack a head, or hold more."""
-    inside = [key.removesuffix("conv1.weight") for key in given if key.endswith(".conv1.weight") and key.count(".") < 4]
-    prefixes = [p for p in inside if p.partition(".")[0] not in ("layer1", "layer2", "layer3", "layer4")]
+    prefixes = _prefixes(given)
     if "conv1.weight" not in given and prefixes:
         prefix = printable(min(prefixes, key=len)[:60])
         return f"its network seems to lie under '{prefix}': save that part alone, without this prefix"
@@ -192,6 +191,12 @@ def _advice(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ..
             return "the backbone fits; save the file again without the unknown tensors"
         return "the backbone fits, but its head does not: fc.weight is (outputs, channels), fc.bias (outputs,)"
     return "name the backbone that the file was made for; 2-D weights in timm's or torchvision's keys fit"
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before the name of a first convolution that is not a residual block's."""
+    inside = [name.removesuffix("conv1.weight") for name in names if name.endswith(".conv1.weight")]
+    return [p for p in inside if p.count(".") < 3 and p.partition(".")[0] not in LAYER.values()]
 
 
 def build(spec: ModelSpec) -> Network:

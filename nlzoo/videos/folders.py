@@ -25,10 +25,7 @@ _FILLERS = {"set", "data", "dataset", "video", "videos", "clip", "clips", "split
 
 def read(root: Path, classes: Sequence[str]) -> Listing:
     """The videos below `root`. Raises `VideoError`, and `UsageError` for one of `classes` that is not there."""
-    tree = walk(root)
-    for folder in tree.closed:
-        if not folder.path:
-            raise VideoError(f"{printable(root)} {folder.reason}", "check its permissions")
+    tree = _tree(root)
     layout = _layout(root, tree.videos)
     labelled, outside = _labelled(tree.videos, layout)
     labels = {item.labels[0] for item in labelled}
@@ -36,33 +33,48 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
     if found and len(labels) < 2:
         return lists.read(root, found, classes)
     if found and not layout:
-        names = " and ".join(printable(file.name) for file, _ in found)
-        raise VideoError(
-            f"{printable(root)} has both class folders ({quoted(sorted(labels))}) and lists ({names})",
-            "move the lists away to use the folders, or join the lists into one with a split column and give that",
-        )
+        raise _two_ways(root, labels, found)
     if not labelled:
         raise _nothing_in(root, tree)
     if not layout and not classes:
         _refuse_splits_as_classes(root, labelled)
     items.refuse_clashes(root, labels)
     lost = _lost(tree, layout, labels)
-    chosen = items.choose(root, classes, labels | {entry.path for entry in lost})
-    if chosen:
-        labelled = [item for item in labelled if item.labels[0] in chosen]
-        lost = [entry for entry in lost if entry.path in chosen]
-    kind = Kind(items.CLASS_FOLDERS)
-    if layout:
-        kind = Kind(items.SPLIT_FOLDERS, tuple(sorted(layout, key=lambda name: list(SPLITS).index(name.lower()))))
+    there = labels | {entry.path for entry in lost}
+    chosen = items.choose(root, classes, there) or there
+    kind, levels = _kind(layout)
     return Listing(
         root,
-        tuple(labelled),
+        tuple(item for item in labelled if item.labels[0] in chosen),
         tuple(sorted(tree.closed + outside)),
         tree.others.total(),
-        False,
-        kind,
-        2 if layout else 1,
-        tuple(lost),
+        kind=kind,
+        levels=levels,
+        lost=tuple(entry for entry in lost if entry.path in chosen),
+    )
+
+
+def _tree(root: Path) -> Tree:
+    """What is below `root`. Raises `VideoError` where that cannot be read."""
+    tree = walk(root)
+    for folder in tree.closed:
+        if not folder.path:
+            raise VideoError(f"{printable(root)} {folder.reason}", "check its permissions")
+    return tree
+
+
+def _kind(layout: dict[str, str]) -> tuple[Kind, int]:
+    """How the folder is laid out, and how many folders of a path that takes."""
+    if not layout:
+        return Kind(items.CLASS_FOLDERS), 1
+    return Kind(items.SPLIT_FOLDERS, tuple(sorted(layout, key=lambda name: list(SPLITS).index(name.lower())))), 2
+
+
+def _two_ways(root: Path, labels: set[str], found: list[tuple[Path, str]]) -> VideoError:
+    names = " and ".join(printable(file.name) for file, _ in found)
+    return VideoError(
+        f"{printable(root)} has both class folders ({quoted(sorted(labels))}) and lists ({names})",
+        "move the lists away to use the folders, or join the lists into one with a split column and give that",
     )
 
 

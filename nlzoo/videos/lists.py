@@ -21,11 +21,7 @@ def read(root: Path, files: Sequence[tuple[Path, str]], classes: Sequence[str]) 
 
     Raises `VideoError`, and `UsageError` for one of `classes` that is not there.
     """
-    parsed = [(split, *list_rows.parse(file)) for file, split in files]
-    kind = Kind(parsed[0][1], tuple(file.name for file, _ in files) if len(files) > 1 else ())
-    rows = [
-        replace(row, item=replace(row.item, split=split)) if split else row for split, _, rows in parsed for row in rows
-    ]
+    kind, rows = _parsed(files)
     source = files[0][0] if len(files) == 1 else root
     labels = {label for row in rows for label in row.item.labels}
     if not labels:
@@ -42,6 +38,16 @@ def read(root: Path, files: Sequence[tuple[Path, str]], classes: Sequence[str]) 
         raise _no_labels(source)
     used.sort(key=lambda item: (item.path, item.start or 0.0, math.inf if item.end is None else item.end))
     return Listing(root, tuple(used), tuple(sorted(skipped)), 0, multi_label, kind, lost=_lost(rows, used))
+
+
+def _parsed(files: Sequence[tuple[Path, str]]) -> tuple[Kind, list[Row]]:
+    """How the lists are written, and their rows; those of a list for a split have that split."""
+    codes, rows = [], []
+    for file, split in files:
+        code, own = list_rows.parse(file)
+        codes.append(code)
+        rows += [replace(row, item=replace(row.item, split=split)) for row in own] if split else own
+    return Kind(codes[0], tuple(file.name for file, _ in files) if len(files) > 1 else ()), rows
 
 
 def _no_labels(source: Path) -> VideoError:

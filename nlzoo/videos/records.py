@@ -109,11 +109,11 @@ def examine(
     """
     names = [_absolute(path) for path in paths]
     states = {name: _state(name) for name in names}
-    known = {name: record for name, record in _remembered(states, log).items() if record.level >= level}
+    known = _remembered(states, level, log)
     tasks = [(name, state, level) for name, state in states.items() if name not in known]
     workers = pool.cores() if workers is None else workers
     progress(len(known), len(states))
-    new: list[tuple[Record, bytes]] = []
+    new: list[tuple[Record, bytes]] = []  # and its probe, packed
     stored = time.monotonic()
     try:
         for (name, state, _), result in pool.run(_look, tasks, workers if tasks else 0, _deadline):
@@ -122,7 +122,8 @@ def examine(
                 _kept[name] = state, known[name]
             else:
                 known[name] = result[0]
-                new += [result] if state else []
+                if state:
+                    new.append(result)
             progress(len(known), len(states))
             if time.monotonic() > stored + _STORE_AFTER:
                 _store(new, log)
@@ -254,8 +255,8 @@ def _reader() -> bytes:
     return f"nlzoo {__version__}, probe {PROBE_FORMAT}, {video.backends()}, {limits}".encode()
 
 
-def _remembered(states: dict[str, State | None], log: Log) -> dict[str, Record]:
-    """The records of files that have not changed since."""
+def _remembered(states: dict[str, State | None], level: int, log: Log) -> dict[str, Record]:
+    """The records of files that have not changed since, looked at as closely as `level` says."""
     reader, known = _reader(), {}
     query = "SELECT size, mtime_ns, reader, record FROM videos WHERE path = ?"
     for name, row in _query(query, states, log).items():
@@ -263,7 +264,7 @@ def _remembered(states: dict[str, State | None], log: Log) -> dict[str, Record]:
         if (size, mtime_ns) == states[name] and read_by == reader and (values := _loaded(blob)):
             known[name] = Record(name, size, mtime_ns, **values)
     kept = {name: record for name, (state, record) in _kept.items() if name in states and states[name] == state}
-    return known | kept
+    return {name: record for name, record in (known | kept).items() if record.level >= level}
 
 
 def _store(results: list[tuple[Record, bytes]], log: Log) -> None:

@@ -36,49 +36,58 @@ def walk(root: Path) -> Tree:
     A video is a file with the ending of one. Hidden files and second links to a file count as others. Hidden folders
     are not entered.
     """
-    tree = Tree()
-    entered: set[str] = set()  # real paths
-    files: set[str] = set()
+    walk = _Walk(root)
+    while walk.folders or walk.links:
+        if walk.folders:
+            walk.enter(*walk.folders.pop())
+        else:
+            walk.follow_links()
+    walk.tree.videos.sort()
+    return walk.tree
 
-    def add_file(path: str, real: str) -> None:
+
+class _Walk:
+    """A walk that is under way: what was found, and what is still to be entered or followed."""
+
+    def __init__(self, root: Path) -> None:
+        self.tree = Tree()
+        self.entered: set[str] = set()  # real paths
+        self.files: set[str] = set()
+        self.folders: list[tuple[str, str]] = [("", os.path.realpath(root))]  # (path, real or linked path)
+        self.links: list[tuple[str, str]] = []
+
+    def enter(self, path: str, real: str) -> None:
+        if real in self.entered:
+            self.tree.links.append(Skipped(path, items.LINK, "is a link to a folder that is read elsewhere"))
+            return
+        self.entered.add(real)
+        self.tree.folders.add(path)
+        for entry in _entries(path, real, self.tree.closed):
+            inside, place = f"{path}/{entry.name}" if path else entry.name, os.path.join(real, entry.name)
+            if entry.is_symlink():
+                self.links.append((inside, place))
+            else:
+                self._add(inside, place, entry.is_dir(follow_symlinks=False))
+
+    def follow_links(self) -> None:
+        for inside, link in sorted(self.links, reverse=True):  # the last that is put on the pile is taken first
+            target = os.path.realpath(link)
+            if not os.path.exists(target) and not os.path.splitext(inside)[1]:
+                self.tree.links.append(Skipped(inside, items.LINK, "is a link to nothing"))
+            self._add(inside, target, os.path.isdir(target))
+        self.links.clear()
+
+    def _add(self, path: str, real: str, is_folder: bool) -> None:
         folder, _, name = path.rpartition("/")
         ending = os.path.splitext(name)[1].lower()
-        if ending not in VIDEO_EXTENSIONS or _hidden(path) or real in files:
-            tree.others[folder, ending] += 1
+        if is_folder:
+            if not _hidden(path):
+                self.folders.append((path, real))
+        elif ending not in VIDEO_EXTENSIONS or _hidden(path) or real in self.files:
+            self.tree.others[folder, ending] += 1
         else:
-            files.add(real)
-            tree.videos.append(path)
-
-    folders: list[tuple[str, str]] = [("", os.path.realpath(root))]  # (path, real or linked path) to be entered
-    links: list[tuple[str, str]] = []
-    while folders or links:
-        if folders:
-            path, real = folders.pop()
-            if real in entered:
-                tree.links.append(Skipped(path, items.LINK, "is a link to a folder that is read elsewhere"))
-                continue
-            entered.add(real)
-            tree.folders.add(path)
-            for entry in _entries(path, real, tree.closed):
-                inside = f"{path}/{entry.name}" if path else entry.name
-                if entry.is_symlink():
-                    links.append((inside, os.path.join(real, entry.name)))
-                elif not entry.is_dir(follow_symlinks=False):
-                    add_file(inside, os.path.join(real, entry.name))
-                elif not _hidden(inside):
-                    folders.append((inside, os.path.join(real, entry.name)))
-        else:
-            for inside, link in sorted(links, reverse=True):  # the last that is put on the pile is taken first
-                target = os.path.realpath(link)
-                if not os.path.exists(target) and not os.path.splitext(inside)[1]:
-                    tree.links.append(Skipped(inside, items.LINK, "is a link to nothing"))
-                if not os.path.isdir(target):
-                    add_file(inside, target)
-                elif not _hidden(inside):
-                    folders.append((inside, target))
-            links.clear()
-    tree.videos.sort()
-    return tree
+            self.files.add(real)
+            self.tree.videos.append(path)
 
 
 def _entries(path: str, real: str, closed: list[Skipped]) -> list[os.DirEntry]:

@@ -684,11 +684,7 @@ def _run(
     packets = _packets(container, stream)
     start = 0
     if key is not None:
-        packet = next(packets, None)
-        start = index.number(packet.pts if packet else None)
-        if packet is None or not packet.is_keyframe or start > key or start not in index.keys:
-            raise _Mismatch("the seek went astray")
-        packets = chain([packet], packets)
+        start, packets = _landed(index, packets, key)
     begin = int(index.pts[start])
     last = start - 1
     sure = key is None  # else not before the decoder agrees that it stands on a key frame: file headers have lied
@@ -701,6 +697,16 @@ def _run(
             raise _Mismatch("frames come out of order")
         sure, last = True, number
         yield number, frame
+
+
+def _landed(index: _Index, packets: Iterator[av.Packet], key: int) -> tuple[int, Iterator[av.Packet]]:
+    """The number of the key frame, up to `key`, that a seek has led to, and the packets from there."""
+    first = next(packets, None)
+    if first is not None and first.is_keyframe:
+        start = index.number(first.pts)
+        if start <= key and start in index.keys:
+            return start, chain([first], packets)
+    raise _Mismatch("the seek went astray")
 
 
 def _decoded(
