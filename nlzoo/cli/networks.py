@@ -1,11 +1,14 @@
 """Commands on networks: inflate, import, list, info."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..core.errors import UsageError
+from ..core.model_spec import Inflation, Named, parse_name
+from ..core.view_spec import ClipSpec
 from . import console
 from .options import Json
 
@@ -39,9 +42,7 @@ def inflate(
     json: Json = False,
 ) -> None:
     """Make a 3-D network with non-local blocks from a 2-D one, prove that nothing was lost, and write weights/NAME."""
-    from ..core.model_spec import Inflation, Named, parse_name
-    from ..core.view_spec import ClipSpec
-
+    command = _command(backbone, locals())
     named = parse_name(backbone)
     if named and (nl or arch or pools):
         raise UsageError(
@@ -50,14 +51,6 @@ def inflate(
         )
     net_spec = named or Named(backbone, arch or "i3d", pools or "none", nl or "5", ClipSpec())
     inflation = Inflation(net_spec.arch, init, temporal_padding, net_spec.pools)
-    given: dict[str, str | None] = {
-        "--nl": nl,
-        "--arch": arch,
-        "--init": init,
-        "--temporal-padding": temporal_padding,
-        "--pools": pools,
-    }
-    given |= {"--form": form, "--span": span, "--subsample": subsample, "--name": name}
 
     from ..networks import card, checkpoint, describe, download, model, zoo
 
@@ -70,7 +63,7 @@ def inflate(
         download.backbone_weights,
         net_spec.clip.frames,
         net_spec.clip.stride,
-        command=" ".join(["nlzoo inflate", backbone, *(f"{k} {v}" for k, v in given.items() if v not in _USUAL)]),
+        command=command,
         form=form,
         span=span,
         subsample=subsample,
@@ -87,7 +80,14 @@ def inflate(
     console.result({"model": str(folder), **facts, **checks.summary()}, text)
 
 
+_REPEATED = ("nl", "arch", "init", "temporal_padding", "pools", "form", "span", "subsample", "name")
 _USUAL = (None, "centre", "replicate", "embedded", "spacetime", "before")
+
+
+def _command(backbone: str, options: Mapping[str, Any]) -> str:
+    """The command to be given again, without its weights."""
+    given = {name: options[name] for name in _REPEATED if options[name] not in _USUAL}
+    return " ".join(["nlzoo inflate", backbone, *(f"--{name.replace('_', '-')} {v}" for name, v in given.items())])
 
 
 def import_(
@@ -190,7 +190,6 @@ def info(
     json: Json = False,
 ) -> None:
     """What a model is: stages, placement of blocks, size, cost, clip, classes, accuracy, source. Reads no weights."""
-    from ..core.model_spec import parse_name
     from ..networks import download, zoo
 
     console.status(f"reading {model} …")

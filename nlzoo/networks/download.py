@@ -197,13 +197,13 @@ def _is_as_fetched(path: Path) -> bool:
     return RemoteFile(path.stat().st_size, name if len(name) == 64 else "", name).is_same(path)
 
 
-def pull_to(repo: str, folder: Path, revision: str | None = None) -> Path:
+def pull_to(repo: str, folder: Path) -> Path:
     """The same as a folder of its own, `weights/NAME` for example: it appears whole or not at all. Returns `folder`.
 
     A folder that holds just this model already is left alone. Raises as `pull`, and `DiskError` where another is there.
     """
     folder = Path(folder)
-    source = pull(repo, revision)
+    source = pull(repo)
     names = [n for n in FILES if (source / n).is_file()]
     if not os.path.lexists(folder):
         return files.write_folder(folder, lambda part: [shutil.copyfile(source / n, part / n) for n in names])

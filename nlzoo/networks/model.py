@@ -112,7 +112,7 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
     Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
     """
     if name in zoo.EMBEDDED and not weights:
-        net, _ = _load_plain(name, zoo.embedded_file(name))
+        net, _ = _load_plain(name, zoo.shipped(f"{name}/model.safetensors"))
         return Backbone(net, name, f"nlzoo/{name}", "apache-2.0", ClipSpec())
     known = None if name in zoo.EMBEDDED else _pretrained_config(name)
     clip = ClipSpec(mean=_three(known.mean), std=_three(known.std)) if known else ClipSpec()

@@ -19,6 +19,7 @@ from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import Named, parse_name
 from ..core.progress import Progress, no_progress
 from ..core.text import printable
+from .zoo import shipped
 
 MAX_BYTES = 2 * 2**30  # of a checkpoint; the largest known has 0.3 GB
 PIECE = 2**20
@@ -74,9 +75,7 @@ def backbones() -> list[PretrainedBackbone]:
 
 
 def _list() -> dict[str, list[dict]]:
-    package = Path(__file__).resolve().parents[1]
-    places = (package / "_weights/starts.toml", package.parent / "weights/starts.toml")
-    return tomllib.loads(next(place for place in places if place.is_file()).read_text(encoding="utf-8"))
+    return tomllib.loads(shipped("starts.toml").read_text(encoding="utf-8"))
 
 
 def find(name: str) -> PretrainedModel:

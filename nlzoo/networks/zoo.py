@@ -30,16 +30,13 @@ EMBEDDED = {  # trained by weights/make_tiny.py
 }
 
 
-def embedded_file(name: str) -> Path:
-    """The weights of an embedded backbone, in the installed package or in the checkout."""
+def shipped(name: str) -> Path:
+    """A file of weights/ that ships with nlzoo, in the installed package or in the checkout."""
     package = Path(__file__).resolve().parents[1]
-    for folder in (package / "_weights", package.parent / "weights"):
-        file = folder / name / "model.safetensors"
+    for file in (package / "_weights" / name, package.parent / "weights" / name):
         if file.is_file():
             return file
-    raise WeightsError(
-        f"the embedded backbone {name} is missing from this installation", "pip install --force-reinstall nlzoo"
-    )
+    raise WeightsError(f"weights/{name} is missing from this installation", "pip install --force-reinstall nlzoo")
 
 
 def is_model(folder: Path) -> bool:

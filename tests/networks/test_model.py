@@ -113,7 +113,7 @@ def test_fetched_weights_carry_tag_source_and_licence(tmp_path):
 
 
 def test_the_embedded_backbone_is_small_and_loads():
-    assert zoo.embedded_file("tiny").stat().st_size < 3_000_000
+    assert zoo.shipped("tiny/model.safetensors").stat().st_size < 3_000_000
     net, checks = model.inflate("tiny", None, model_spec.Inflation(), "res3:1,res4:1", no_hub)
     assert checks.nonlocal_identical and checks.still_clip_error < 1e-5 and checks.moving_clip_error < 1e-5
     assert net.spec.licence == "apache-2.0"
