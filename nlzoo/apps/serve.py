@@ -40,6 +40,23 @@ _CAPTION = "The frames that the network saw, and beside them the evidence for it
 
 Answer = tuple[dict[str, float], list[dict], bytes]  # (scores, windows, mp4)
 
+# of gradio's `launch`: it returns, says nothing, opens nothing, and starts nothing beside the page
+_LAUNCH: dict[str, Any] = {
+    "prevent_thread_lock": True,
+    "quiet": True,
+    "share": False,
+    "inline": False,
+    "inbrowser": False,
+    "footer_links": [],
+    "run_history": False,
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "num_workers": 0,
+    "pwa": False,
+    "mcp_server": False,
+    "state_session_capacity": 100,
+}
+
 
 def serve(
     net: Network,
@@ -79,19 +96,7 @@ def serve(
             server_port=port,
             max_file_size=most_bytes,
             app_kwargs={"middleware": [_middleware(options)]},
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            inline=False,
-            inbrowser=False,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            num_workers=0,
-            pwa=False,
-            mcp_server=False,
-            state_session_capacity=100,
+            **_LAUNCH,
         )
         log(url)
         while not stop.signal:
