@@ -26,6 +26,14 @@ REPO = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
 
+LONGEST = ("test_demo", "test_real", "test_docs")  # single tests that no other worker can share
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, so that the workers end together."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real weights and clips. Missing on CI it is a failure; in a user's clone the test is skipped."""
