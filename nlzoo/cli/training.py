@@ -145,9 +145,9 @@ def finetune(
     from ..training.options import FinetuneOptions
 
     options = picked(FinetuneOptions, locals())
-    FinetuneOptions(**options)  # refuses what cannot be
     if not resume:
         refuse_early(start, videos)
+    FinetuneOptions(**options)  # refuses what cannot be
 
     from ..training import engine
     from ..training import finetune as training

@@ -11,7 +11,7 @@ from ..core.errors import UsageError
 from ..core.recipe_spec import Recipe, parse_recipe
 from ..core.view_spec import parse_augment
 from ..networks.zoo import RUNS
-from ..videos import frame_cache, splits, video
+from ..videos import splits
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,13 @@ class FinetuneOptions:
         between(self.seed, 0, 2**31 - 1, "--seed")
         between(self.seeds, 1, 100, "--seeds")
         splits.check_val(self.val)
-        video.check_decoder(self.decoder)
+        if self.decoder != "auto":
+            from ..videos import video  # imports the decoders
+
+            video.check_decoder(self.decoder)
         if self.cache:
+            from ..videos import frame_cache
+
             frame_cache.check_options(Path(self.cache), self.decoder)
 
     def given(self) -> dict[str, Any]:
