@@ -1,0 +1,22 @@
+"""`python -m tests.bench [TOPIC] [OPTIONS]`: one benchmark; without a topic, what there is."""
+
+import importlib
+import sys
+
+TOPICS = {
+    "network": "a whole network, forward and step, beside pytorchvideo's",
+    "memory": "the longest clip and the largest batch that fit, beside pytorchvideo's naive blocks",
+    "parity": "values and gradients on a device against float64, in every precision",
+}
+
+
+def main() -> None:
+    topic, *arguments = sys.argv[1:] or [""]
+    if topic not in TOPICS:
+        lines = [f"  {name:10} {text}" for name, text in TOPICS.items()]
+        sys.exit("\n".join(["python -m tests.bench TOPIC --help, of these topics:", *lines]))
+    importlib.import_module(f"tests.bench.{topic}").main(arguments)
+
+
+if __name__ == "__main__":
+    main()
