@@ -119,10 +119,14 @@ def _temporal(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, repl
     height, width = x.shape[3:]
     kind = x.device.type
     x, weight = x.contiguous(memory_format=torch.channels_last_3d).flatten(3), weight.flatten(3)
-    if replicate and torch.is_autocast_enabled(kind):  # which does not see into a Function
+    if replicate and torch.is_autocast_enabled(kind):  # cast as a convolution's operands are, and what is inside is not
         dtype = torch.get_autocast_dtype(kind)
-        x, weight = x.to(dtype), weight.to(dtype)
-    y = _Replicated.apply(x, weight) if replicate else F.conv2d(x, weight, None, 1, (padding, 0))
+        with torch.autocast(kind, enabled=False):
+            y = _Replicated.apply(x.to(dtype), weight.to(dtype))
+    elif replicate:
+        y = _Replicated.apply(x, weight)
+    else:
+        y = F.conv2d(x, weight, None, 1, (padding, 0))
     if bias is not None:
         y = y + bias.to(y.dtype)[:, None, None]
     return y.unflatten(3, (height, width))
@@ -153,15 +157,16 @@ class _Replicated(torch.autograd.Function):
         x, w = ctx.saved_tensors
         padding, needs = [w.shape[2] // 2, 0], [*ctx.needs_input_grad[:2], False]
         dy = dy.contiguous(memory_format=torch.channels_last)
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            dy, x, w, None, [1, 1], padding, [1, 1], False, [0, 0], 1, needs
-        )
-        for out, end, taps in _beyond(w.shape[2], x.shape[2]):
-            if needs[0]:
-                kernel = w[:, :, taps, 0].sum(2).expand(x.shape[0], -1, -1)
-                dx[:, :, end].mT.baddbmm_(dy[:, :, out].mT, kernel)
-            if needs[1]:
-                dw[:, :, taps, 0] += torch.bmm(dy[:, :, out], x[:, :, end].mT).sum(0).unsqueeze(2)
+        with torch.autocast(dy.device.type, enabled=False):  # which a caller may have on around `backward`
+            dx, dw, _ = torch.ops.aten.convolution_backward(
+                dy, x, w, None, [1, 1], padding, [1, 1], False, [0, 0], 1, needs
+            )
+            for out, end, taps in _beyond(w.shape[2], x.shape[2]):
+                if needs[0]:
+                    kernel = w[:, :, taps, 0].sum(2).expand(x.shape[0], -1, -1)
+                    dx[:, :, end].mT.baddbmm_(dy[:, :, out].mT, kernel)
+                if needs[1]:
+                    dw[:, :, taps, 0] += torch.bmm(dy[:, :, out], x[:, :, end].mT).sum(0).unsqueeze(2)
         return dx, dw
 
 
