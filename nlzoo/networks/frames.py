@@ -71,7 +71,7 @@ def conv(layer: nn.Conv3d, x: Tensor, replicate: int) -> Tensor:
     weight, bias = layer.weight, layer.bias
     taps, *kernel = weight.shape[2:]
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
-    space = stride[1:], padding[1:], dilation[1:]
+    space: Any = stride[1:], padding[1:], dilation[1:]
     assert not isinstance(padding, str)
     if taps == 1:
         if kernel == [1, 1] and stride == (1, 1, 1) and layer.groups == 1:
