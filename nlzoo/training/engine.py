@@ -236,8 +236,9 @@ def launch(
     """
     have = torch.cuda.device_count()
     if device != "cpu" and have < count:
+        here = "is 1 GPU" if have == 1 else f"are {have} GPUs"
         raise UsageError(
-            f"--gpus {count}, but there {'is 1 GPU' if have == 1 else f'are {have} GPUs'} here",
+            f"--gpus {count}, but there {here} here",
             "ask for as many as there are; with --device cpu processes share the CPU",
         )
     processes: list[subprocess.Popen] = []
@@ -255,19 +256,25 @@ def launch(
     try:
         for rank in range(count):
             processes.append(_start(words, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
-        while True:
-            codes = [process.poll() for process in processes]
-            failed = next((code for code in codes if code), 0)
-            if failed < 0 and -failed not in passed:
-                killed = f"rank {codes.index(failed)} of {count} was killed ({signal.Signals(-failed).name})"
-                warn(f"{killed}; the others are told to end. The same command resumes from the last checkpoint")
-            if failed:
-                return failed if failed > 0 else 128 - failed
-            if None not in codes:
-                return 0
-            time.sleep(0.1)
+        rank, failed = _first_failure(processes)
+        if failed < 0 and -failed not in passed:
+            killed = f"rank {rank} of {count} was killed ({signal.Signals(-failed).name})"
+            warn(f"{killed}; the others are told to end. The same command resumes from the last checkpoint")
+        return failed if failed >= 0 else 128 - failed
     finally:
         _stop(processes)
+
+
+def _first_failure(processes: Sequence[subprocess.Popen]) -> tuple[int, int]:
+    """Waits: the first rank that failed and its exit code, negative where a signal killed it; (0, 0): none did."""
+    while True:
+        codes = [process.poll() for process in processes]
+        for rank, code in enumerate(codes):
+            if code:
+                return rank, code
+        if None not in codes:
+            return 0, 0
+        time.sleep(0.1)
 
 
 def _environment(count: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -326,23 +327,28 @@ def _measurable(dataset: scanning.Dataset, net: Network, names: Sequence[str], c
             "measure it on videos of one label",
         )
     known, labels = set(names), {label for item in items for label in item.labels}
-    if labels <= known:
-        return tuple(items)
     shared, unknown = sorted(labels & known), sorted(labels - known)
-    if classes == "shared" and shared:
-        rows = [replace(item, labels=tuple(label for label in item.labels if label in known)) for item in items]
-        return tuple(row for row in rows if row.labels or dataset.multi_label)
+    if not unknown:
+        return tuple(items)
+    if classes != "shared" or not shared:
+        _refuse_classes(net, names, shared, unknown)
+    rows = [replace(item, labels=tuple(label for label in item.labels if label in known)) for item in items]
+    return tuple(row for row in rows if row.labels or dataset.multi_label)
+
+
+def _refuse_classes(net: Network, names: Sequence[str], shared: Sequence[str], unknown: Sequence[str]) -> NoReturn:
+    """Raises `UsageError` on labels that the network does not know."""
     if not net.spec.classes:
         raise UsageError(
             f"the model has no class names, only {counted(len(names), 'output')}; these videos have {quoted(unknown)}",
             "fine-tune it on videos first (nlzoo finetune or probe), or give a list with numbers of outputs as labels",
         )
-    raise UsageError(
-        f"the model does not know {counted(len(unknown), 'class', 'classes')} of these videos: {quoted(unknown)}",
-        f"--classes shared measures on the {counted(len(shared), 'class', 'classes')} that both have: {quoted(shared)}"
-        if shared
-        else f"its classes: {quoted(names)}",
-    )
+    hint = f"its classes: {quoted(names)}"
+    if shared:
+        both = counted(len(shared), "class", "classes")
+        hint = f"--classes shared measures on the {both} that both have: {quoted(shared)}"
+    missing = counted(len(unknown), "class", "classes")
+    raise UsageError(f"the model does not know {missing} of these videos: {quoted(unknown)}", hint)
 
 
 def _without_training_videos(

@@ -236,10 +236,7 @@ def _control_in_words(order: str, control: dict) -> str:
 def class_table(figures: dict, most: int = 40) -> tuple[list[str], list[list[str]]]:
     """Column names, and a row for each class that occurs, the worst first: its figures and its commonest confusion."""
     value = "average_precision" if "map" in figures else "f1"
-    names = [row["class"] for row in figures["per_class"]]
-    confusions: dict[str, Counter[str]] = {name: Counter() for name in names}
-    for name, counts in zip(names, figures.get("confusion", ())):
-        confusions[name].update({other: n for other, n in zip(names, counts) if n and other != name})
+    confusions = _confusions(figures)
     rows = sorted((row for row in figures["per_class"] if row["videos"]), key=lambda row: row[value])
     cells = []
     for row in rows[:most]:
@@ -249,6 +246,15 @@ def class_table(figures: dict, most: int = 40) -> tuple[list[str], list[list[str
     if len(rows) > most:
         cells.append([f"and {len(rows) - most} more (--json)", "", "", "", "", ""])
     return ["class", "videos", "precision", "recall", value.replace("_", " "), "taken for"], cells
+
+
+def _confusions(figures: dict) -> dict[str, Counter[str]]:
+    """For each class the others that its videos were taken for, and how many."""
+    names = [row["class"] for row in figures["per_class"]]
+    confusions: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for name, counts in zip(names, figures.get("confusion", ())):
+        confusions[name].update({other: n for other, n in zip(names, counts) if n and other != name})
+    return confusions
 
 
 def _per_class(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[dict]:

@@ -146,23 +146,38 @@ def fit_head(
             "nlzoo check shows what is wrong",
         )
     metrics.check_finite(features, [item.path for item in items])
-    mean, scale = features[train].mean(0), features[train].std(0) + 1e-6
-    groups = [items[n].group for n in train]
-    strength, weights, biases = fit((features[train] - mean) / scale, truth[train], groups, dataset.multi_label)
+    measured = [items[n] for n in train]
+    strength = _set_fitted_head(net, dataset, features[train], truth[train], [item.group for item in measured])
+    scores = _head_scores(net, features)
+    train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
+    bad_train, bad_val = _by_side(bad, {item.path for item in parts[listing.VAL]})
+    predictions = evaluate.Predictions(tuple(items[n] for n in val), scores[val], bad_val)
+    return Fitted(strength, predictions, tuple(measured), train_loss, tuple(bad_train))
+
+
+def _by_side(bad: Sequence[Skipped], held: set[str]) -> tuple[list[Skipped], list[Skipped]]:
+    """What could not be read of the training videos, and of those of validation, whose paths are `held`."""
+    return [one for one in bad if one.path not in held], [one for one in bad if one.path in held]
+
+
+def _set_fitted_head(
+    net: Network, dataset: scanning.Dataset, features: np.ndarray, truth: np.ndarray, groups: Sequence[str]
+) -> float:
+    """Gives `net` the head that fits training features (N, D) best, in place; its C."""
+    mean, scale = features.mean(0), features.std(0) + 1e-6
+    strength, weights, biases = fit((features - mean) / scale, truth, groups, dataset.multi_label)
     set_head(net, dataset.classes, dataset.multi_label)
     with torch.no_grad():
         net.fc.weight.copy_(torch.from_numpy(weights / scale))
         net.fc.bias.copy_(torch.from_numpy(biases - (weights / scale) @ mean))
-        logits = net.fc(torch.from_numpy(features).to(net.fc.weight)).double().cpu()
-    scores = (logits.sigmoid() if dataset.multi_label else logits.softmax(-1)).numpy()
-    measured = [items[n] for n in train]
-    train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
-    held = {item.path for item in parts[listing.VAL]}
-    predictions = evaluate.Predictions(
-        tuple(items[n] for n in val), scores[val], [skipped for skipped in bad if skipped.path in held]
-    )
-    rest = tuple(skipped for skipped in bad if skipped.path not in held)
-    return Fitted(strength, predictions, tuple(measured), train_loss, rest)
+    return strength
+
+
+@torch.no_grad()
+def _head_scores(net: Network, features: np.ndarray) -> np.ndarray:
+    """float64 (N, K) probabilities that the head of `net` gives to features (N, D)."""
+    logits = net.fc(torch.from_numpy(features).to(net.fc.weight)).double().cpu()
+    return (logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)).numpy()
 
 
 def _features(
