@@ -129,6 +129,11 @@ _add(
     "nlzoo demo",
 )  # fmt: skip
 _add(
+    "This machine", "bench", machine.bench, "Measure how fast this machine trains a model.",
+    "nlzoo bench",
+    "nlzoo bench weights/nl5-i3d-resnet50 ./videos",
+)  # fmt: skip
+_add(
     "This machine", "doctor", machine.doctor, "Show what this machine can do.",
     "nlzoo doctor",
 )  # fmt: skip

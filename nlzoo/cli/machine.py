@@ -1,9 +1,13 @@
-"""Commands on this machine: demo, doctor."""
+"""Commands on this machine: demo, doctor, bench."""
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from ..core.errors import UsageError
 from . import console
-from .options import Json
+from .options import Device, Json
 
 
 def demo(json: Json = False) -> None:
@@ -11,6 +15,46 @@ def demo(json: Json = False) -> None:
     from ..apps import demo as job
 
     console.result(job.run(console.log), "")
+
+
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(help="A model folder, a run or a name. Default: the newest in weights/.")
+    ] = None,
+    videos: Annotated[Path | None, typer.Argument(help="Videos to measure decoding on: a folder or a list.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=1024, help="Frames a clip. Default: the model's.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=16, max=2048, help="Side of the clip in pixels. Default: as finetune has it.")
+    ] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast this machine trains, by precision, compiler, clips at a time and workers, in about a minute."""
+    import dataclasses
+
+    from ..core.recipe_spec import default_size
+    from ..networks import checkpoint, download, zoo
+    from ..training import devices, tuning
+
+    on = devices.resolve(device)
+    known = zoo.models()
+    if not model and not known:
+        raise UsageError("there is no model in weights/ to measure", "nlzoo inflate resnet50 --nl 5 makes one")
+    net = checkpoint.load_model(download.locate(model) if model else known[0])
+    side = size or (net.spec.clip.size if net.spec.classes else default_size(on.type))
+    clip = dataclasses.replace(net.spec.clip, size=side, frames=frames or net.spec.clip.frames)
+    net.spec = dataclasses.replace(net.spec, clip=clip)
+    with console.progress("measuring") as bar:
+        done = tuning.bench(net, on, videos, bar)
+    rows = []
+    for m in done.settings:
+        rate = m.problem or f"{m.clips_a_second:.1f} +- {100 * m.spread:.0f} %"
+        rows.append([str(m.setting), rate, f"{m.bytes / 2**30:.1f} GiB" if m.bytes else "-"])
+    console.table(["training step", "clips a second", "peak memory"], rows)
+    if done.workers:
+        decoded = [[str(count), f"{rate:.1f}"] for count, rate in done.workers.items()]
+        console.table(["workers", "clips decoded a second"], decoded)
+    console.result(dataclasses.asdict(done) | {"line": done.line}, f"{done.line}\nor: nlzoo finetune VIDEOS --tuned")
 
 
 def doctor(json: Json = False) -> None:

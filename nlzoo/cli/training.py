@@ -131,6 +131,12 @@ def finetune(
             rich_help_panel=RUN,
         ),
     ] = False,
+    tuned: Annotated[
+        bool,
+        typer.Option(
+            help="Precision, compile and workers as nlzoo bench found them fastest.", rich_help_panel=TRAINING
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(

@@ -37,6 +37,7 @@ class FinetuneOptions:
     track: str | None = None  # tensorboard, wandb or trackio
     resume: bool = False  # the unfinished run with the settings that it was started with, whatever else is asked
     dry_run: bool = False  # memory, time and whether one batch can be learnt; nothing is written
+    tuned: bool = False  # precision, compile and workers that `nlzoo bench` found fastest on this machine
     name: str | None = None  # of the run's folder; None: by the videos, with a number
     device: str | None = None  # None: the GPU when there is one
     runs: Path = RUNS  # folder of the run's folder

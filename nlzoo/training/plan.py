@@ -24,7 +24,7 @@ from ..core.view_spec import Augment, default_augment, parse_augment
 from ..networks import card, checkpoint, download, model, zoo
 from ..networks.network import Network
 from ..videos import listing, pool, scanning
-from . import devices
+from . import devices, tuning
 from . import recipe as recipes
 from .callbacks import Callbacks, Event
 from .engine import Engine
@@ -100,6 +100,14 @@ def plan(
         recipe = change_recipe(auto, **({"lr": auto.lr} | given))  # the automatic rate knows the batch already
         decisions = [decision for decision in decisions if decision.code not in given]
         decisions += [Decision(name, value, GIVEN) for name, value in given.items()]
+    workers = pool.default_workers(kind)
+    if options.tuned:
+        named = [name for name in ("precision", "compile") if f"{name}=" in (options.recipe or "")]
+        recipe, workers = tuning.tuned(recipe, workers, engine.device, named)
+        decisions.append(Decision("tuned", f"compile={recipe.compile}, workers={workers}", "measured by nlzoo bench"))
+        if "precision" not in named:
+            decisions = [d for d in decisions if d.code != "precision"]
+            decisions.append(Decision("precision", recipe.precision, "measured by nlzoo bench"))
     kind_of_number = Decision("precision", *devices.precision(recipe, engine.device))
     decisions = [kind_of_number if (d.code, d.value) == ("precision", "auto") else d for d in decisions]
     changes, decision = augmentation(options.augment, total, dataset.classes)
@@ -109,7 +117,7 @@ def plan(
         val=options.val,
         seed=options.seed,
         device=str(engine.device),
-        workers=pool.default_workers(kind),
+        workers=workers,
         recipe=recipe,
         augment=changes,
         decoder=options.decoder,
