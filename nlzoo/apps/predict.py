@@ -22,6 +22,7 @@ from ..core.view_spec import ClipSpec, ViewSpec, parse_views
 from ..networks.network import Network
 from ..training import devices, evaluate, metrics
 from ..videos import listing, loader, pool, records, tree, video
+from . import journal
 
 FEATURES = (".safetensors", ".parquet")
 MOST_WINDOWS = 100_000  # of one video
@@ -77,8 +78,9 @@ def predict(
     `model`: a network, or what `download.locate` finds. `videos`: files, folders of them, `-` for names on standard
     input. `every`, `window`: windows over long videos, in seconds (`1.5`, `"2s"`); the rows are those of `windows`.
     `features`: a file for the inputs of the last layer; the rows have `features`, float32 (C,), for `scores`. `out`: a
-    file for `as_rows`. `on_row` gets each row as it is done, `on_note` what a reader should know first. Raises
-    `UsageError` and `DiskError` for what cannot be, before a video is opened.
+    file for `as_rows`. Rows for a file are kept beside it as they are made (`journal`), and the same call goes on
+    behind them. `on_row` gets each row as it is done, `on_note` what a reader should know first. Raises `UsageError`
+    and `DiskError` for what cannot be, before a video is opened.
     """
     views = parse_views(views) if isinstance(views, str) else views
     spacing = _windows(every, window, features, views)
@@ -90,23 +92,41 @@ def predict(
     for note in evaluate.model_notes(net, folder):
         on_note(note)
     paths = find(given)
+    file = out or features
+    kept = None
+    if file:
+        asked = {"views": repr(views), "windows": repr(spacing), "decoder": decoder, "features": bool(features)}
+        kept = journal.Journal(Path(file), journal.identity(net, **asked))
+        if kept.rows:
+            on_note(f"{len(kept.rows)} of these videos have been answered before, and are not opened again")
+    together = 1 if spacing else evaluate.videos_at_a_time(views)
+    missing = kept.missing(list(dict.fromkeys(paths)), together) if kept else paths
     workers = pool.default_workers(str(device))
     rows = []
     with stages("predicting") as progress:
         if spacing:
-            made: Iterable[dict] = (windows(net, path, device, spacing, workers, decoder, progress) for path in paths)
+            made: Iterable[dict] = (windows(net, path, device, spacing, workers, decoder, progress) for path in missing)
         else:
-            items = tuple(listing.Item(str(path), ()) for path in paths)
+            items = tuple(listing.Item(str(path), ()) for path in missing)
             source = loader.Clips(Path(), items, net.spec.clip, views=views, decoder=decoder)
-            made = _whole(net, source, device, min(len(paths), workers), features is not None, progress)
+            made = _whole(net, source, device, min(len(missing), workers), features is not None, progress)
         for row in made:
+            if kept:
+                kept.add(row)
             rows.append(row)
             on_row(row)
+    if kept:
+        rows = kept.in_order(map(str, paths), rows)
+        _write(rows, out, features)
+        kept.remove()
+    return rows
+
+
+def _write(rows: Sequence[dict], out: str | Path | None, features: str | Path | None) -> None:
     if out:
         tables.write(Path(out), as_rows(rows), ("path",))
     if features and any("features" in row for row in rows):
         write_features(Path(features), rows)
-    return rows
 
 
 def find(paths: Sequence[Path]) -> list[Path]:

@@ -67,10 +67,15 @@ def features(
     return _mean_over_views(forward, source, device, workers, recipe)
 
 
+def videos_at_a_time(views: ViewSpec) -> int:
+    """How many videos go through the network together."""
+    return max(1, CLIPS // views.num_views)
+
+
 def batches(source: loader.Clips) -> list[list[loader.Key]]:
     """The videos of `source`, as many at a time as give `CLIPS` views."""
     keys = [(-1, index) for index in range(len(source))]
-    count = max(1, CLIPS // source.views.num_views)
+    count = videos_at_a_time(source.views)
     return [keys[start : start + count] for start in range(0, len(keys), count)]
 
 
