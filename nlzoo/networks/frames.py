@@ -71,18 +71,18 @@ def conv(layer: nn.Conv3d, x: Tensor, replicate: int) -> Tensor:
     weight, bias = layer.weight, layer.bias
     taps, *kernel = weight.shape[2:]
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
-    space: Any = stride[1:], padding[1:], dilation[1:]
     assert not isinstance(padding, str)
+    space: dict[str, Any] = {"stride": stride[1:], "padding": padding[1:], "dilation": dilation[1:]}
     if taps == 1:
         if kernel == [1, 1] and stride == (1, 1, 1) and layer.groups == 1:
             return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
         if stride[0] == 1:
-            return unfold(F.conv2d(fold(x), weight.squeeze(2), bias, *space, layer.groups), x.shape[0])
+            return unfold(F.conv2d(fold(x), weight.squeeze(2), bias, groups=layer.groups, **space), x.shape[0])
     elif kernel == [1, 1] and stride == (1, 1, 1) and layer.groups == 1:
         return _temporal(x, weight, bias, replicate or padding[0], bool(replicate))
     if x.shape[1] <= STACKED and layer.groups == 1 and replicate:
         stacked, wide = _stacked(x, weight, stride[0])
-        return unfold(F.conv2d(stacked, wide, bias, *space), x.shape[0])
+        return unfold(F.conv2d(stacked, wide, bias, **space), x.shape[0])
     if replicate:  # not F.pad, whose backward adds in no fixed order
         x = torch.cat([x[:, :, :1]] * replicate + [x] + [x[:, :, -1:]] * replicate, 2)
     x = x.contiguous(memory_format=torch.channels_last_3d)
