@@ -48,11 +48,13 @@ def load_model(folder: Path) -> Network:
 
     Raises `WeightsError`; nothing is allocated before names and shapes fit and all numbers are sound.
     """
-    blueprint, weights = _compared(folder)
-    own = blueprint.state_dict()
+    net, weights = _compared(folder)
+    own = net.state_dict()
     tensors = weights.load({name: name for name in own}, own)
-    net = build(blueprint.spec)
-    net.load_state_dict(tensors)
+    net.load_state_dict(tensors, assign=True)  # building it a second time would draw numbers for nothing
+    if any(buffer.is_meta for buffer in net.buffers()):  # filters of anti-aliased strides, which no file holds
+        net = build(net.spec)
+        net.load_state_dict(tensors)
     return net
 
 

@@ -73,8 +73,7 @@ def opened(monkeypatch):
     return files
 
 
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("done", [1, COUNT // 2, COUNT - 1])
+@pytest.mark.parametrize("ending, done", [(".csv", 1), (".jsonl", COUNT // 2), (".parquet", COUNT - 1)])
 def test_the_same_call_goes_on_and_ends_with_the_same_file(net, videos, tmp_path, monkeypatch, ending, done):
     whole, out = tmp_path / f"whole{ending}", tmp_path / f"out{ending}"
     rows = nlzoo.predict(net, videos, out=whole, device="cpu")
@@ -112,7 +111,7 @@ def test_windows_too(net, videos, tmp_path):
     assert out.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("cut", [1, 5, 30, 100])
+@pytest.mark.parametrize("cut", [1, 100])
 def test_a_line_that_a_kill_has_torn_is_made_again(net, videos, tmp_path, cut):
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
     nlzoo.predict(net, videos, out=whole, device="cpu")

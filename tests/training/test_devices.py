@@ -1,5 +1,6 @@
 """Devices: which there are, in which precision they compute, and memory that runs out, in any library's words."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -153,6 +154,7 @@ def tiny_network():
     from nlzoo.networks import model
 
     net, _ = model.inflate("tiny", None, Inflation(), "res3:1", lambda repo: pytest.fail("no network"), 4)
+    net.spec = dataclasses.replace(net.spec, clip=view_spec.ClipSpec(4, None, 32))
     model.set_head(net, ("a", "b"))
     nn.init.normal_(net.fc.weight)
     return net
