@@ -110,12 +110,15 @@ class Loader:
 
     def __init__(self, source: Clips, workers: int, pin: bool = False):
         self.source, self.workers, self.pin = source, workers, pin
+        self._pinned = False
         self._pool: pool.Workers[_Task, None] | None = None
         self._buffers = torch.empty(0, dtype=torch.uint8)  # (depth, batch, V, T, S, S, 3)
         self._primed: tuple[list[list[Key]], Generator[Batch, None, None]] | None = None
 
     def prime(self, batches: Iterable[list[Key]]) -> None:
         """Begins to decode what will be asked for next."""
+        if self._primed:
+            self.close()  # what was begun for nobody
         wanted = [batch for batch in batches if batch]
         self._primed = (wanted, self._begin(wanted)) if wanted and self.workers else None
 
@@ -139,8 +142,9 @@ class Loader:
         """Ends the processes; another load starts new ones."""
         if self._pool:
             self._pool.close()
-            if self.pin:
+            if self._pinned:
                 torch.cuda.cudart().cudaHostUnregister(self._buffers.data_ptr())
+                self._pinned = False
         self._pool = self._primed = None
 
     def _begin(self, batches: list[list[Key]]) -> Generator[Batch, None, None]:
@@ -165,7 +169,9 @@ class Loader:
             self.close()
             self._buffers = _shared(need)
             if self.pin:  # where it cannot be, copies wait, and nothing else changes
-                torch.cuda.cudart().cudaHostRegister(self._buffers.data_ptr(), self._buffers.nbytes, 0)
+                cuda = torch.cuda.cudart()
+                code = cuda.cudaHostRegister(self._buffers.data_ptr(), self._buffers.nbytes, 0)
+                self._pinned = code == cuda.cudaError.success
             self._pool = pool.Workers(partial(_fill, self.source, self._buffers), self.workers)
         return depth
 

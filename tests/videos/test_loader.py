@@ -229,6 +229,10 @@ def test_a_primed_load_is_the_one_that_is_asked_for(feed):
     got = [indices for indices, _, _ in feed.load(ahead)]  # another than was primed
     assert got == [[index for _, index in batch] for batch in ahead]
     feed.prime(other)
+    feed.prime(ahead)  # a second time, for others
+    got = [indices for indices, _, _ in feed.load(ahead)]
+    assert got == [[index for _, index in batch] for batch in ahead]
+    feed.prime(other)
     feed.close()
     assert not any(alive(process) for process in first)
 
