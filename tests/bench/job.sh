@@ -66,7 +66,8 @@ wait
 beside "dry run" 0 nlzoo finetune videos --from tiny-nl --size 64 --dry-run $on
 beside "finetune" 0 tiny whole --epochs 6 $on
 beside "killed and resumed" 0 killed_and_resumed
-beside "fp16" 0 tiny half --epochs 2 --recipe precision=fp16 $on
+# a CPU emulates fp16, for minutes
+[ "$device" = cpu ] || beside "fp16" 0 tiny half --epochs 2 --recipe precision=fp16 $on
 beside "compiled" 0 tiny comp --epochs 1 --recipe compile=yes $on
 if [ "${device%%:*}" = cuda ]; then beside "one rank" 0 tiny one --epochs 1 --gpus 1; fi
 beside "resnet50 of real size" 0 nlzoo finetune videos --from nl5 $real --name real $on
