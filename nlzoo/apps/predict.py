@@ -92,15 +92,14 @@ def predict(
     for note in evaluate.model_notes(net, folder):
         on_note(note)
     paths = find(given)
-    file = out or features
     kept = None
-    if file:
+    missing = paths
+    if out or features:
         asked = {"views": repr(views), "windows": repr(spacing), "decoder": decoder, "features": bool(features)}
-        kept = journal.Journal(Path(file), journal.identity(net, **asked))
+        kept = journal.Journal(Path(out or features or ""), journal.identity(net, **asked))
+        missing = kept.missing(list(dict.fromkeys(paths)), 1 if spacing else evaluate.videos_at_a_time(views))
         if kept.rows:
-            on_note(f"{len(kept.rows)} of these videos have been answered before, and are not opened again")
-    together = 1 if spacing else evaluate.videos_at_a_time(views)
-    missing = kept.missing(list(dict.fromkeys(paths)), together) if kept else paths
+            on_note(f"{len(kept.rows)} of these videos have been answered before")
     workers = pool.default_workers(str(device))
     rows = []
     with stages("predicting") as progress:
@@ -117,16 +116,12 @@ def predict(
             on_row(row)
     if kept:
         rows = kept.in_order(map(str, paths), rows)
-        _write(rows, out, features)
+        if out:
+            tables.write(Path(out), as_rows(rows), ("path",))
+        elif features and any("features" in row for row in rows):
+            write_features(Path(features), rows)
         kept.remove()
     return rows
-
-
-def _write(rows: Sequence[dict], out: str | Path | None, features: str | Path | None) -> None:
-    if out:
-        tables.write(Path(out), as_rows(rows), ("path",))
-    if features and any("features" in row for row in rows):
-        write_features(Path(features), rows)
 
 
 def find(paths: Sequence[Path]) -> list[Path]:

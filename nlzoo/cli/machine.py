@@ -32,28 +32,21 @@ def bench(
     """Measure how fast this machine trains, by precision, compiler, clips at a time and workers, in about a minute."""
     import dataclasses
 
-    from ..core.recipe_spec import default_size
     from ..networks import checkpoint, download, zoo
-    from ..training import devices, tuning
+    from ..training import devices, plan, tuning
+    from ..training.options import FinetuneOptions
 
     on = devices.resolve(device)
     known = zoo.models()
     if not model and not known:
         raise UsageError("there is no model in weights/ to measure", "nlzoo inflate resnet50 --nl 5 makes one")
     net = checkpoint.load_model(download.locate(model) if model else known[0])
-    side = size or (net.spec.clip.size if net.spec.classes else default_size(on.type))
-    clip = dataclasses.replace(net.spec.clip, size=side, frames=frames or net.spec.clip.frames)
-    net.spec = dataclasses.replace(net.spec, clip=clip)
+    plan.fit_clip(net, FinetuneOptions(frames=frames, size=size), on)
     with console.progress("measuring") as bar:
         done = tuning.bench(net, on, videos, bar)
-    rows = []
-    for m in done.settings:
-        rate = m.problem or f"{m.clips_a_second:.1f} +- {100 * m.spread:.0f} %"
-        rows.append([str(m.setting), rate, f"{m.bytes / 2**30:.1f} GiB" if m.bytes else "-"])
-    console.table(["training step", "clips a second", "peak memory"], rows)
-    if done.workers:
-        decoded = [[str(count), f"{rate:.1f}"] for count, rate in done.workers.items()]
-        console.table(["workers", "clips decoded a second"], decoded)
+    console.table(["training step", "clips a second", "peak memory"], [m.cells() for m in done.settings])
+    decoded = [[str(count), f"{rate:.1f}"] for count, rate in done.workers.items()]
+    console.table(["workers", "clips decoded a second"], decoded)
     console.result(dataclasses.asdict(done) | {"line": done.line}, f"{done.line}\nor: nlzoo finetune VIDEOS --tuned")
 
 

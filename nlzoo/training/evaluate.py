@@ -92,11 +92,10 @@ def _mean_over_views(
     recipe: Recipe,
 ) -> Iterator[Row]:
     """The mean of `forward`'s rows over the views of each video; `CLIPS` views in a pass."""
-    shared = isinstance(source, loader.Loader)
     feed = source if isinstance(source, loader.Loader) else loader.Loader(source, workers)
     clip = feed.source.clip
     in_parts = devices.InParts(lambda part: forward(clips.to_input(part.to(device), clip)), CLIPS)
-    with nullcontext() if shared else closing(feed), closing(feed.load(batches(feed.source))) as loaded:
+    with nullcontext() if feed is source else closing(feed), closing(feed.load(batches(feed.source))) as loaded:
         yield from _rows(loaded, in_parts, device, recipe)
 
 

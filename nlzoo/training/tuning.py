@@ -54,6 +54,11 @@ class Measured:
     loss: float | None
     problem: str = ""  # why it is not chosen, whatever its speed
 
+    def cells(self) -> list[str]:
+        """Setting, clips a second and memory, for a table."""
+        rate = self.problem or f"{self.clips_a_second:.1f} +- {100 * self.spread:.0f} %"
+        return [str(self.setting), rate, f"{self.bytes / 2**30:.1f} GiB" if self.bytes else "-"]
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -98,18 +103,15 @@ def bench(net: Network, device: torch.device, videos: Path | None = None, progre
 def _settings(device: torch.device) -> Iterator[Setting]:
     """Those to try, float32 first for each number of clips, since the others are compared with it."""
     batch = BATCH if device.type == "cpu" else GPU_BATCH
-    half = ["bf16"]
-    if device.type == "cuda":
-        half = [devices.precision(Recipe(), device)[0]]
+    half = devices.precision(Recipe(), device)[0] if device.type == "cuda" else "bf16"
     for size in (batch, batch * 2):
-        for precision in dict.fromkeys(["fp32", *half]):
+        for precision in dict.fromkeys(["fp32", half]):
             yield Setting(precision, False, size)
     if device.type == "cuda":
-        yield Setting(half[0], True, batch)
+        yield Setting(half, True, batch)
 
 
 def _measure(net: Network, setting: Setting, device: torch.device, exact: float | None) -> Measured:
-    failed = Measured(setting, 0.0, 0.0, 0, None)
     try:
         return _timed(net, setting, device, exact)
     except RuntimeError as error:
@@ -117,7 +119,7 @@ def _measure(net: Network, setting: Setting, device: torch.device, exact: float 
             raise
     finally:
         devices.free_memory()
-    return dataclasses.replace(failed, problem="does not fit into memory")
+    return Measured(setting, 0.0, 0.0, 0, None, "does not fit into memory")
 
 
 def _timed(net: Network, setting: Setting, device: torch.device, exact: float | None) -> Measured:
