@@ -7,7 +7,7 @@ import typer
 
 from ..core.errors import UsageError
 from . import console
-from .options import Device, Json
+from .options import Device, Json, refuse_early
 
 
 def demo(json: Json = False) -> None:
@@ -36,6 +36,7 @@ def bench(
     from ..training import devices, plan, tuning
     from ..training.options import FinetuneOptions
 
+    refuse_early(model, videos)
     on = devices.resolve(device)
     known = zoo.models()
     if not model and not known:

@@ -11,7 +11,7 @@ from ..core.text import printable
 from ..networks import model, zoo
 from ..networks.network import Network
 from ..videos import listing, scanning
-from . import devices, dry_run, metrics, plan, run_folder, train
+from . import devices, dry_run, metrics, plan, run_folder, train, tuning
 from . import engine as engines
 from .callbacks import Callbacks, Event, Step
 from .dry_run import Rehearsal
@@ -123,6 +123,8 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
         )
         return scanning.split(scanned, options.val, options.seed)
 
+    if options.tuned:
+        tuning.refuse_unmeasured(engine.device)
     # no network is fetched for videos that cannot be trained on; one that is here is looked at before they are opened
     dataset = scan() if not start and not zoo.models() else None
     folder, net = plan.starting_model(start, callbacks)

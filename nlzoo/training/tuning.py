@@ -83,6 +83,7 @@ def bench(net: Network, device: torch.device, videos: Path | None = None, progre
 
     Keeps what was best for `finetune --tuned`. Raises `UsageError` where not even one clip in float32 can be trained.
     """
+    scanned = scanning.scan(videos) if videos else None  # before the minute of work
     tried = list(_settings(device))
     measured: list[Measured] = []
     for n, setting in enumerate(tried):
@@ -92,7 +93,7 @@ def bench(net: Network, device: torch.device, videos: Path | None = None, progre
     best = max(measured, key=lambda m: 0.0 if m.problem else m.clips_a_second)
     if best.problem:
         raise UsageError(f"no setting can train it on {device}: {best.problem}", "a smaller --size, or fewer --frames")
-    workers = _decoding(net, videos, device) if videos else {}
+    workers = _decoding(net, scanned, device) if scanned else {}
     most = max(workers.values(), default=0.0)
     enough = next((count for count, rate in sorted(workers.items()) if rate > 0.95 * most), None)
     done = Bench(_name(device), tuple(measured), workers, best, enough)
@@ -164,9 +165,8 @@ def _stepper(net: Network, setting: Setting, device: torch.device) -> Callable[[
     return step
 
 
-def _decoding(net: Network, videos: Path, device: torch.device) -> dict[int, float]:
+def _decoding(net: Network, scanned: scanning.Dataset, device: torch.device) -> dict[int, float]:
     """Clips a second that so many processes decode for training."""
-    scanned = scanning.scan(videos)
     source = loader.Clips(scanned.root, scanned.items, net.spec.clip, Augment())
     usual = pool.default_workers(device.type)
     rates = {}
@@ -214,13 +214,19 @@ def _known() -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
+def refuse_unmeasured(device: torch.device) -> dict[str, Any]:
+    """What was best on `device`. Raises `UsageError` where nothing was measured there."""
+    best = _known().get(_name(device))
+    if not isinstance(best, dict):
+        raise UsageError(f"--tuned: nothing was measured on {_name(device)} yet", "nlzoo bench measures, in a minute")
+    return best
+
+
 def tuned(recipe: Recipe, workers: int, device: torch.device, given: Sequence[str]) -> tuple[Recipe, int]:
     """Recipe and workers with what `bench` found best for `device`, but for the settings that were `given`.
 
     Raises `UsageError` where it has measured nothing there.
     """
-    best = _known().get(_name(device))
-    if not isinstance(best, dict):
-        raise UsageError(f"--tuned: nothing was measured on {_name(device)} yet", "nlzoo bench measures, in a minute")
+    best = refuse_unmeasured(device)
     changes = {name: best[name] for name in ("precision", "compile") if name in best and name not in given}
     return dataclasses.replace(recipe, **changes), best.get("workers") or workers

@@ -115,10 +115,17 @@ def test_a_run_uses_it_but_for_what_was_given(net, videos, cache):
     assert config.recipe.precision != "bf16" and "tuned" not in decisions
 
 
-def test_the_command(net, videos, cache, nlzoo, tmp_path):
+def test_the_command(net, videos, cache, nlzoo, tmp_path, monkeypatch):
     code, _, err = nlzoo("bench")
     assert code == 2 and "there is no model in weights/ to measure" in err
     checkpoint.save_model(tmp_path / "weights" / "small", net)
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_measure", lambda *rest: pytest.fail("told after the work"))
+        for wrong, said in ((("nope",), "there is no model 'nope' here"), (("small", "nowhere"), "nowhere")):
+            code, _, err = nlzoo("bench", *wrong)
+            assert code in (2, 3) and said in err
+        code, _, err = nlzoo("finetune", videos, "--tuned", "--device", "cpu")
+        assert code == 2 and "nothing was measured" in err and "grouped by" not in err
     code, out, _ = nlzoo("bench", "small", videos, "--device", "cpu", "--json")
     figures = json.loads(out)
     assert code == 0 and figures["line"].startswith("nlzoo finetune VIDEOS --recipe auto,precision=")
