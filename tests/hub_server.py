@@ -40,12 +40,18 @@ class Repo:
     name: str  # user/name, or spaces/user/name
     private: bool
     commits: list = field(default_factory=list)  # oldest first; the first holds .gitattributes alone, as on the Hub
+    branches: dict = field(default_factory=dict)  # those beside main: name -> list of commits
+    tags: dict = field(default_factory=dict)  # name -> oid
 
-    def add(self, files, message):
-        parent = self.commits[-1].oid if self.commits else ""
+    def add(self, files, message, branch="main"):
+        commits = self.of_branch(branch)
+        parent = commits[-1].oid if commits else ""
         oid = hashlib.sha1(repr((parent, message, sorted(files.items()))).encode()).hexdigest()
-        self.commits.append(Commit(oid, parent, message, files))
-        return self.commits[-1]
+        commits.append(Commit(oid, parent, message, files))
+        return commits[-1]
+
+    def of_branch(self, name):
+        return self.commits if name == "main" else self.branches.get(name, [])
 
 
 @dataclass
@@ -201,7 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
         return repo
 
     def commit_of(self, repo, revision):
-        found = [c for c in repo.commits if c.oid == revision] or ([repo.commits[-1]] if revision == "main" else [])
+        made = [c for commits in (repo.commits, *repo.branches.values()) for c in commits]
+        found = [c for c in made if c.oid == repo.tags.get(revision, revision)] or repo.of_branch(revision)[-1:]
         if not found:
             raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return found[0]
@@ -266,8 +273,33 @@ class _Handler(BaseHTTPRequestHandler):
             for path, data in commit.files.items()
         ]
 
-    def preupload(self, name, content, query):
-        there = self.repo(name, write=True).commits[-1].files
+    def refs(self, name, content, query):
+        repo = self.repo(name)
+        heads = [("main", repo.commits[-1].oid), *((n, commits[-1].oid) for n, commits in repo.branches.items())]
+        rows = {"branches": ("heads", heads), "tags": ("tags", repo.tags.items())}
+        named = {
+            kind: [{"name": n, "ref": f"refs/{folder}/{n}", "targetCommit": oid} for n, oid in refs]
+            for kind, (folder, refs) in rows.items()
+        }
+        return {"converts": [], **named}
+
+    def branch(self, name, branch, content, query):
+        repo = self.repo(name, write=True)
+        if repo.of_branch(branch):
+            raise _Refused(409, words=f"Reference already exists: {branch}")
+        start = json.loads(content).get("startingPoint", "main")
+        repo.branches[branch] = [self.commit_of(repo, start)]
+        return {}
+
+    def tag(self, name, revision, content, query):
+        repo, tag = self.repo(name, write=True), json.loads(content)["tag"]
+        if tag in repo.tags:
+            raise _Refused(409, words=f"Tag reference exists already: {tag}")
+        repo.tags[tag] = self.commit_of(repo, revision).oid
+        return {}
+
+    def preupload(self, name, revision, content, query):
+        there = self.commit_of(self.repo(name, write=True), revision).files
         return {
             "files": [
                 {
@@ -294,12 +326,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.hub.objects[oid] = content
         return {}
 
-    def commit(self, name, content, query):
+    def commit(self, name, branch, content, query):
         repo = self.repo(name, write=True)
+        newest = self.commit_of(repo, branch)
         header, *operations = [json.loads(line) for line in content.splitlines()]
-        if header["value"].get("parentCommit", repo.commits[-1].oid) != repo.commits[-1].oid:
+        if header["value"].get("parentCommit", newest.oid) != newest.oid:
             raise _Refused(412, words="A commit has happened since. Please refresh and try again.")
-        files = dict(repo.commits[-1].files)
+        files = dict(newest.files)
         for operation in operations:
             kind, value = operation["key"], operation["value"]
             if kind == "file":
@@ -310,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
             else:
                 raise _Refused(400, words=f"{kind} {value['path']}: not possible")
-        made = repo.add(files, header["value"]["summary"])
+        made = repo.add(files, header["value"]["summary"], branch)
         url = f"{self.server.hub.url}/{name}/commit/{made.oid}"
         return {"success": True, "commitOid": made.oid, "commitUrl": url}
 
@@ -341,10 +374,13 @@ _ROUTES = (
     ("POST", "/api/repos/create", _Handler.create_repo),
     ("GET", f"{_API}(?:/revision/(.+))?", _Handler.repo_info),
     ("GET", f"{_API}/tree/(.+)", _Handler.tree),
-    ("POST", f"{_API}/preupload/main", _Handler.preupload),
+    ("GET", f"{_API}/refs", _Handler.refs),
+    ("POST", f"{_API}/branch/(.+)", _Handler.branch),
+    ("POST", f"{_API}/tag/(.+)", _Handler.tag),
+    ("POST", f"{_API}/preupload/(.+)", _Handler.preupload),
     ("POST", f"/{_REPO}.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/(\w+)", _Handler.lfs_put),
-    ("POST", f"{_API}/commit/main", _Handler.commit),
+    ("POST", f"{_API}/commit/(.+)", _Handler.commit),
     (("GET", "HEAD"), f"/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 )
 

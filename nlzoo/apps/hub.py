@@ -7,24 +7,30 @@ failure, every new try of a commit first asks the Hub whether the last one arriv
 
 import dataclasses
 import json
+import os
+import re
 import time
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub  # imports its parts when they are used
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from ..core import files as disk
 from ..core.errors import HubError, WeightsError
 from ..core.model_spec import ModelSpec, from_json
+from ..core.text import printable
 from ..networks import card, hub_client
-from ..networks.download import FILES, NEEDED, looks_like_repo
-from ..networks.hub_client import LOGIN, Repo, RepoState
+from ..networks.download import FILES, NEEDED, looks_like_repo, refuse_revision
+from ..networks.hub_client import LOGIN, MAIN, Repo, RepoState
 from . import hub_card, leaks
 
 _OURS = {"model": FILES, "space": hub_card.SPACE_FILES}  # names that a push writes, or deletes where it has them not
 _MAX_HEADER = 100 << 20  # bytes, safetensors' own limit
+_MAX_NAME = 96  # characters of a repository's name
 
 Contents = Mapping[str, Path | bytes]  # by name; a path for the weights. Text is of memory: what was checked is sent
 
@@ -50,14 +56,23 @@ class _Model:
     texts: dict[str, str]  # of `FILES` but the weights
 
 
-def push(folder: Path, repo: str, private: bool = True, dry_run: bool = False) -> Pushed:
+def push(
+    folder: Path,
+    repo: str,
+    private: bool = True,
+    dry_run: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+) -> Pushed:
     """Put the model folder on the Hub as `repo` (`user/name`, or `name`) in one commit; none if it is there already.
 
-    A dry run checks everything that can be checked here and asks the Hub nothing (so a bare name stays bare).
-    Raises `WeightsError` for a folder that is not a sound model; `HubError` for text that gives this machine away, a
-    repository whose visibility is not the one asked for or that changed meanwhile, and whatever the Hub refuses.
+    `revision`: a branch, made where there is none, instead of main; `tag`: a name for the commit, which must be new
+    or this commit's already. A dry run checks everything that can be checked here and asks the Hub nothing (so a bare
+    name stays bare). Raises `WeightsError` for a folder that is not a sound model; `HubError` for a name that the Hub
+    does not take, text that gives this machine away, a repository whose visibility is not the one asked for or that
+    changed meanwhile, and whatever the Hub refuses.
     """
-    return _push(Path(folder), Repo(repo), private, dry_run)
+    return _push(Path(folder), Repo(repo, branch=revision or MAIN), private, dry_run, tag)
 
 
 def push_space(folder: Path, repo: str, private: bool = True, dry_run: bool = False) -> Pushed:
@@ -68,12 +83,10 @@ def push_space(folder: Path, repo: str, private: bool = True, dry_run: bool = Fa
     return _push(Path(folder), Repo(repo, "space"), private, dry_run)
 
 
-def _push(folder: Path, repo: Repo, private: bool, dry_run: bool) -> Pushed:
-    if not (looks_like_repo(repo.name) or looks_like_repo(f"user/{repo.name}")):
-        raise HubError(
-            f"{repo.name!r} is not a name for a model on the Hub",
-            "user/name, of letters, digits, '-', '_' and '.', as in: nlzoo push me/waving",
-        )
+def _push(folder: Path, repo: Repo, private: bool, dry_run: bool, tag: str | None = None) -> Pushed:
+    refuse_name(repo.name)
+    refuse_revision(repo.branch)
+    refuse_revision(tag or MAIN, "--tag")
     model = _read_model(folder)  # before the first request
     if not dry_run and not hub_client.has_token():
         raise HubError("this machine is not logged in to the Hub", LOGIN)
@@ -82,14 +95,74 @@ def _push(folder: Path, repo: Repo, private: bool, dry_run: bool) -> Pushed:
     contents = _contents(model, repo)
     commit, sent = "", 0
     if not dry_run:
-        commit, sent = _commit(repo, contents, _repository(repo, private), private)
+        state = _repository(repo, private)
+        tagged = _tagged(repo, tag)
+        if tagged and (tagged != state.commit or any(_difference(repo, contents, state))):
+            raise HubError(
+                f"{repo} has a tag {tag!r} already, of the commit {tagged}; nothing was uploaded", "give another --tag"
+            )
+        commit, sent = _commit(repo, contents, state, private)
         if private and not hub_client.repo_state(repo).private:
             raise HubError(
                 f"{repo} was made public during the push, and everybody can see its commit {commit}",
                 f"make it private again or delete it: {repo.url}/settings",
             )
+        if tag and not tagged:
+            _tag(repo, tag, commit)
     listing = [{"path": name, "bytes": _size(content)} for name, content in contents.items()]
     return Pushed(repo.name, repo.url, commit, listing, sent)
+
+
+# --- names
+
+
+def refuse_name(name: str, command: str = "") -> None:
+    """Raises `HubError` for what cannot name a repository, with the rule that it breaks and a name that would do.
+
+    The rules are the Hub's, which knows letters of ASCII alone, and that `pull` must not take the name for a path.
+    `command`: stands before the proposed name in the hint.
+    """
+    if rule := _broken_rule(name):
+        raise HubError(
+            f"'{printable(name)}' is not a name for a model on the Hub: {rule}",
+            f"for example {command}{propose(name)}",
+        )
+
+
+def _broken_rule(name: str) -> str:
+    """The first rule that a name breaks, "" where it may be a repository's."""
+    parts = name.split("/")
+    strange = re.findall(r"[^A-Za-z0-9_.\-/]", name)
+    if len(parts) > 2 or not all(parts):
+        return "it has the form user/name, or name"
+    if strange:
+        return f"only the letters A to Z, digits, '-', '_' and '.' may be in it, and no {printable(strange[0])!r}"
+    if len(parts[-1]) > _MAX_NAME:
+        return f"a name has at most {_MAX_NAME} characters, and this has {len(parts[-1])}"
+    if any(part[0] in "-." or part[-1] in "-." for part in parts):
+        return "it may not begin or end with '-' or '.'"
+    if "--" in name or ".." in name:
+        return "'--' and '..' may not be in it"
+    if name.endswith(".git"):
+        return "it may not end with '.git'"
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        return printable(str(error))
+    if not looks_like_repo(name if "/" in name else f"user/{name}"):
+        return "pull and predict would take it for a path of this machine"
+    return ""
+
+
+def propose(name: str) -> str:
+    """The nearest name that the Hub takes: letters without their accents, and '-' for all else."""
+    *user, last = name.rstrip("/").split("/")[-2:]
+    plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "-", plain)
+    plain = re.sub(r"\.{2,}", ".", plain).strip("-.")[:_MAX_NAME].strip("-.")
+    bare = plain if not _broken_rule(plain) else os.path.splitext(plain)[0].strip("-.")
+    proposed = bare if bare and not _broken_rule(bare) else "my-model"
+    return "/".join([*user, proposed]) if user and not _broken_rule(f"{user[0]}/{proposed}") else proposed
 
 
 # --- what goes into a push
@@ -174,6 +247,23 @@ def _state(repo: Repo) -> RepoState | None:
         raise
 
 
+def _tagged(repo: Repo, tag: str | None) -> str:
+    """The commit that has the tag; "" where none has it."""
+    if not tag:
+        return ""
+    refs = hub_client.ask(repo, lambda: hub_client.client().list_repo_refs(repo.name))
+    return next((ref.target_commit for ref in refs.tags if ref.name == tag), "")
+
+
+def _tag(repo: Repo, tag: str, commit: str) -> None:
+    """Tags the commit; a tag that is there now is that of a try whose reply was lost."""
+
+    def create() -> None:
+        hub_client.client().create_tag(repo.name, tag=tag, revision=commit, exist_ok=True)
+
+    hub_client.ask(repo, create)
+
+
 def _repository(repo: Repo, private: bool) -> RepoState:
     """The repository as it is, created if need be, and seen by those it was asked for."""
     state = _state(repo)
@@ -197,7 +287,22 @@ def _repository(repo: Repo, private: bool) -> RepoState:
     _refuse_visibility(repo, state, private)
     if other := _other(repo, state):
         raise HubError(f"{repo} holds {other}; nothing was uploaded", "push to another name")
-    return state
+    return state if repo.branch == MAIN else _branch(repo, state)
+
+
+def _branch(repo: Repo, main: RepoState) -> RepoState:
+    """The branch at its newest commit, begun at main's where there is none."""
+
+    def create() -> None:
+        hub_client.client().create_branch(repo.name, branch=repo.branch, revision=main.commit, exist_ok=True)
+
+    try:
+        return hub_client.repo_state(repo, repo.branch, _OURS[repo.kind])
+    except HubError as error:
+        if type(error.__cause__) is not RevisionNotFoundError:
+            raise
+    hub_client.ask(repo, create)
+    return hub_client.repo_state(repo, repo.branch, _OURS[repo.kind])
 
 
 def _refuse_visibility(repo: Repo, state: RepoState, private: bool) -> None:
@@ -223,6 +328,11 @@ def _other(repo: Repo, state: RepoState) -> str:
 # --- the commit
 
 
+def _revision(repo: Repo) -> str | None:
+    """The branch as the client takes it: none for the main one."""
+    return None if repo.branch == MAIN else repo.branch
+
+
 def _commit(repo: Repo, contents: Contents, state: RepoState, private: bool) -> tuple[str, int]:
     """`(commit, uploaded bytes)`: at most one commit, on top of `state`, however often a reply is lost."""
     parent, sent = state.commit, 0
@@ -239,7 +349,7 @@ def _commit(repo: Repo, contents: Contents, state: RepoState, private: bool) -> 
         if not moved and not (isinstance(cause, Exception) and hub_client.may_pass(cause)):
             raise failure
         time.sleep(0 if moved or wait is None else wait)
-        state = hub_client.repo_state(repo, None, _OURS[repo.kind])  # is it already there?
+        state = hub_client.repo_state(repo, _revision(repo), _OURS[repo.kind])  # is it already there?
         if any(_difference(repo, contents, state)) and (moved or state.commit != parent):
             raise _changed(repo) from cause
     if not any(_difference(repo, contents, state)):
@@ -255,16 +365,23 @@ def _send(repo: Repo, changed: Contents, gone: list[str], parent: str, private: 
     client, words = hub_client.client(), f"{repo.kind.capitalize()} by nlzoo"
 
     def upload() -> None:
-        client.preupload_lfs_files(repo.name, additions, repo_type=repo.kind, free_memory=False)
+        client.preupload_lfs_files(
+            repo.name, additions, repo_type=repo.kind, revision=_revision(repo), free_memory=False
+        )
 
     def commit() -> str:
         made = client.create_commit(
-            repo.name, operations, repo_type=repo.kind, commit_message=words, parent_commit=parent
+            repo.name,
+            operations,
+            repo_type=repo.kind,
+            commit_message=words,
+            parent_commit=parent,
+            revision=_revision(repo),
         )
         return made.oid
 
     hub_client.ask(repo, upload, tries=1)
-    state = hub_client.repo_state(repo)
+    state = hub_client.repo_state(repo, _revision(repo))
     _refuse_visibility(repo, state, private)
     if state.commit != parent:
         raise _changed(repo)

@@ -118,11 +118,13 @@ _add(
 _add(
     "Hub", "push", hub.push, "Publish a model to the Hugging Face Hub.",
     "nlzoo push runs/videos --dry-run",
-    "nlzoo push runs/videos --repo alice/gestures --private",
+    "nlzoo push runs/videos alice/gestures",
+    "nlzoo push runs/videos alice/gestures --public --tag v1.0",
 )  # fmt: skip
 _add(
     "Hub", "pull", hub.pull, "Fetch a model from the Hugging Face Hub.",
     "nlzoo pull alice/gestures",
+    "nlzoo pull alice/gestures --revision v1.0 --name gestures-v1",
 )  # fmt: skip
 _add(
     "This machine", "demo", machine.demo, "Run the whole job on drawn videos, offline.",

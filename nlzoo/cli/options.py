@@ -12,6 +12,7 @@ from ..core.view_spec import parse_views
 
 # panels of the options in help
 NETWORK, CLIPS, TRAINING, RUN = "The network", "Videos and clips", "How it trains", "The run"
+TARGET = "On the Hub"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]  # `app.main` reads it
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; CUDA's GPU when there is one.")]

@@ -32,11 +32,21 @@ _ORDER = (*FILES[1:], FILES[0])  # of fetching: where the weights are, all is; a
 
 def looks_like_repo(name: str) -> bool:
     """Whether `name` has the form `user/name`; ask only once no folder of that name is found. No network."""
-    part = r"[A-Za-z0-9](?:[\w.\-]{0,94}[A-Za-z0-9_])?"
+    part = r"\w(?:[\w.\-]{0,94}\w)?"
     ending = os.path.splitext(name)[1].lower()
     local = name.startswith(("weights/", "runs/")) or "--" in name or ".." in name
-    local = local or ending in {".safetensors", ".pth", ".pt", ".json", *files.VIDEO_EXTENSIONS}
-    return not local and re.fullmatch(f"{part}/{part}", name) is not None
+    local = local or ending in {".git", ".safetensors", ".pth", ".pt", ".json", *files.VIDEO_EXTENSIONS}
+    return not local and re.fullmatch(f"{part}/{part}", name, re.ASCII) is not None
+
+
+def refuse_revision(name: str, option: str = "--revision") -> None:
+    """Raises `UsageError` for what git takes for no branch, tag or commit."""
+    odd = any(part in name for part in ("..", "//", "/.")) or name.endswith(("/", ".", ".lock"))
+    if odd or not re.fullmatch(r"\w[\w./\-]{0,199}", name, re.ASCII):
+        raise UsageError(
+            f"{option} {printable(name)!r} is not a name for a branch or a tag",
+            f"of letters, digits, '-', '_', '.' and '/', for example {option} v1.0",
+        )
 
 
 def locate(name: str) -> Path:
@@ -102,11 +112,12 @@ def load(name: str) -> "Network":
 def pull(repo: str, revision: str | None = None) -> Path:
     """The model `repo` in the Hub's cache on this machine, fetched as far as it is not there yet; the folder.
 
-    When the Hub cannot be reached, the last model that was fetched whole serves.
-    Raises `HubError`, `WeightsError` for a repository that is not an nlzoo model, `DiskError`.
+    When the Hub cannot be reached, the last model that was fetched whole serves. Raises as `refuse_revision`, and
+    `HubError`, `WeightsError` for a repository that is not an nlzoo model, `DiskError`.
     """
     from . import hub_client
 
+    refuse_revision(revision or hub_client.MAIN)
     try:
         state = hub_client.repo_state(hub_client.Repo(repo), revision, FILES)
     except hub_client.Unreachable:
@@ -197,13 +208,13 @@ def _is_as_fetched(path: Path) -> bool:
     return RemoteFile(path.stat().st_size, name if len(name) == 64 else "", name).is_same(path)
 
 
-def pull_to(repo: str, folder: Path) -> Path:
+def pull_to(repo: str, folder: Path, revision: str | None = None) -> Path:
     """The same as a folder of its own, `weights/NAME` for example: it appears whole or not at all. Returns `folder`.
 
     A folder that holds just this model already is left alone. Raises as `pull`, and `DiskError` where another is there.
     """
     folder = Path(folder)
-    source = pull(repo)
+    source = pull(repo, revision)
     names = [n for n in FILES if (source / n).is_file()]
     if not os.path.lexists(folder):
         return files.write_folder(folder, lambda part: [shutil.copyfile(source / n, part / n) for n in names])

@@ -30,6 +30,7 @@ TIMEOUT = 25.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth try: a silent Hub is given up after 107 s
 RETRIED = (408, 429, 500, 502, 503, 504)  # statuses after which the same request may work in a moment
 
+MAIN = "main"  # the branch of the Hub's that needs no name
 LOGIN = "hf auth login, or set HF_TOKEN; tokens are made at https://huggingface.co/settings/tokens"
 _LATER = "try again in a few minutes; what had arrived is not sent twice"
 _BETWEEN = "something in between may have answered instead, such as a proxy or a login page; or it is no Hub at all"
@@ -52,6 +53,7 @@ class Repo:
 
     name: str  # user/name
     kind: str = "model"  # or "space": a model and a Space may have the same name
+    branch: str = MAIN  # that a push writes to
 
     def __str__(self) -> str:
         return self.name if self.kind == "model" else f"the Space {self.name}"

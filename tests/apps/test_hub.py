@@ -80,7 +80,10 @@ class Machine:
         """`message | hint`; the call must fail with our own error."""
         reply = self.ask(expression)
         assert reply.get("kind") == kind, reply
-        assert reply["exit_code"] == {"HubError": 6, "Unreachable": 6, "WeightsError": 4, "DiskError": 5}[kind]
+        assert (
+            reply["exit_code"]
+            == {"HubError": 6, "Unreachable": 6, "WeightsError": 4, "DiskError": 5, "UsageError": 2}[kind]
+        )
         return f"{reply['message']} | {reply['hint']}"
 
 
@@ -516,6 +519,60 @@ def test_names(machine):
         assert one.do(f"download.looks_like_repo({name!r})") is False, name
 
 
+def test_a_name_that_the_hub_refuses_is_refused_with_its_rule_and_a_name_that_would_do(hub, machine, model):
+    one = machine()
+    for name, rule, proposed in (
+        ("a/b/c", "user/name", "b/c"),
+        ("a--b", "'--'", "a-b"),
+        ("alice/a..b", "'..'", "alice/a.b"),
+        ("x.git", "end with '.git'", "x"),
+        ("n" * 97, "at most 96 characters, and this has 97", "n" * 96),
+        ("-x", "begin or end", "x"),
+        ("alice/x.", "begin or end", "alice/x"),
+        ("Übung (1)", "no 'Ü'", "Ubung-1"),
+        ("ходьба", "no 'х'", "my-model"),
+        ("alice/my model", "no ' '", "alice/my-model"),
+        ("runs/waving", "a path of this machine", "waving"),
+        ("alice/waving.mp4", "a path of this machine", "alice/waving"),
+    ):
+        words = one.refused(push(model, name, dry_run=True))
+        assert rule in words and words.endswith(f"| for example {proposed}"), words
+        assert one.do(push(model, proposed, dry_run=True))["repo"] == proposed
+    for name in ("a", "_x", "A.b_c-9", "alice/_", "n" * 96):
+        assert one.do(push(model, name, dry_run=True))["repo"] == name
+    assert hub.calls == []
+
+
+def test_a_push_to_a_branch_leaves_main_alone_and_a_tag_names_the_commit(hub, machine, model, tmp_path):
+    one = machine()
+    first = one.do(push(model, tag="v1"))
+    (model / "README.md").write_text("the second\n")
+    second = one.do(push(model, revision="next/try", tag="v2"))
+    repo = hub.repos["alice/waving"]
+    assert repo.tags == {"v1": first["commit"], "v2": second["commit"]}
+    assert repo.commits[-1].oid == first["commit"] and repo.branches["next/try"][-1].oid == second["commit"]
+    assert one.do(push(model, revision="next/try", tag="v2"))["uploaded_bytes"] == 0
+    words = one.refused(push(model, tag="v1"))
+    assert "has a tag 'v1' already" in words and len(commits(hub)) == 1
+    for revision in ("v1", "next/try"):
+        folder = tmp_path / revision.replace("/", "-")
+        one.do(f"download.pull_to('alice/waving', Path({str(folder)!r}), {revision!r})")
+        assert ("the second" in (folder / "README.md").read_text()) is (revision == "next/try")
+    for name in ("../x", "a..b", "/x", "x/", "x.lock", "-x", "a b"):
+        assert "is not a name for a branch or a tag" in one.refused(push(model, tag=name), "UsageError")
+        assert "--revision" in one.refused(f"download.pull('alice/waving', {name!r})", "UsageError")
+
+
+@pytest.mark.parametrize("call", ["/branch/", "/tag/", "/refs"])
+@pytest.mark.parametrize("fault", [{"status": 503}, {"drop": "after"}])
+def test_a_passing_fault_at_a_branch_or_tag_changes_nothing(hub, machine, model, call, fault):
+    hub.fail("", call, **fault)
+    made = machine().do(push(model, revision="next", tag="v1"))
+    repo = hub.repos["alice/waving"]
+    assert repo.tags == {"v1": made["commit"]} and [c.oid for c in repo.branches["next"][1:]] == [made["commit"]]
+    assert len(repo.commits) == 1
+
+
 # --- faults
 
 
@@ -844,6 +901,10 @@ def test_a_push_of_an_unfinished_run_says_so(hub, model, tmp_path):
     assert warnings() == ["warning: the run runs/waving is unfinished: this is its best model so far"]
     (run / "result.json").write_text("{}")
     assert warnings() == [] and hub.calls == []
+    (run / "result.json").unlink()
+    config = json.loads((run / "best/config.json").read_text()) | {"classes": []}
+    (run / "best/config.json").write_text(json.dumps(config))
+    assert len(warnings()) == 2 and "has never been trained on videos" in warnings()[1]
 
 
 # --- patience
