@@ -61,7 +61,7 @@ _add(
 )  # fmt: skip
 _add(
     "Networks", "import", networks.import_, "Convert a Kinetics checkpoint of another zoo.",
-    "nlzoo import nl5-i3d-r50-8x8.authors",
+    "nlzoo import nl5-i3d-r50-8x8.authors --labels kinetics400",
     "nlzoo import I3D_8x8_R50.pth --name kinetics",
 )  # fmt: skip
 _add(

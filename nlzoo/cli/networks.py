@@ -110,11 +110,17 @@ def import_(
     pools: Annotated[
         str | None, typer.Option(help="Temporal strides: none, 8x8, authors, mmaction2; as its zoo trains.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Names for its outputs: kinetics400, or a file (a name on each line, or JSON)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a Kinetics network of another zoo (C2D, I3D, non-local) one of ours, strictly, and write weights/NAME."""
+    from ..networks import labels as naming
     from ..networks import pretrained, zoo
 
+    names = naming.read(labels) if labels else ()
     path = Path(file)
     if not path.exists():
         listed = pretrained.find(file)  # before torch is imported
@@ -125,12 +131,17 @@ def import_(
 
     imported = convert.read(path, convert.ImportOptions(source, frames, stride, form, pools))
     net = imported.net
+    if names:
+        net.spec = naming.name_outputs(net.spec, names)
     folder = zoo.WEIGHTS / zoo.folder_name(name or (path.stem if path == Path(file) else file))
     zoo.refuse_other(folder, net.spec)
     if "-nc" in net.spec.licence:
         console.warn(f"these weights are {net.spec.licence}: no commercial use, of what you train from them either")
     checkpoint.save_model(folder, net, readme=card.body(net.spec, None))
     facts = describe.describe(net)
+    if not names:
+        hint = " (kinetics400 for those of Kinetics-400)" if net.spec.num_outputs == 400 else ""
+        console.log(f"its {net.spec.num_outputs} outputs have no names: --labels gives them some{hint}")
     decided = {"notes": list(imported.notes), "dropped": imported.dropped, "filled": imported.filled}
     console.result(
         {"model": str(folder), **facts, "zoo": imported.zoo, **decided},

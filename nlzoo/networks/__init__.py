@@ -6,7 +6,7 @@ inflate     a 2-D ResNet made 3-D in place, blocks inserted
 model       networks built, checked and described: the timm boundary (`vision` is torchvision's)
 checkpoint  model folders written and read, strictly
 describe    what a network is, in figures and in words
-convert     Kinetics checkpoints of other zoos as ours
+convert     Kinetics checkpoints of other zoos as ours; labels: names for their outputs
 foreign     anybody's weights, read by their header; unpickle: pickles as plain data, without running them
 download    models of the Hub on this machine; hub_client: one way to ask the Hub
 zoo         names and folders of models and runs; pretrained: known checkpoints and fetching them

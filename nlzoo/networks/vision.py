@@ -46,6 +46,17 @@ def import_transforms() -> ModuleType:
     return v2
 
 
+def kinetics400() -> tuple[str, ...]:
+    """The classes of Kinetics-400 in the order of every zoo's outputs.
+
+    `torchvision.models.video` publishes the same list in the metadata of its weights, and takes seconds to import.
+    """
+    import_torchvision()
+    from torchvision.models import _meta
+
+    return tuple(_meta._KINETICS400_CATEGORIES)
+
+
 def _forget(package: str) -> None:
     for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
         del sys.modules[name]

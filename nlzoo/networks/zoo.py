@@ -1,5 +1,6 @@
 """What can be had: the backbone that ships with nlzoo, and the model folders and runs in the working folder."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,11 +94,11 @@ def folder_name(name: str) -> str:
 
 
 def refuse_other(folder: Path, spec: ModelSpec) -> None:
-    """`inflate` may write over what the same command made, nothing else. Raises `DiskError`."""
+    """`inflate` and `import` may write over what the same command made, named or not. Raises `DiskError`."""
     if not folder.exists():
         return
     try:
-        same = read_spec(folder) == spec
+        same = read_spec(folder) in (spec, dataclasses.replace(spec, classes=()))
     except WeightsError:
         same = False
     if not same:

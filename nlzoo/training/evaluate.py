@@ -345,7 +345,8 @@ def _refuse_classes(net: Network, names: Sequence[str], shared: Sequence[str], u
     if not net.spec.classes:
         raise UsageError(
             f"the model has no class names, only {counted(len(names), 'output')}; these videos have {quoted(unknown)}",
-            "fine-tune it on videos first (nlzoo finetune or probe), or give a list with numbers of outputs as labels",
+            "fine-tune it on videos first (nlzoo finetune or probe), name its outputs (nlzoo import --labels), or give "
+            "a list with numbers of outputs as labels",
         )
     hint = f"its classes: {quoted(names)}"
     if shared:
@@ -374,5 +375,13 @@ def model_notes(net: Network, folder: Path | None) -> Iterator[str]:
     run = provenance.run_of(folder) if folder else None
     if run and zoo.is_unfinished(run):
         yield f"the run {printable(run.name)} is unfinished: this is its best model so far"
-    if not net.spec.classes:
-        yield "the model has no class names: numbers of its outputs stand for them; nlzoo finetune gives it classes"
+    if not net.spec.classes and net.spec.inflation.init == "imported":
+        yield (
+            "the model has no class names: numbers of its outputs stand for them; nlzoo import --labels names them, "
+            "nlzoo finetune gives it classes of yours"
+        )
+    elif not net.spec.classes:
+        yield (
+            "the model was never trained on classes of yours: numbers stand for the outputs of its image network; "
+            "nlzoo finetune trains it"
+        )

@@ -170,7 +170,8 @@ def test_outputs_without_names_are_numbers_and_are_said_to_be(net, long):
     (row,) = nlzoo.predict(nameless, long, device="cpu", on_note=notes.append)
     assert set(row["scores"]) == {"0", "1"}
     assert notes == [
-        "the model has no class names: numbers of its outputs stand for them; nlzoo finetune gives it classes"
+        "the model was never trained on classes of yours: numbers stand for the outputs of its image network; "
+        "nlzoo finetune trains it"
     ]
 
 

@@ -22,7 +22,8 @@ from seeded import clip_of, python2_pickle, seeded_tensor
 
 from nlzoo.core import files
 from nlzoo.core.errors import NlzooError, UsageError, WeightsError
-from nlzoo.networks import checkpoint, convert, foreign, model, pretrained
+from nlzoo.core.model_spec import ModelSpec
+from nlzoo.networks import checkpoint, convert, foreign, labels, model, pretrained
 from nlzoo.networks.convert import ImportOptions
 from nlzoo.networks.model import relative_error
 
@@ -569,8 +570,61 @@ def test_a_known_start_is_imported_by_its_name(nlzoo, tmp_path, monkeypatch):
     write({**record, "file": start.url.rpartition("/")[2]}, folder, hollow(record))
     code, out, err = nlzoo("import", start.name)
     assert code == 0 and "clips of 8 frames, every 8" in out and "wrote weights/i3d-r50-8x8.pytorchvideo" in out, err
+    outputs = json.loads((tmp_path / "weights" / start.name / "config.json").read_text())["num_outputs"]
+    assert f"its {outputs} outputs have no names: --labels" in err
+    (tmp_path / "names.txt").write_text("".join(f"class {k}\n" for k in range(outputs)))
+    code, out, err = nlzoo("import", start.name, "--labels", "names.txt", "--json")  # over the one without names
+    assert code == 0 and json.loads(out)["classes"][:2] == ["class 0", "class 1"] and "--labels" not in err, err
+    card = (tmp_path / "weights" / start.name / "README.md").read_text()
+    assert f"Classes ({outputs}" in card and "class 1" in card
     code, out, err = nlzoo("import", "i3d-r50-8x8.nobody")
     assert code == 2 and "i3d-r50-8x8.slowfast" in err
+
+
+def test_the_names_of_kinetics_are_those_of_the_authors_in_their_order():
+    names = labels.read("kinetics400")
+    assert len(names) == 400 and list(names) == sorted(names)
+    # some of the numbers of process_data/kinetics/classids.json in facebookresearch/video-nonlocal-net
+    numbers = {"abseiling": 0, "cooking sausages": 73, "passing American football (in game)": 208, "push up": 260}
+    numbers |= {"sharpening knives": 290, "skiing (not slalom or crosscountry)": 308, "zumba": 399}
+    assert {name: names.index(name) for name in numbers} == numbers
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.txt", "run\n walk \r\nsit down\n\n"),
+        ("a.json", '["run", "walk", "sit down"]'),
+        ("a.json", '{"walk": 1, "\\"sit down\\"": 2, "run": 0}'),
+        ("a.json", '{"1": "walk", "0": "run", "2": "sit down"}'),
+    ],
+)
+def test_names_of_outputs_are_read(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    names = labels.read(str(tmp_path / name))
+    assert names == ("run", "walk", "sit down")
+    assert labels.name_outputs(ModelSpec("resnet50", num_outputs=3), names).classes == names
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("a.txt", "run\nwalk\n", "2 names, and the network 3 outputs"),
+        ("a.txt", "run\nwalk\nrun\n", "repeat"),
+        ("a.txt", "run\n\nwalk\n", "class name"),
+        ("a.json", '{"run": 0, "walk": 2, "sit": 3}', "not a list of names"),
+        ("a.json", '{"0": "run", "1": "run", "2": "sit"}', "not a list of names"),
+        ("a.json", '["run", 1, "sit"]', "not a list of names"),
+        ("a.json", "3", "not a list of names"),
+        ("a.json", "{", "could not be read as JSON"),
+        ("b.txt", None, "is no file"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(tmp_path, name, text, words):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(NlzooError, match=words):
+        labels.name_outputs(ModelSpec("resnet50", num_outputs=3), labels.read(str(tmp_path / name)))
 
 
 def test_a_refused_import_leaves_nothing(nlzoo, tmp_path):

@@ -294,7 +294,8 @@ def test_a_network_without_class_names_is_measured_by_numbers(labelled, tmp_path
     done = nlzoo.evaluate(net, tmp_path / "numbers", device="cpu")
     assert done.figures["top1"] == nlzoo.evaluate(classifier(), labelled, device="cpu").figures["top1"]
     assert done.notes == (
-        "the model has no class names: numbers of its outputs stand for them; nlzoo finetune gives it classes",
+        "the model was never trained on classes of yours: numbers stand for the outputs of its image network; "
+        "nlzoo finetune trains it",
     )
 
 
