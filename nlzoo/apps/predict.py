@@ -5,27 +5,37 @@ Unusual: a window is a part of a video like those of a list, so that it is read,
 
 import json
 import os
+import shutil
 import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from ..core import files, tables
+from ..core import shard as shards
 from ..core.errors import UsageError, VideoError
 from ..core.progress import Progress, Stages, no_progress, no_stages
+from ..core.shard import Shard
 from ..core.text import as_text, printable
 from ..core.view_spec import ClipSpec, ViewSpec, parse_views
 from ..networks.network import Network
 from ..training import devices, evaluate, metrics
+from ..training.engine import Engine
 from ..videos import listing, loader, pool, records, tree, video
 from . import journal
 
 FEATURES = (".safetensors", ".parquet")
 MOST_WINDOWS = 100_000  # of one video
+MOST_HEADER = 100_000_000  # bytes that readers of .safetensors take
+BLOCK = 4096  # videos that are in memory as objects
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ def predict(
     stages: Stages = no_stages,
     on_row: Callable[[dict], object] = lambda row: None,
     on_note: Callable[[str], object] = lambda note: None,
+    shard: str | Shard = "1/1",
 ) -> list[dict]:
     """For each video `{"path", "scores": {class: probability}}`, best first, or `{"path", "error"}`.
 
@@ -79,85 +90,197 @@ def predict(
     input. `every`, `window`: windows over long videos, in seconds (`1.5`, `"2s"`); the rows are those of `windows`.
     `features`: a file for the inputs of the last layer; the rows have `features`, float32 (C,), for `scores`. `out`: a
     file for `as_rows`. Rows for a file are kept beside it as they are made (`journal`), and the same call goes on
-    behind them. `on_row` gets each row as it is done, `on_note` what a reader should know first. Raises `UsageError`
-    and `DiskError` for what cannot be, before a video is opened.
+    behind them. `shard`: `3/16` for the third of sixteen parts of the videos, and of the file (`Shard.file`). `on_row`
+    gets each row as it is done, `on_note` what a reader should know first. Raises `UsageError` and `DiskError` for what
+    cannot be, before a video is opened.
     """
-    views = parse_views(views) if isinstance(views, str) else views
-    spacing = _windows(every, window, features, views)
-    video.check_decoder(decoder)
+    options = Options(views, every, window, out, features, decoder, shard)
+    with answered(model, videos, options, device, stages, on_row, on_note) as rows:
+        return list(rows)
+
+
+class Options:
+    """What `predict` is asked, checked."""
+
+    def __init__(
+        self,
+        views: str | ViewSpec = "1x1",
+        every: str | float | None = None,
+        window: str | float | None = None,
+        out: str | Path | None = None,
+        features: str | Path | None = None,
+        decoder: str = "auto",
+        shard: str | Shard = "1/1",
+    ) -> None:
+        """Raises `UsageError` for what cannot be."""
+        self.views = parse_views(views) if isinstance(views, str) else views
+        self.windows = _windows(every, window, features, self.views)
+        video.check_decoder(decoder)
+        self.decoder, self.shard = decoder, shards.parse(shard)
+        if out and features:
+            raise UsageError("--features goes without --out: its videos have no predictions", "leave one of them out")
+        self.as_features = features is not None
+        self.file = self.shard.file(Path(out or features or "")) if out or features else None  # where the rows go
+
+    @property
+    def together(self) -> int:
+        """How many videos go through the network together."""
+        return 1 if self.windows else evaluate.videos_at_a_time(self.views)
+
+    def check_file(self, inputs: Sequence[Path]) -> None:
+        """Raises what else would be found after the work."""
+        if self.file:
+            tables.check(self.file, FEATURES if self.as_features else tables.ENDINGS, inputs)
+
+    def identity(self, net: Network) -> str:
+        """What must be the same for rows of one file."""
+        asked = {"views": repr(self.views), "windows": repr(self.windows), "decoder": self.decoder}
+        return journal.identity(net, **asked, features=self.as_features)
+
+
+@contextmanager
+def answered(
+    model: str | Path | Network,
+    videos: str | Path | Sequence[str | Path],
+    options: Options,
+    device: str | torch.device | None = None,
+    stages: Stages = no_stages,
+    on_row: Callable[[dict], object] = lambda row: None,
+    on_note: Callable[[str], object] = lambda note: None,
+    engine: Engine | None = None,
+) -> Iterator[journal.Journal]:
+    """`predict`, whose rows lie on disk inside of this context; they are read as they are asked for.
+
+    The file is there, whole. Of several ranks (`engine`) each answers a part; rank 0 has all rows, the others none.
+    """
     given = [Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)]
-    _check_files(out, features, given)
-    device = devices.resolve(device)
-    net, folder = evaluate.open_network(model, device, given[0] if given else "VIDEO", "predict")
+    options.check_file(given)
+    engine = engine or Engine(devices.resolve(device))
+    if engine.world > 1 and not options.file:
+        raise UsageError("several processes need a file for their answers", "for example --out answers.jsonl")
+    net, folder = evaluate.open_network(model, engine.device, given[0] if given else "VIDEO", "predict")
     for note in evaluate.model_notes(net, folder):
         on_note(note)
-    paths = find(given)
-    kept = None
-    missing = paths
-    if out or features:
-        asked = {"views": repr(views), "windows": repr(spacing), "decoder": decoder, "features": bool(features)}
-        kept = journal.Journal(Path(out or features or ""), journal.identity(net, **asked))
-        missing = kept.missing(list(dict.fromkeys(paths)), 1 if spacing else evaluate.videos_at_a_time(views))
-        if kept.rows:
-            on_note(f"{len(kept.rows)} of these videos have been answered before")
-    workers = pool.default_workers(str(device))
-    rows = []
-    with stages("predicting") as progress:
-        if spacing:
-            made: Iterable[dict] = (windows(net, path, device, spacing, workers, decoder, progress) for path in missing)
+    with closing(_asked(given, options, engine)) as rows:
+        before = rows.open(options.file, options.identity(net) if options.file else "", engine.rank)
+        if before:
+            on_note(f"{before} of these videos have been answered before")
+        launch = engine.broadcast(uuid.uuid4().hex)  # every rank has its file now
+        if engine.main and engine.world > 1:
+            rows.see(engine.world)
+        with stages("predicting") as progress:
+            for row in _made(net, rows, options, engine, progress):
+                rows.add(row)
+                on_row(row)
+        if engine.main:
+            if engine.world > 1:
+                rows.join(launch, engine.world)
+            _write(net, rows, options)
+            rows.remove()
         else:
-            items = tuple(listing.Item(str(path), ()) for path in missing)
-            source = loader.Clips(Path(), items, net.spec.clip, views=views, decoder=decoder)
-            made = _whole(net, source, device, min(len(missing), workers), features is not None, progress)
-        for row in made:
-            if kept:
-                kept.add(row)
-            rows.append(row)
-            on_row(row)
-    if kept:
-        rows = kept.in_order(map(str, paths), rows)
-        if out:
-            tables.write(Path(out), as_rows(rows), ("path",))
-        elif features and any("features" in row for row in rows):
-            write_features(Path(features), rows)
-        kept.remove()
+            rows.end(launch)
+        yield rows
+
+
+def _asked(given: Sequence[Path], options: Options, engine: Engine) -> journal.Journal:
+    """The videos of this shard. Rank 0 finds them for all, in a file beside the output."""
+    if engine.world == 1:
+        rows = journal.Journal(map(str, find(given)))
+    else:
+        assert options.file
+        shared = options.file.with_name(f"{options.file.name}{journal.SUFFIX}-names")
+        if engine.main:
+            rows = journal.Journal(map(str, find(given)))
+            rows.write_names(shared)
+        engine.wait()
+        if not engine.main:
+            rows = journal.Journal(journal.read_names(shared))
+        engine.wait()
+        if engine.main:
+            shared.unlink()
+    rows.keep(options.shard, options.together)
     return rows
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
+def _made(net: Network, rows: journal.Journal, options: Options, engine: Engine, progress: Progress) -> Iterator[dict]:
+    """A row for each video of this rank that is missing, as it is done."""
+    workers = pool.default_workers(str(engine.device))
+    blocks = rows.missing(engine.rank, engine.world, 1 if options.windows else BLOCK)
+    if options.windows:
+        for (name,) in blocks:
+            yield windows(net, Path(name), engine.device, options.windows, workers, options.decoder, progress)
+        return
+    done, total = 0, rows.left(engine.rank, engine.world)
+    make = evaluate.features if options.as_features else evaluate.probabilities
+    with ExitStack() as open_feeds:
+        feeds = (open_feeds.enter_context(closing(_feed(names, net, options, workers))) for names in blocks)
+        following = next(feeds, None)
+        while following:
+            current, following = following, next(feeds, None)  # is decoded while the network is at the last of current
+            for index, numbers, reason in make(net, current, engine.device):
+                done += 1
+                progress(done, total)
+                yield {"path": current.source.items[index].path} | _row(net, numbers, reason, options.as_features)
+            current.close()
+
+
+def _feed(names: Sequence[str], net: Network, options: Options, workers: int) -> loader.Loader:
+    """A loader of these videos, which begins at once."""
+    items = tuple(listing.Item(name, ()) for name in names)
+    source = loader.Clips(Path(), items, net.spec.clip, views=options.views, decoder=options.decoder)
+    feed = loader.Loader(source, min(len(items), workers))
+    feed.prime(evaluate.batches(source))
+    return feed
+
+
+def _write(net: Network, rows: journal.Journal, options: Options) -> None:
+    """The file of the answers."""
+    file = options.file
+    if file and options.as_features:
+        if any("features" in row for row in rows):
+            write_features(file, rows)
+    elif file:
+        spans = ("start", "end") if options.windows else ()
+        classes = (f"p:{name}" for name in sorted(evaluate.class_names(net)))
+        tables.write(file, _Table(rows), ("path", *spans, "answer", "score", "error", *classes))
+
+
+def find(paths: Sequence[Path]) -> Iterator[Path]:
     """Video files: files as they are given, the videos in folders, and for `-` the names on standard input.
 
     Names on standard input stand one on a line, or between NUL bytes (`find … -print0`). Raises `VideoError`.
     """
-    found: list[Path] = []
+    empty = True
     for path in paths:
+        empty = False
         if str(path) == "-":
-            found += _names_on_stdin()
+            yield from _names_on_stdin()
         elif path.is_dir():
             inside = tree.walk(path).videos
             if not inside:
                 raise VideoError(f"{printable(path)} has no videos", "give video files, or a folder of them")
-            found += [path / name for name in inside]
+            yield from (path / name for name in inside)
         else:
             listing.refuse_address(path)
-            found.append(path)
-    if not found:
+            yield path
+    if empty:
         raise VideoError("there are no videos to predict", "give video files, or folders of them")
-    return found
 
 
-def _names_on_stdin() -> list[Path]:
-    text = sys.stdin.buffer.read()
-    lines = text.split(b"\0") if b"\0" in text else text.splitlines()
-    names = [Path(os.fsdecode(line)) for line in lines if line]
-    if not names:
+def _names_on_stdin() -> Iterator[Path]:
+    empty = True
+    with tempfile.TemporaryFile() as text:
+        shutil.copyfileobj(sys.stdin.buffer, text)
+        for name in journal.names_in(text):
+            empty = False
+            yield Path(os.fsdecode(name))
+    if empty:
         raise VideoError(
             "standard input named no videos", "for example: find clips -name '*.mp4' | nlzoo predict MODEL -"
         )
-    return names
 
 
-def failures(rows: Sequence[dict]) -> list[str]:
+def failures(rows: Iterable[dict]) -> list[str]:
     """A line for each video, or window of one, that has no prediction: its path and why."""
     lines = []
     for row in rows:
@@ -166,14 +289,6 @@ def failures(rows: Sequence[dict]) -> list[str]:
                 span = f" ({part['start']:g} to {part['end']:g} s)" if "start" in part else ""
                 lines.append(f"{printable(row['path'])}{span} {part['error']}")
     return lines
-
-
-def summary(rows: Sequence[dict], features: str | Path | None) -> list[dict] | dict:
-    """The JSON of the command: the rows, or with `features` its file, how many videos it holds, and the others."""
-    if not features:
-        return list(rows)
-    failed = [row for row in rows if "error" in row]
-    return {"features": str(features), "videos": len(rows) - len(failed), "failed": failed}
 
 
 def _windows(
@@ -200,25 +315,6 @@ def _seconds(option: str, value: str | float) -> float:
         ) from None
 
 
-def _check_files(out: str | Path | None, features: str | Path | None, paths: Sequence[Path]) -> None:
-    if out and features:
-        raise UsageError("--features goes without --out: its videos have no predictions", "leave one of them out")
-    if out:
-        tables.check(Path(out), inputs=paths)
-    if features:
-        tables.check(Path(features), FEATURES, paths)
-
-
-def _whole(
-    net: Network, source: loader.Clips, device: torch.device, workers: int, as_features: bool, progress: Progress
-) -> Iterator[dict]:
-    """A row for each video of `source`, as it is done."""
-    make = evaluate.features if as_features else evaluate.probabilities
-    for done, (index, numbers, reason) in enumerate(make(net, source, device, workers), 1):
-        progress(done, len(source))
-        yield {"path": source.items[index].path} | _row(net, numbers, reason, as_features)
-
-
 def _row(net: Network, numbers: np.ndarray | None, reason: str, as_features: bool = False) -> dict:
     """`{"scores": {class: probability}}`, best first, or `{"features": float32 (C,)}`, or `{"error"}`."""
     if numbers is None:
@@ -231,19 +327,60 @@ def _row(net: Network, numbers: np.ndarray | None, reason: str, as_features: boo
     return {"scores": {names[k]: float(numbers[k]) for k in np.argsort(-numbers, kind="stable")}}
 
 
-def write_features(file: Path, rows: Sequence[dict]) -> None:
+def write_features(file: Path, rows: Iterable[dict]) -> None:
     """The features of those `rows` that have some, as `.safetensors` or `.parquet`. Raises as `tables.check`.
 
-    `.safetensors`: `features`, (N, C) float32, and `paths`, JSON, in the metadata.
+    `.safetensors`: `features`, (N, C) float32, and `paths`, JSON, in the metadata. `rows` are gone through twice, and
+    never in memory together.
     """
     tables.check(file, FEATURES)
-    paths = [as_text(row["path"]) for row in rows if "features" in row]
-    values = np.stack([row["features"] for row in rows if "features" in row])
+    good = _Good(rows)
     if file.suffix.lower() == ".parquet":
-        return tables.write_parquet(file, {"path": paths, "features": values})
-    from safetensors.numpy import save
+        width = next((len(row["features"]) for row in good), 0)
+        named = ({**row, "path": as_text(row["path"])} for row in good)
+        return tables.write_parquet(file, {"path": "string", "features": "floats"}, named, cells=width)
+    with files.replacing(file) as part, open(part, "wb") as opened:
+        _write_safetensors(opened, good)
 
-    files.write_bytes(file, save({"features": values}, {"paths": json.dumps(paths)}))
+
+def _write_safetensors(opened: BinaryIO, rows: Iterable[dict]) -> None:
+    """What `safetensors` would write of all of them: length of the header, header, rows."""
+    opened.write(bytes(8) + b'{"__metadata__":{"paths":"[')
+    count = width = 0
+    for row in rows:
+        name = json.dumps(json.dumps(as_text(row["path"])))[1:-1]  # a text in a text
+        opened.write((", " if count else "").encode() + name.encode())
+        count, width = count + 1, len(row["features"])
+    tensor = {"dtype": "F32", "shape": [count, width], "data_offsets": [0, 4 * count * width]}
+    opened.write(b']"},"features":' + json.dumps(tensor, separators=(",", ":")).encode() + b"}")
+    opened.write(b" " * (-opened.tell() % 8))
+    length = opened.tell() - 8
+    if length > MOST_HEADER:
+        raise UsageError(
+            f"a .safetensors file cannot hold the names of {count:,} videos", "choose .parquet, or --shard 1/2 and 2/2"
+        )
+    opened.seek(0)
+    opened.write(length.to_bytes(8, "little"))
+    opened.seek(0, os.SEEK_END)
+    for row in rows:
+        opened.write(row["features"].astype("<f4").tobytes())
+
+
+class _Good:
+    """Those of `rows` that have features; as often as one goes through them."""
+
+    def __init__(self, rows: Iterable[dict]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict]:
+        return (row for row in self.rows if "features" in row)
+
+
+class _Table(_Good):
+    """The rows of a table for `rows`."""
+
+    def __iter__(self) -> Iterator[dict]:
+        return (line for row in self.rows for line in as_rows([row]))
 
 
 # --- long videos

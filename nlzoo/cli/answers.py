@@ -2,14 +2,19 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..core.text import counted, printable
-from . import console
+from . import console, processes
 from .options import Decoder, Device, Json, Model, Val, Videos, Views, refuse_early
+from .processes import Gpus
 from .videos import tell_scan
+
+if TYPE_CHECKING:
+    from ..apps.journal import Journal
+    from ..apps.predict import Options
 
 
 def eval_(
@@ -26,6 +31,7 @@ def eval_(
         str, typer.Option(help="shared: leave out videos of classes that the model does not know. Otherwise all.")
     ] = "all",
     out: Annotated[Path | None, typer.Option(help="A row for each video: FILE.csv, .jsonl or .parquet.")] = None,
+    gpus: Gpus = 1,
     decoder: Decoder = "auto",
     device: Device = None,
     json: Json = False,
@@ -33,10 +39,14 @@ def eval_(
     """Measure a model on labelled videos (test/, else val/, else all): top-1 or mAP, each class, calibration."""
     refuse_early(model, videos, views, decoder=decoder)
 
-    from ..training import metrics
+    from ..training import devices, engine, metrics
     from ..training.evaluate import evaluate
 
-    done = evaluate(model, videos, views, control, classes, out, decoder, device, console.progress)
+    processes.begin(gpus, device, "measures again")
+    with engine.distributed_errors():
+        engine.set_current_gpu()
+        here = engine.begin(devices.resolve(device))
+        done = evaluate(model, videos, views, control, classes, out, decoder, here.device, console.progress, here)
     for note in done.notes:
         console.warn(note)
     for skipped in done.skipped:
@@ -66,6 +76,10 @@ def predict(
     features: Annotated[
         Path | None, typer.Option(help="The inputs of the last layer instead of classes: FILE.safetensors or .parquet.")
     ] = None,
+    shard: Annotated[
+        str, typer.Option(help="Only a part, for job arrays: 3/16, the third of sixteen; FILE-00003-of-00016.csv.")
+    ] = "1/1",
+    gpus: Gpus = 1,
     decoder: Decoder = "auto",
     device: Device = None,
     json: Json = False,
@@ -74,28 +88,46 @@ def predict(
     refuse_early(model, None, views, decoder=decoder)
 
     from ..apps import predict as app
+    from ..training import devices, engine
 
-    show = partial(_print_prediction, top)
-    rows = app.predict(
-        model, videos, views, every, window, out, features, decoder, device, console.progress, show, console.warn
-    )
-    failures = app.failures(rows)
-    good = [row for row in rows if "error" not in row]
-    file = out or (features if good else None)
-    if file:
-        console.log(f"wrote {printable(file)}")
-    console.result(app.summary(rows, features))
-    for reason in failures:
-        console.warn(reason)
-    if failures:
-        parts = "windows" if every else f"of {counted(len(rows), 'video')}"
-        console.warn(f"{len(failures)} {parts} could not be read")
+    options = app.Options(views, every, window, out, features, decoder, shard)
+    options.check_file(videos)
+    processes.begin(gpus, device, "goes on behind the answers that are there")
+    with engine.distributed_errors():
+        engine.set_current_gpu()
+        here = engine.begin(devices.resolve(device))
+        show = partial(_print_prediction, top if here.world == 1 else 0)
+        with app.answered(model, videos, options, here.device, console.progress, show, console.warn, here) as rows:
+            _tell_predictions(rows, options)
+
+
+def _tell_predictions(rows: "Journal", options: "Options") -> None:
+    """What was written, the rows as JSON, and what could not be read. Raises `typer.Exit` where there is such."""
+    from ..apps import predict as app
+
+    failed = sum("error" in row for row in rows)
+    good = len(rows) - failed
+    if options.file and (good or not options.as_features):
+        console.log(f"wrote {printable(options.file)}")
+    if options.as_features and console.wants_json():
+        errors = [row for row in rows if "error" in row]
+        console.result({"features": str(options.file), "videos": good, "failed": errors})
+    else:
+        console.results(rows)
+    reasons = 0
+    for row in rows:
+        for reason in app.failures([row]):
+            console.warn(reason)
+            reasons += 1
+    if reasons:
+        parts = "windows" if options.windows else f"of {counted(len(rows), 'video')}"
+        console.warn(f"{reasons} {parts} could not be read")
         raise typer.Exit(1 if good else 3)
 
 
 def _print_prediction(top: int, row: dict) -> None:
-    """The classes of a video, or its segments, as soon as they are there; nothing with `--json`."""
-    if console.wants_json() or not {"scores", "segments"} & row.keys():
+    """The classes of a video, or its segments, as soon as they are there; nothing with `--json`, or a `top` of 0."""
+    if console.wants_json() or not top or not {"scores", "segments"} & row.keys():
         return
     lines = [printable(row["path"])]
     for part in row.get("segments", ()):

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,17 @@ def result(value: object, text: str = "") -> None:
     elif text:
         # on one terminal the bar's own console prints, or they would write over one another
         _print(_err if _state.bar and _out.is_terminal else _out, text)
+
+
+def results(values: Iterable[object]) -> None:
+    """A list of results with `--json`, of which one at a time is in memory; nothing otherwise."""
+    if _state.muted or not _state.json:
+        return
+    sys.stdout.write("[")
+    for number, value in enumerate(values):
+        sys.stdout.write((", " if number else "") + as_json(value))
+    sys.stdout.write("]\n")
+    sys.stdout.flush()
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

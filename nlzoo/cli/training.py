@@ -1,7 +1,6 @@
 """The command that trains: finetune."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 
 from ..core.errors import NlzooError
 from ..core.text import printable
-from . import console
+from . import console, processes
 from .options import CLIPS, NETWORK, RUN, TRAINING, Classes, Decoder, Device, Json, Val, Videos, picked, refuse_early
 from .videos import tell_scan
 
@@ -155,26 +154,12 @@ def finetune(
         refuse_early(start, videos)
     FinetuneOptions(**options)  # refuses what cannot be
 
-    from ..training import engine
     from ..training import finetune as training
 
-    if gpus > 1 and engine.ranks()[1] == 1:
-        raise typer.Exit(engine.launch(_without(sys.argv[1:], "--gpus"), gpus, device, console.warn))
-    if engine.ranks()[0]:
-        console.only_errors()
+    processes.begin(gpus, device, "resumes from the last checkpoint")
     with _callbacks() as callbacks:
         outcome = training.finetune(videos, start, callbacks, **options)
     _show(outcome, device)
-
-
-def _without(words: list[str], option: str) -> list[str]:
-    """The command line without an option and its value."""
-    out, skip = [], False
-    for word in words:
-        if not skip and word != option and not word.startswith(option + "="):
-            out.append(word)
-        skip = word == option and not skip
-    return out
 
 
 # --- what is said on the way

@@ -4,18 +4,18 @@ A file is there whole or not at all. Names are written as they are; whoever show
 """
 
 import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
-
-import numpy as np
+from typing import Any
 
 from . import files
 from .errors import UsageError
 from .text import as_json, as_text, printable
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
+GROUP = 2**20  # cells of a row group of Parquet, which is in memory while it is written
 _OURS = {"model.safetensors", "videos.csv", "skipped.csv", "metrics.jsonl"}  # in folders of models and runs
 
 
@@ -42,32 +42,57 @@ def check(file: Path, endings: Sequence[str] = ENDINGS, inputs: Sequence[Path] =
     files.check_writable(file)
 
 
-def write(file: Path, rows: Sequence[dict], columns: Sequence[str] = ()) -> None:
-    """Writes `rows`, whose keys may differ: numbers, text, None; `columns` come first. Raises as `check`."""
-    if file.suffix.lower() == ".parquet":
+def write(file: Path, rows: Iterable[dict], columns: Sequence[str] = ()) -> None:
+    """Writes `rows`, whose keys may differ: numbers, text, None; `columns` come first. Raises as `check`.
+
+    `rows` are gone through twice, and never in memory together: first for their columns.
+    """
+    ending = file.suffix.lower()
+    if ending == ".parquet":
         _pyarrow()
-    if file.suffix.lower() == ".jsonl":
-        return files.write_text(file, "".join(as_json(row) + "\n" for row in rows))
-    rows = [{_plain(key): _plain(value) for key, value in row.items()} for row in rows]
-    columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
-    if file.suffix.lower() == ".parquet":
-        return write_parquet(file, {name: [row.get(name) for row in rows] for name in columns})
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(file, text.getvalue())
+    if ending == ".jsonl":
+        with files.replacing(file) as part, open(part, "wb") as opened:
+            opened.writelines(as_json(row).encode() + b"\n" for row in rows)
+        return
+    kinds: dict[str, set[type]] = {_plain(name): set() for name in columns}
+    for row in rows:
+        for key, value in row.items():
+            kinds.setdefault(_plain(key), set()).add(type(value))
+    plain = ({_plain(key): _plain(value) for key, value in row.items()} for row in rows)
+    if ending == ".parquet":
+        types = {name: _type_name(found - {type(None)}) for name, found in kinds.items()}
+        return write_parquet(file, types, plain)
+    with files.replacing(file) as part, open(part, "w", encoding="utf-8", newline="") as text:
+        writer = csv.DictWriter(text, list(kinds))
+        writer.writeheader()
+        writer.writerows(plain)
 
 
-def write_parquet(file: Path, columns: dict[str, list | np.ndarray]) -> None:
-    """Writes columns of equal length; a `(N, C)` array becomes lists. Raises `UsageError`, `DiskError`."""
+def write_parquet(file: Path, types: dict[str, str], rows: Iterable[dict], cells: int = 0) -> None:
+    """Writes rows whose columns have these `types`: Arrow's names, or `floats` for float32 `(C,)`.
+
+    A row group at a time, so that `GROUP` numbers are in memory; `cells`: of a row, where not one a column. Raises
+    `UsageError`, `DiskError`.
+    """
     arrow, parquet = _pyarrow()
-    content = io.BytesIO()
-    parquet.write_table(arrow.table({name: list(column) for name, column in columns.items()}), content)
-    files.write_bytes(file, content.getvalue())
+    kinds = {name: arrow.list_(arrow.float32()) if kind == "floats" else kind for name, kind in types.items()}
+    schema = arrow.schema([(name, arrow.type_for_alias(k) if isinstance(k, str) else k) for name, k in kinds.items()])
+    count = max(1, GROUP // max(1, cells or len(types)))
+    coming = iter(rows)
+    with files.replacing(file) as part, parquet.ParquetWriter(part, schema) as writer:
+        while group := list(islice(coming, count)):
+            columns = {name: [row.get(name) for row in group] for name in types}
+            writer.write_table(arrow.table(columns, schema))
 
 
-def _plain(value: object) -> object:
+def _type_name(kinds: set[type]) -> str:
+    """Arrow's name for the type of a column; text for one without values, so that parts of a whole fit together."""
+    if kinds <= {int, float} and kinds:
+        return "double" if float in kinds else "int64"
+    return "bool" if kinds == {bool} else "string"
+
+
+def _plain(value: Any) -> Any:
     return as_text(value) if isinstance(value, str) else value
 
 

@@ -223,15 +223,19 @@ def set_current_gpu() -> None:
 
 
 def launch(
-    words: Sequence[str], count: int, device: str | None = None, warn: Callable[[str], None] = lambda text: None
+    words: Sequence[str],
+    count: int,
+    device: str | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+    again: str = "resumes from the last checkpoint",
 ) -> int:
     """Runs `python -m nlzoo WORDS` as `count` ranks on this machine; the exit code of the first that failed, else 0.
 
-    When one has failed the others are told to end (SIGTERM), and killed after `GRACE` seconds. `warn` gets a
-    sentence on one that a signal killed. SIGTERM and SIGHUP are passed on to all; Ctrl-C reaches them by itself.
-    When this process is killed they end too (Linux). Not torch's elastic launcher: it exits with 1 whatever the
-    code of the rank, kills ranks 30 s after a signal though they have not saved, and when it is killed leaves them
-    running, with the run's lock.
+    When one has failed the others are told to end (SIGTERM), and killed after `GRACE` seconds. `warn` gets a sentence
+    on one that a signal killed, and what the same command does `again`. SIGTERM and SIGHUP are passed on to all; Ctrl-C
+    reaches them by itself. When this process is killed they end too (Linux). Not torch's elastic launcher: it exits
+    with 1 whatever the code of the rank, kills ranks 30 s after a signal though they have not saved, and when it is
+    killed leaves them running, with the run's lock.
     Raises `UsageError` where there are fewer GPUs, unless `device` is cpu.
     """
     have = torch.cuda.device_count()
@@ -259,7 +263,7 @@ def launch(
         rank, failed = _first_failure(processes)
         if failed < 0 and -failed not in passed:
             killed = f"rank {rank} of {count} was killed ({signal.Signals(-failed).name})"
-            warn(f"{killed}; the others are told to end. The same command resumes from the last checkpoint")
+            warn(f"{killed}; the others are told to end. The same command {again}")
         return failed if failed >= 0 else 128 - failed
     finally:
         _stop(processes)

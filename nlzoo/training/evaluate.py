@@ -5,10 +5,10 @@ mean over its views (paper, section 5).
 """
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +31,7 @@ from . import devices, metrics, provenance
 from .engine import Engine
 
 CLIPS = 8  # in a forward pass
+ROUND = 64  # videos after which ranks meet, so that none waits for another as long as for one that hangs
 CLASSES = ("all", "shared")  # of the videos that `evaluate` measures on
 AUTO = Recipe()  # bf16 on a GPU that has it, otherwise float32
 
@@ -57,7 +58,11 @@ def probabilities(
 
 
 def features(
-    net: Network, source: loader.Clips, device: torch.device, workers: int = 0, recipe: Recipe = AUTO
+    net: Network,
+    source: loader.Clips | loader.Loader,
+    device: torch.device,
+    workers: int = 0,
+    recipe: Recipe = AUTO,
 ) -> Iterator[Row]:
     """The same with float64 `(C,)` inputs of the last layer: means over the views, frames and positions of a video."""
 
@@ -79,9 +84,16 @@ def batches(source: loader.Clips) -> list[list[loader.Key]]:
     return [keys[start : start + count] for start in range(0, len(keys), count)]
 
 
-def of_rank(source: loader.Clips, engine: Engine) -> loader.Clips:
-    """This rank's part: every world-th video from its own number on."""
-    return replace(source, items=source.items[engine.rank :: engine.world])
+def of_rank(source: loader.Clips, engine: Engine, together: int = 1) -> loader.Clips:
+    """This rank's part of the videos; see `_numbers_of_rank`."""
+    numbers = _numbers_of_rank(len(source), engine.rank, engine.world, together)
+    return replace(source, items=tuple(source.items[number] for number in numbers))
+
+
+def _numbers_of_rank(total: int, rank: int, world: int, together: int) -> list[int]:
+    """Every world-th group of so many videos from the rank's own on."""
+    firsts = range(rank * together, total, world * together)
+    return [number for first in firsts for number in range(first, min(first + together, total))]
 
 
 def _mean_over_views(
@@ -128,20 +140,29 @@ def predictions(
     engine: Engine | None = None,
     recipe: Recipe = AUTO,
     feed: loader.Loader | None = None,
+    together: int = 1,
 ) -> Predictions:
     """The predictions for the items of `source`, the same on every rank of `engine`.
 
-    Rank r takes every world-th video from the r-th on, so that each is counted once; `feed` loads those, where one
-    stays from epoch to epoch. Raises `VideoError` where no video could be read.
+    Rank r takes every world-th group of so many `together` from the r-th on, so that each is counted once; `feed` loads
+    those, where one stays from epoch to epoch. Raises `VideoError` where no video could be read.
     """
     net.eval()
     engine = engine or Engine(device)
-    mine = range(engine.rank, len(source), engine.world)
+    mine = _numbers_of_rank(len(source), engine.rank, engine.world, together)
+
+    def made() -> Generator[Row, None, None]:
+        part = feed or of_rank(source, engine, together)
+        for done, (index, scores, reason) in enumerate(probabilities(net, part, device, workers, recipe), 1):
+            progress(done, len(mine))
+            yield mine[index], scores, reason
+
     rows: list[Row] = []
-    for index, scores, reason in probabilities(net, feed or of_rank(source, engine), device, workers, recipe):
-        rows.append((mine[index], scores, reason))
-        progress(len(rows), len(mine))
-    rows = sorted(engine.all_gather(rows), key=lambda row: row[0])
+    most = len(_numbers_of_rank(len(source), 0, engine.world, together))
+    with closing(made()) as coming:
+        for _ in range(0, most, ROUND):
+            rows += engine.all_gather(list(islice(coming, ROUND)))
+    rows.sort(key=lambda row: row[0])
     bad = [
         Skipped(source.items[index].path, scanning.UNREADABLE, reason)
         for index, scores, reason in rows
@@ -237,30 +258,36 @@ def evaluate(
     decoder: str = "auto",
     device: str | torch.device | None = None,
     stages: Stages = no_stages,
+    engine: Engine | None = None,
 ) -> Evaluation:
     """Measures a model on labelled videos: on `test` where there is such a split, else on `val`, else on all.
 
     `model`: a network, or what `download.locate` finds. `control`: also with frames shuffled, and with one frame alone.
-    `classes`: `shared` leaves out videos of classes that the model does not know. `out`: a file for `as_rows`. Raises
-    `UsageError` for labels that the model does not know, and for all that cannot be, before a video is opened.
+    `classes`: `shared` leaves out videos of classes that the model does not know. `out`: a file for `as_rows`.
+    `engine`: of several ranks, each of which takes a part of the videos; all return the same. Raises `UsageError` for
+    labels that the model does not know, and for all that cannot be, before a video is opened.
     """
     views = parse_views(views) if isinstance(views, str) else views
     one_of(classes, CLASSES, "--classes")
     video.check_decoder(decoder)
     if out:
         tables.check(Path(out), inputs=[Path(videos)])
-    device = devices.resolve(device)
-    net, folder = open_network(model, device, videos, "eval")
+    engine = engine or Engine(devices.resolve(device))
+    net, folder = open_network(model, engine.device, videos, "eval")
     names, multi_label = class_names(net), net.spec.multi_label
     with stages("scanning") as progress:
         dataset = scanning.scan(Path(videos), (), progress)
     items = _measurable(dataset, net, names, classes)
+    engine.agree("the videos", items)
     source = loader.Clips(dataset.root, items, net.spec.clip, views=views, decoder=decoder)
+    workers = pool.default_workers(str(engine.device))
 
     def predicted(order: str) -> Predictions:
         shown = replace(source, views=replace(views, order=order))
         with stages("evaluating" if order == "true" else f"evaluating, {metrics.CONTROLS[order]}") as progress:
-            return predictions(net, shown, device, pool.default_workers(str(device)), progress)
+            return predictions(
+                net, shown, engine.device, workers, progress, engine, together=videos_at_a_time(shown.views)
+            )
 
     made = predicted("true")
     skipped = (*dataset.skipped, *made.bad)
@@ -271,7 +298,7 @@ def evaluate(
     if control:
         compared = {order: compare_to_control(made, predicted(order), names, multi_label) for order in metrics.CONTROLS}
         figures["control"] = compared
-    if out:
+    if out and engine.main:
         tables.write(Path(out), as_rows(made, names, dataset.skipped))
     left_out = len(_items(dataset)) - len(items)
     notes = [*model_notes(net, folder), *scanning.left_out(dataset)]

@@ -104,10 +104,10 @@ def test_a_video_that_cannot_be_read_is_an_answer_too(net, tmp_path):
 def test_names_on_standard_input(joint, tmp_path, monkeypatch):
     names = [b"a b.mp4", b"[red].mp4", b"bytes\xff.mp4"] + [b"line\nend.mp4"] * (joint == b"\0")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(joint.join(names) + joint)))
-    assert predict.find([Path("x.mp4"), Path("-")]) == [Path("x.mp4"), *(Path(os.fsdecode(n)) for n in names)]
+    assert list(predict.find([Path("x.mp4"), Path("-")])) == [Path("x.mp4"), *(Path(os.fsdecode(n)) for n in names)]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     with pytest.raises(VideoError, match="named no videos"):
-        predict.find([Path("-")])
+        list(predict.find([Path("-")]))
 
 
 def test_features_by_the_command_are_what_the_network_gives(net, long, tmp_path):

@@ -1,0 +1,153 @@
+"""Parts of a work: shards, which know nothing of one another, and ranks. Together they give what one process gives."""
+
+import csv
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+from forked import ranks
+from safetensors.numpy import load_file
+
+import nlzoo
+from nlzoo.apps import draw, journal
+from nlzoo.core import model_spec, shard, view_spec
+from nlzoo.core.errors import UsageError
+from nlzoo.networks import checkpoint, model
+
+BAD = "b/broken.mp4"
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    made = model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(2, None, 16)))
+    model.set_head(made, ("a", "b"))
+    torch.nn.init.normal_(made.fc.weight)
+    return made
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, net):
+    """A folder with a network and 27 videos of two classes, one of them no video: four groups, the last short."""
+    folder = tmp_path_factory.mktemp("shards")
+    draw.write_videos(folder / "drawn", draw.DEMO[:2], 13, 0, 4, (32, 40))
+    for name, drawn in zip("ab", sorted((folder / "drawn").iterdir())):
+        drawn.rename(folder / name)
+        (folder / "videos").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "videos" / name)
+    (folder / "videos" / BAD).write_bytes(b"no video")
+    checkpoint.save_model(folder / "net", net)
+    return folder
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_shards_one_after_another_are_the_file_of_one_process(net, here, tmp_path, monkeypatch, count):
+    monkeypatch.chdir(here)
+    whole = nlzoo.predict(net, "videos", out=tmp_path / "whole.jsonl", device="cpu")
+    parts, rows = [], []
+    for number in range(1, count + 1):
+        one = f"{number}/{count}"
+        rows += nlzoo.predict(net, "videos", out=tmp_path / "out.jsonl", device="cpu", shard=one)
+        parts.append(shard.parse(one).file(tmp_path / "out.jsonl").read_bytes())
+    assert rows == whole and len(rows) == 27 and b"".join(parts) == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir())[:-1] == (
+        ["out.jsonl"] if count == 1 else [f"out-{n:05}-of-{count:05}.jsonl" for n in range(1, count + 1)]
+    )
+
+
+def test_shards_have_the_same_columns_and_features_too(net, here, tmp_path, monkeypatch):
+    monkeypatch.chdir(here)
+    whole = nlzoo.predict(net, "videos", features=tmp_path / "whole.safetensors", device="cpu")
+    for number in (1, 2):
+        more = {"device": "cpu", "shard": f"{number}/2"}
+        for ending in (".csv", ".parquet"):
+            nlzoo.predict(net, "videos", out=tmp_path / f"out{ending}", **more)
+        nlzoo.predict(net, "videos", features=tmp_path / "out.safetensors", **more)
+    heads = [(tmp_path / f"out-0000{n}-of-00002.csv").read_text().splitlines()[0] for n in (1, 2)]
+    assert heads == ["path,answer,score,error,p:a,p:b"] * 2  # one has a video that could not be read, the other none
+    import pyarrow.parquet
+
+    tables = [pyarrow.parquet.read_table(tmp_path / f"out-0000{n}-of-00002.parquet") for n in (1, 2)]
+    assert tables[0].schema == tables[1].schema and sum(map(len, tables)) == 27
+    parts = [load_file(tmp_path / f"out-0000{n}-of-00002.safetensors")["features"] for n in (1, 2)]
+    assert np.array_equal(np.concatenate(parts), np.stack([row["features"] for row in whole if "features" in row]))
+
+
+def test_a_video_that_is_named_twice_is_in_one_shard(net, here, tmp_path, monkeypatch):
+    names = [str(p) for p in sorted((here / "videos" / "a").iterdir())]
+    names += names[:3] + [str(here / "videos" / BAD)] * 2
+    rows = [row for n in (1, 2) for row in nlzoo.predict(net, names, device="cpu", shard=f"{n}/2")]
+    assert sorted(row["path"] for row in rows) == sorted(names)
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "3", "a/b", "-1/4", "1/100000", "1/4/2", "", "١/٤"])
+def test_what_is_no_shard_is_refused(net, text):
+    with pytest.raises(UsageError, match="is no part of a whole"):
+        nlzoo.predict(net, "a.mp4", shard=text, device="cpu")
+
+
+# --- ranks
+
+
+@pytest.fixture
+def two(here, tmp_path, warm):
+    """`nlzoo WORDS` by two ranks in the folder `here`: exit codes."""
+    return ranks(command, 2, here, tmp_path / "err")
+
+
+def test_ranks_write_the_file_of_one_process(two, net, here, tmp_path, monkeypatch):
+    monkeypatch.chdir(here)
+    whole = nlzoo.predict(net, "videos", out=tmp_path / "whole.jsonl", device="cpu")
+    words = ["predict", "net", "videos", "--device", "cpu", "--out", tmp_path / "out.jsonl"]
+    assert two(*words, "--json") == [1, 0]  # rank 0 tells that one could not be read
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert json.loads((tmp_path / "err.0").read_text()) == whole and (tmp_path / "err.1").read_text() == ""
+    assert not list(tmp_path.glob("*.partial*"))
+    assert two("predict", "net", "videos", "--device", "cpu") == [2, 2]
+    assert "several processes need a file" in (tmp_path / "err").read_text()
+
+
+def test_another_number_of_ranks_goes_on_behind_those_that_were_stopped(net, here, tmp_path, monkeypatch):
+    """Rank 1 was killed after a group; its rows are used by one process, and the rest is made."""
+    monkeypatch.chdir(here)
+    whole = nlzoo.predict(net, "videos", out=tmp_path / "whole.jsonl", device="cpu")
+    partial, out = tmp_path / "out.jsonl.partial-1", tmp_path / "out.jsonl"
+    kept = journal.Journal(row["path"] for row in whole)
+    kept.keep(shard.Shard(), 8)
+    settings = {"views": repr(view_spec.ViewSpec()), "windows": "None", "decoder": "auto", "features": False}
+    kept.open(out, journal.identity(net, **settings), rank=1)
+    for row in whole[16:23]:
+        kept.add(row)
+    kept.close()
+    with open(partial, "ab") as torn:
+        torn.write(b'{"row": {"path": "vid')
+    notes = []
+    assert nlzoo.predict(net, "videos", out=out, device="cpu", on_note=notes.append) == whole
+    assert notes == ["7 of these videos have been answered before"]
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not partial.exists()
+
+
+def test_names_on_standard_input_are_read_by_one_rank(two, net, here, tmp_path, monkeypatch):
+    names = [str(p) for p in sorted((here / "videos" / "a").iterdir())]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(names).encode())))
+    words = ["predict", "net", "-", "--device", "cpu", "--features", tmp_path / "f.parquet"]
+    assert two(*words) == [0, 0], (tmp_path / "err").read_text()
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(tmp_path / "f.parquet")["path"].to_pylist() == names
+
+
+def test_ranks_measure_what_one_process_measures(two, net, here, tmp_path, monkeypatch):
+    monkeypatch.chdir(here)
+    alone = nlzoo.evaluate(net, "videos", device="cpu", out=tmp_path / "whole.csv", control=True)
+    words = ["eval", "net", "videos", "--device", "cpu", "--out", tmp_path / "out.csv", "--control", "--json"]
+    assert two(*words) == [0, 0], (tmp_path / "err").read_text()
+    figures = json.loads((tmp_path / "err.0").read_text())
+    assert figures == json.loads(json.dumps(alone.figures)) and figures["videos"] == 26 and figures["skipped"] == 1
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert len(list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))) == 27
+    assert (tmp_path / "err").read_text().count("skipped") == 1
