@@ -14,7 +14,8 @@ DOORS = {
     "huggingface_hub": {"apps.hub", "apps.hub_card", "apps.leaks", "networks.download", "networks.hub_client"},
     "rich": {"cli.console"},
     "typer": {
-        f"cli.{name}" for name in ("app", "answers", "hub", "machine", "networks", "options", "training", "videos")
+        f"cli.{name}"
+        for name in ("app", "answers", "hub", "machine", "networks", "options", "processes", "training", "videos")
     },
     "torchvision": {"networks.vision"},
     "sklearn": {"apps.check", "training.metrics", "training.probe", "videos.splits"},
