@@ -11,6 +11,7 @@ DOORS = {
     "timm": {"networks.inflate", "networks.model"},
     "av": {"videos.video", "videos.encode"},
     "decord": {"videos.video"},
+    "PIL": {"videos.frame_folder"},
     "huggingface_hub": {"apps.hub", "apps.hub_card", "apps.leaks", "networks.download", "networks.hub_client"},
     "rich": {"cli.console"},
     "typer": {

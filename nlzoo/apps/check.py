@@ -54,6 +54,7 @@ _TITLES = {  # code of a finding: as it is printed
     "still": "still",
     "repeats": "repeats",
     "variable_rate": "variable rate",
+    "gaps": "gaps",
     "shape_shortcut": "shape shortcut",
     "duration_shortcut": "duration shortcut",
     "few": "few",
@@ -263,6 +264,7 @@ def _findings(pairs: list[Pair], digests: Mapping[str, str], multi_label: bool) 
         yield from _conflicts(contents)
     yield from _repeats(files)
     yield from _variable(files)
+    yield from _gaps(files)
     if not multi_label:
         yield from _shortcuts(pairs)
     yield from _sizes(Counter(label for item, _ in pairs for label in item.labels))
@@ -346,6 +348,18 @@ def _variable(files: Iterable[tuple[str, Record]]) -> Iterator[Finding]:
             f"{counted(len(varying), 'file has', 'files have')} a variable frame rate, "
             f"for example {printable(varying[0])}",
             "nothing to do: frames are counted, and read right",
+        )
+
+
+def _gaps(files: Iterable[tuple[str, Record]]) -> Iterator[Finding]:
+    gaps = [(record.missing, path) for path, record in files if record.missing]
+    if gaps:
+        most, path = max(gaps)
+        yield Finding(
+            "gaps",
+            f"{counted(len(gaps), 'folder leaves', 'folders leave')} out numbers of frames, for example "
+            f"{printable(path)} {most:,} of them",
+            "nothing to do where it is meant so: the frames that are there are used; otherwise extract them again",
         )
 
 

@@ -29,6 +29,7 @@ from ..core.errors import UsageError
 from ..core.shard import Shard
 from ..core.text import as_json, printable
 from ..networks.network import Network
+from ..videos import video
 
 SUFFIX = ".partial"
 IN_MEMORY = 2**24  # bytes of rows that go to no file; more of them go to a temporary one
@@ -319,11 +320,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _state(path: str) -> list[int] | None:
-    try:
-        info = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return None
-    return [info.st_size, info.st_mtime_ns]
+    state = video.state(path)
+    return list(state) if state else None
 
 
 def _packed(row: dict) -> dict:

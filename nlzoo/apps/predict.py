@@ -11,7 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +29,7 @@ from ..core.view_spec import ClipSpec, ViewSpec, parse_views
 from ..networks.network import Network
 from ..training import devices, evaluate, metrics
 from ..training.engine import Engine
-from ..videos import listing, loader, pool, records, tree, video
+from ..videos import frame_folder, listing, loader, pool, records, tree, video
 from . import journal
 
 FEATURES = (".safetensors", ".parquet")
@@ -246,7 +246,8 @@ def _write(net: Network, rows: journal.Journal, options: Options) -> None:
 
 
 def find(paths: Sequence[Path]) -> Iterator[Path]:
-    """Video files: files as they are given, the videos in folders, and for `-` the names on standard input.
+    """Videos: files and folders of frames as they are given, those below other folders, and for `-` the names on
+    standard input.
 
     Names on standard input stand one on a line, or between NUL bytes (`find … -print0`). Raises `VideoError`.
     """
@@ -255,7 +256,7 @@ def find(paths: Sequence[Path]) -> Iterator[Path]:
         empty = False
         if str(path) == "-":
             yield from _names_on_stdin()
-        elif path.is_dir():
+        elif path.is_dir() and not frame_folder.is_frame_folder(path):
             inside = tree.walk(path).videos
             if not inside:
                 raise VideoError(f"{printable(path)} has no videos", "give video files, or a folder of them")
@@ -403,7 +404,10 @@ def windows(
     (record,) = records.examine([path], workers=1)
     if record.problem:
         return {"path": str(path), "error": printable(record.problem)}
-    spans = spacing.spans(record.seconds, net.spec.clip, record.fps)
+    clip = net.spec.clip
+    if record.container == video.FOLDER:  # of no known rate: its frames are stepped as they are
+        clip = replace(clip, fps=None)
+    spans = spacing.spans(record.seconds, clip, record.fps)
     items = tuple(listing.Item(str(path), (), start=start, end=end) for start, end in spans)
     source = loader.Clips(Path(), items, net.spec.clip, decoder=decoder)
     made = {}

@@ -11,10 +11,11 @@ import os
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..core import files, lock
@@ -45,6 +46,7 @@ class Line:
     frames: int
     short_side: int  # `--size`
     format: int = FORMAT
+    fps: float = 0.0  # that a folder of frames was said to have
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class _Task:
     name: str  # as in the manifest
     output: str
     line: Line | None  # of an earlier run
+    fps: float = 0.0  # of a folder of frames, where it is known
 
 
 class _Made(NamedTuple):
@@ -81,12 +84,13 @@ def prepare(
     workers: int = 1,
     scanned: bool = True,
     progress: Progress = no_progress,
+    fps: Mapping[str, float] = MappingProxyType({}),
 ) -> Prepared:
     """Writes each file of `paths` (relative to `root`, or absolute) to `out`, as `encode.transcode` does with `size`.
 
     `outputs` says under which name. A file that cannot be read to its end is skipped with the reason. `scanned`:
     whether `root` is itself the folder of videos, and not one in which a list names some; then `out` may not lie in
-    it. `progress(done, total)` is called for each file.
+    it. `progress(done, total)` is called for each file. `fps`: of folders of frames, by path, where it is known.
 
     Raises `UsageError` for a `size` that is odd, out of bounds or not that of an earlier run, and for an `out` inside
     `root`, with sources in it, with files that are not ours or in use by another run; `DiskError` when `out` cannot be
@@ -97,10 +101,18 @@ def prepare(
     _check_size(size)
     _check_folders(paths, root, out, scanned)
     with lock.hold(out):
-        return _prepare(outputs(paths, root), root, out, size, workers, progress)
+        return _prepare(outputs(paths, root), root, out, size, workers, progress, fps)
 
 
-def _prepare(names: dict[str, str], root: Path, out: Path, size: int, workers: int, progress: Progress) -> Prepared:
+def _prepare(
+    names: dict[str, str],
+    root: Path,
+    out: Path,
+    size: int,
+    workers: int,
+    progress: Progress,
+    fps: Mapping[str, float],
+) -> Prepared:
     try:
         lines = _open_folder(out)
         _make_folders(out, names.values())
@@ -109,7 +121,8 @@ def _prepare(names: dict[str, str], root: Path, out: Path, size: int, workers: i
     tasks = {}
     for path, output in names.items():
         name = _name(path, root)
-        tasks[output] = _Task(_absolute(path, root), name, output, lines.get(name))
+        line = lines.get(name)
+        tasks[output] = _Task(_absolute(path, root), name, output, line, fps.get(path, 0.0))
     _check_earlier_size(tasks.values(), out, size)
     _remove_renamed(out, tasks)
     results: dict[str, _Made | pool.Failure] = {}
@@ -172,9 +185,10 @@ def prepare_source(videos: Path, out: Path, size: int = 256, progress: Progress 
     if source is None or source.levels:
         return prepare(below, videos, out, size, pool.cores(), progress=progress), out
     paths = [item.path for item in source.items]
-    prepared = prepare(paths, source.root, out, size, pool.cores(), scanned=False, progress=progress)
+    fps = {item.path: item.fps for item in source.items if item.fps}
+    prepared = prepare(paths, source.root, out, size, pool.cores(), scanned=False, progress=progress, fps=fps)
     items = [item for item in source.items if item.path in prepared.mapping]
-    items = [replace(item, path=prepared.mapping[item.path], frames=0, seconds=0.0) for item in items]
+    items = [replace(item, path=prepared.mapping[item.path], frames=0, seconds=0.0, fps=0.0) for item in items]
     listing.write(replace(source, root=out, items=tuple(items)), out / LIST)
     return prepared, out / LIST
 
@@ -319,7 +333,7 @@ def _work(task: _Task, out: Path, size: int) -> _Made:
 
 def _make(task: _Task, out: Path, size: int) -> _Made:
     target, state = out / task.output, _state(task.source)
-    line = task.line if task.line and _output_fits(task.line, task.output, target, size) else None
+    line = task.line if task.line and _output_fits(task.line, task, target, size) else None
     if line and (line.size, line.mtime_ns) == state:
         return _Made(True, line.size, target.stat().st_size)
     video.probe(task.source)  # refuses what is no file, such as a pipe, before anybody opens it
@@ -328,18 +342,18 @@ def _make(task: _Task, out: Path, size: int) -> _Made:
         written, frames = line.output_sha256, line.frames
     else:
         line = None
-        frames = int(encode.transcode(task.source, target, size)["frames"])
+        frames = int(encode.transcode(task.source, target, size, task.fps)["frames"])
         written = files.sha256(target)
     if _state(task.source) != state:
         target.unlink()
         raise VideoError("changed while it was read", "run it again", task.source)
-    new = Line(task.name, *state, digest, task.output, written, frames, size)
+    new = Line(task.name, *state, digest, task.output, written, frames, size, fps=task.fps)
     files.append_text(out / MANIFEST, json.dumps(asdict(new)) + "\n")
     return _Made(line is not None, state[0], target.stat().st_size)
 
 
-def _output_fits(line: Line, output: str, target: Path, size: int) -> bool:
-    if (line.output, line.short_side, line.format) != (output, size, FORMAT):
+def _output_fits(line: Line, task: _Task, target: Path, size: int) -> bool:
+    if (line.output, line.short_side, line.format, line.fps) != (task.output, size, FORMAT, task.fps):
         return False
     try:
         return files.sha256(target) == line.output_sha256
@@ -348,26 +362,23 @@ def _output_fits(line: Line, output: str, target: Path, size: int) -> bool:
 
 
 def _state(source: str) -> tuple[int, int]:
-    try:
-        info = os.stat(source)
-    except (OSError, ValueError):
+    state = video.state(source)
+    if state is None:
         video.probe(source)  # says what is wrong
-        raise
-    return info.st_size, info.st_mtime_ns
+        raise FileNotFoundError(source)  # it came back meanwhile
+    return state
 
 
 def _source_sha256(source: str) -> str:
     try:
-        return files.sha256(source)
+        return video.sha256(source)
     except OSError as error:
         raise VideoError(f"cannot be read: {error.strerror}", "check the file and its permissions", source) from None
 
 
 def _deadline(task: _Task) -> float:
-    try:
-        return 600 + os.path.getsize(task.source) / SLOWEST
-    except (OSError, ValueError):
-        return 600.0
+    state = video.state(task.source)
+    return 600 + (state[0] if state else 0) / SLOWEST
 
 
 def _not_written(out: Path, error: OSError) -> DiskError:

@@ -9,7 +9,7 @@ from typing import Any
 from ..core import files
 from ..core.errors import NlzooError
 from ..networks import zoo
-from ..videos import listing, records
+from ..videos import listing, records, video
 from ..videos.listing import Item
 
 
@@ -40,7 +40,7 @@ def trained_on(lists: Sequence[listing.Listing], root: Path, items: Sequence[Ite
     """For each of `items`, whether a training item of `lists` overlaps it, in the same file or a copy of it."""
     train = [(found.root, item) for found in lists for item in found.items if item.split == listing.TRAIN]
     paths = {os.path.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
-    sizes = {path: os.path.getsize(path) for path in paths if os.path.exists(path)}
+    sizes = {path: state[0] for path in paths if (state := video.state(path))}
     same = Counter(sizes.values())
     digests = records.digests([path for path, size in sizes.items() if same[size] > 1])
 

@@ -44,16 +44,18 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: int = 24) -> N
         _encode(part, frames, size, Fraction(fps), {"crf": "18", "x264-params": "open-gop=0"})
 
 
-def transcode(source: str | os.PathLike, target: str | os.PathLike, size: int = 256) -> dict[str, float]:
+def transcode(
+    source: str | os.PathLike, target: str | os.PathLike, size: int = 256, fps: float = 0.0
+) -> dict[str, float]:
     """Write `source` as an mp4 that clips are cheap to read from: `{frames, fps, width, height}` of it.
 
     H.264 4:2:0, short side `size` pixels (never enlarged; sides rounded down to even ones), upright, closed GOPs of at
     most 12 frames, no sound, no metadata. The rate is constant, the source's mean one, so there are as many frames as
     before; those of a variable rate are repeated or left out, and each second shows what it showed before, at most half
-    a frame sooner or later. One frame at a time is in memory. Raises `VideoError` where a frame cannot be read (nothing
-    is written then), `DiskError` where the file cannot be written.
+    a frame sooner or later. One frame at a time is in memory. `fps`: of a folder of frames, where it is known. Raises
+    `VideoError` where a frame cannot be read (nothing is written then), `DiskError` where the file cannot be written.
     """
-    info = video.probe(source)
+    info = video.at_rate(video.probe(source), fps)
     height, width = _even_size(info.height, info.width, size)
     rate = _rate(info)
     frames = _at_constant_rate(info, rate, (height, width))

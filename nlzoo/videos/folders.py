@@ -27,7 +27,8 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
     """The videos below `root`. Raises `VideoError`, and `UsageError` for one of `classes` that is not there."""
     tree = _tree(root)
     layout = _layout(root, tree.videos)
-    labelled, outside = _labelled(tree.videos, layout)
+    labelled, outside = _labelled(tree, layout)
+    bare = [entry for entry in outside if entry.code == items.PICTURES]
     labels = {item.labels[0] for item in labelled}
     found = _lists_in(root)
     if found and len(labels) < 2:
@@ -39,14 +40,15 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
     if not layout and not classes:
         _refuse_splits_as_classes(root, labelled)
     items.refuse_clashes(root, labels)
-    lost = _lost(tree, layout, labels)
-    there = labels | {entry.path for entry in lost}
+    lost = _lost(tree, layout, labels, bare)
+    names_lost = {entry.path for entry in lost}
+    there = labels | names_lost
     chosen = items.choose(root, classes, there) or there
     kind, levels = _kind(layout)
     return Listing(
         root,
         tuple(item for item in labelled if item.labels[0] in chosen),
-        tuple(sorted(tree.closed + outside)),
+        tuple(sorted(tree.closed + [entry for entry in outside if _label(entry.path) not in names_lost])),
         tree.others.total(),
         kind=kind,
         levels=levels,
@@ -87,18 +89,26 @@ def _layout(root: Path, videos: list[str]) -> dict[str, str]:
     return known if TRAIN in splits and len(splits) > 1 and not others else {}
 
 
-def _labelled(videos: list[str], layout: dict[str, str]) -> tuple[list[Item], list[Skipped]]:
-    """`(items, videos outside of class folders)`."""
+def _labelled(tree: Tree, layout: dict[str, str]) -> tuple[list[Item], list[Skipped]]:
+    """`(items, videos outside of class folders)`; of pictures directly in a class folder the code is `PICTURES`."""
     labelled, outside = [], []
-    for path in videos:
+    for path in tree.videos:
         first, _, rest = path.partition("/")
         split = layout.get(first, "")
         label, inside, _ = (rest if split else path).partition("/")
         if inside:
             labelled.append(Item(path, (label,), split=split))
+        elif path in tree.frames:
+            outside.append(
+                Skipped(path, items.PICTURES, "has pictures directly in it, and not in a folder for each clip")
+            )
         else:
             outside.append(Skipped(path, items.OUTSIDE, "lies outside any class folder"))
     return labelled, outside
+
+
+def _label(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _lists_in(root: Path) -> list[tuple[Path, str]]:
@@ -121,12 +131,12 @@ def _lists_in(root: Path) -> list[tuple[Path, str]]:
 # --- what contributes nothing
 
 
-def _lost(tree: Tree, layout: dict[str, str], labels: set[str]) -> list[Skipped]:
-    """Class folders without a video of their own."""
+def _lost(tree: Tree, layout: dict[str, str], labels: set[str], bare: list[Skipped]) -> list[Skipped]:
+    """Class folders without a video of their own; `bare` are those with pictures directly in them."""
     levels = 2 if layout else 1
     endings = tree.endings(levels)
     folders: dict[str, list[str]] = defaultdict(list)  # label → its folders
-    unreadable = {entry.path: entry for entry in (*tree.links, *tree.closed)}
+    unreadable = {entry.path: entry for entry in (*bare, *tree.links, *tree.closed)}
     for path in {*tree.folders, *unreadable}:
         parts = path.split("/")
         if path and len(parts) == levels and (not layout or parts[0] in layout):
@@ -145,7 +155,7 @@ def _no_videos(endings: Counter[str]) -> tuple[str, str]:
     if not endings:
         return items.EMPTY, "is an empty folder"
     if pictures:
-        return items.PICTURES, f"has no videos, but {counted(pictures, 'picture')}"
+        return items.PICTURES, f"has no videos and no numbered frames, but {counted(pictures, 'other picture')}"
     if VIDEO_EXTENSIONS & endings.keys():
         return items.NO_VIDEOS, "has only hidden files, or links to videos of other folders"
     names = ", ".join(
@@ -156,6 +166,12 @@ def _no_videos(endings: Counter[str]) -> tuple[str, str]:
 
 def _nothing_in(root: Path, tree: Tree) -> VideoError:
     where, endings = printable(root), tree.endings()[""]
+    if tree.videos and tree.frames.issuperset(tree.videos):
+        first = printable(tree.videos[0])
+        return VideoError(
+            f"the folders of frames in {where} have no class: they lie directly in it ({first})",
+            f"move each into the folder of its class (CLASS/{first}), or give a list of path,label",
+        )
     if tree.videos:
         first = printable(tree.videos[0])
         return VideoError(

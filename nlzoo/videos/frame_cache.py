@@ -94,12 +94,11 @@ def check_room(videos: Iterable[tuple[str | os.PathLike, int, int, int]], short_
 
 def _cached_file(path: str | os.PathLike, short_side: int | None, cache: Path) -> Path:
     path = os.path.abspath(os.fspath(path))
-    try:
-        info = os.stat(path)
-    except (OSError, ValueError):
+    state = video.state(path, trust=True)
+    if state is None:
         video.probe(path)  # says what is wrong
-        raise
-    key = "\0".join([path, str(info.st_size), str(info.st_mtime_ns), str(short_side), str(FORMAT)])
+        raise FileNotFoundError(path)  # it came back meanwhile
+    key = "\0".join([path, *map(str, state), str(short_side), str(FORMAT)])
     return cache / f"{hashlib.sha256(os.fsencode(key)).hexdigest()}.npy"
 
 

@@ -42,10 +42,7 @@ EMPTY, PICTURES, NO_VIDEOS, NOTES, LINK = (
 CLASS_FOLDERS, SPLIT_FOLDERS, HEADER, PLAIN, SPACED = "class_folders", "split_folders", "header", "plain", "spaced"
 KINETICS, CHARADES, OWN = "kinetics", "charades", "own"
 EXPECTED = "give a folder with one sub-folder of videos per class, or a list of path,label"
-FRAMES = (
-    "videos are expected, not folders of pictures: "
-    "ffmpeg -framerate 25 -i FRAMES/%05d.jpg -pix_fmt yuv420p CLASS/NAME.mp4"
-)
+FRAMES = "the frames of a video lie in a folder of their own, numbered: CLASS/NAME/img_00001.jpg (jpg, png, webp, bmp)"
 _KINDS = {
     CLASS_FOLDERS: "one folder per class",
     SPLIT_FOLDERS: "folders",
@@ -60,7 +57,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Item:
-    """One video that is used, or a part of one."""
+    """One video that is used, a file or a folder of frames, or a part of one."""
 
     path: str  # relative to the listing's root, "/" between parts; or absolute
     labels: tuple[str, ...]  # one; for multi-label tasks any number, also none
@@ -70,6 +67,7 @@ class Item:
     end: float | None = None
     frames: int = 0  # of the part that is used; filled in by the scan
     seconds: float = 0.0
+    fps: float = 0.0  # numbers a second of a folder of frames; 0 where nobody says: frames count as they are then
 
 
 @dataclass(frozen=True)

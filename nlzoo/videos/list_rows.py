@@ -7,16 +7,19 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from ..core.errors import VideoError
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.text import counted, printable, quoted
+from .frame_folder import RATE
 from .items import CHARADES, EXPECTED, FRAMES, HEADER, KINETICS, OWN, PLAIN, SPACED, SPLITS, Item, ends_like_video
 
 COLUMNS = ("path", "label", "group", "split", "start", "end", "frames", "seconds")  # of the lists that nlzoo writes
+RATED = (*COLUMNS, "fps")  # the same, where the rate of a folder of frames was given
+MAX_FPS = 1000
 MAX_BYTES = 512 * 2**20  # of a list
 MAX_LABEL = 1000  # characters, as in spec.ModelSpec
 _HEAD = 2**20  # characters by which a format is recognised
@@ -42,6 +45,7 @@ _ALIASES = {  # column: what people call it; the first that is there counts
     "end": ["end", "end_time", "time_end"],
     "frames": ["frames"],
     "seconds": ["seconds"],
+    "fps": ["fps", "frame_rate", "framerate"],
     "youtube": ["youtube_id", "video_id"],
     "id": ["id"],
     "actions": ["actions"],
@@ -162,7 +166,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _without_header(file: Path, text: str, head: str) -> tuple[str, list[Row]]:
-    fits = {delimiter: _fits(head, delimiter) for delimiter in ",\t "}
+    fits = {delimiter: _fits(head, delimiter) for delimiter in ",\t ;"}
     delimiter = max(fits, key=lambda d: fits[d])
     if not fits[delimiter]:
         line, first = next(_lines(text))
@@ -188,6 +192,8 @@ def _plain_rows(file: Path, text: str, delimiter: str) -> list[Row]:
     """Rows of path and label."""
     records = _records(file, text, delimiter, 2)
     rows = [_general_row(file, line, {"path": path, "label": label}) for line, (path, label) in records]
+    if delimiter == ";":  # as of Something-Something and Jester, whose ids name files or folders somewhere below
+        rows = [replace(row, stems=() if _is_path(row.item.path) else (row.item.path.strip(),)) for row in rows]
     first = rows[0]
     if not ends_like_video(first.item.path) and any(ends_like_video(row.item.path) for row in rows):
         raise bad_row(
@@ -197,6 +203,10 @@ def _plain_rows(file: Path, text: str, delimiter: str) -> list[Row]:
             "call the columns path and label",
         )
     return rows
+
+
+def _is_path(text: str) -> bool:
+    return ends_like_video(text) or "/" in text
 
 
 def _spaced(line: str) -> list[str]:
@@ -211,14 +221,33 @@ def _spaced(line: str) -> list[str]:
 
 
 def _spaced_rows(file: Path, text: str) -> Iterator[Row]:
-    """Rows of SlowFast's and mmaction2's lists: path and whole numbers, several for several labels."""
+    """Rows of SlowFast's and mmaction2's lists: path and whole numbers, several for several labels.
+
+    Of folders of frames mmaction2 has their number before the label, or from where on and how many.
+    """
+    rows = []
     for line, row in _lines(text):
         cells = _spaced(row)
         if not cells:
             what = f"{quoted([row])} does not end in the number of a class"
             raise bad_row(file, line, what, "each line is a path, a space and a number")
-        labels = cells[1].split()
-        yield Row(Item(cells[0], tuple(sorted(set(labels)))), file, line, len(labels) > 1)
+        rows.append((line, cells[0], cells[1].split()))
+    widths = {len(numbers) for _, path, numbers in rows if not ends_like_video(path)}
+    before = 0 if 1 in widths else 2 if widths == {3} else 1  # numbers that are no labels
+    for line, path, numbers in rows:
+        start, end, labels = None, None, numbers
+        if before and not ends_like_video(path):
+            start, end = _frames(file, line, numbers[:before])
+            labels = numbers[before:]
+        yield Row(Item(path, tuple(sorted(set(labels))), start=start, end=end), file, line, len(labels) > 1)
+
+
+def _frames(file: Path, line: int, numbers: list[str]) -> tuple[float | None, float]:
+    """`[start,] total` of a folder of frames in seconds, at the rate that folders without one have."""
+    start, total = (0, *map(int, numbers))[-2:]
+    if not total:
+        raise bad_row(file, line, "a folder of 0 frames", "the numbers are: frames, class; or: start, frames, class")
+    return start / RATE if start else None, (start + total) / RATE
 
 
 # --- lists with a header
@@ -269,13 +298,14 @@ def _kind_of(header: list[str], columns: dict[str, int]) -> str:
         return CHARADES
     if "path" not in columns and {"youtube", "start", "end"} <= columns.keys():
         return KINETICS
-    return OWN if tuple(header) == COLUMNS else HEADER
+    return OWN if tuple(header) in (COLUMNS, RATED) else HEADER
 
 
 def _general_row(file: Path, line: int, cells: dict[str, str]) -> Row:
     labels = tuple(sorted({part.strip() for part in cells["label"].split(";")} - {""}))
     start, end = _part(file, line, cells.get("start", ""), cells.get("end", ""))
-    item = Item(_path(file, line, cells), labels, cells.get("group", "").strip(), _split(file, line, cells), start, end)
+    path, group, split = _path(file, line, cells), cells.get("group", "").strip(), _split(file, line, cells)
+    item = Item(path, labels, group, split, start, end, fps=_rate(file, line, cells))
     return Row(item, file, line, ";" in cells["label"] or not labels)
 
 
@@ -291,6 +321,7 @@ def _own_row(file: Path, line: int, cells: dict[str, str]) -> Row:
         *_part(file, line, cells["start"], cells["end"]),
         frames=int(_number(file, line, "frames", cells["frames"] or "0")),
         seconds=_number(file, line, "seconds", cells["seconds"] or "0"),
+        fps=_rate(file, line, cells),
     )
     return Row(item, file, line, [cells["label"]] != parts)
 
@@ -355,6 +386,14 @@ def _part(file: Path, line: int, start: str, end: str) -> tuple[float | None, fl
     if last is not None and last <= (first or 0.0):
         raise bad_row(file, line, f"end {last} is not after start {first or 0.0}")
     return first, last
+
+
+def _rate(file: Path, line: int, cells: dict[str, str]) -> float:
+    """Of a folder of frames; a file knows its own. 0 where the cell is empty."""
+    fps = _number(file, line, "fps", cells.get("fps", "").strip() or "0")
+    if fps > MAX_FPS:
+        raise bad_row(file, line, f"fps {fps:g} is over {MAX_FPS}")
+    return fps
 
 
 def _number(file: Path, line: int, what: str, cell: str) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..core import files
 from .items import Item, Listing
-from .list_rows import COLUMNS
+from .list_rows import COLUMNS, RATED
 
 
 def write(used: Listing | Iterable[Item], file: Path) -> None:
@@ -24,8 +24,10 @@ def write(used: Listing | Iterable[Item], file: Path) -> None:
         several, used = used.multi_label, used.items
     with files.replacing(file) as part, open(part, "w", encoding="utf-8", errors="surrogateescape", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(COLUMNS)
-        writer.writerows(_cells(item, base, several) for item in used)
+        used = list(used)
+        rated = any(item.fps for item in used)
+        writer.writerow(RATED if rated else COLUMNS)
+        writer.writerows(_cells(item, base, several) + ([item.fps or ""] if rated else []) for item in used)
 
 
 def _cells(item: Item, base: str, several: bool) -> list[object]:

@@ -4,14 +4,15 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from ..core.errors import VideoError
 from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
-from . import items, list_rows, tree
+from . import frame_folder, items, list_rows, tree
 from .items import Item, Kind, Listing
 from .list_rows import Row
 
@@ -89,8 +90,9 @@ def _located(rows: list[Row], root: Path) -> tuple[list[Item], list[Skipped]]:
     used: list[Item] = []
     skipped: list[Skipped] = []
     seen: dict[tuple, tuple[Row, Item]] = {}
+    is_frames = lru_cache(maxsize=None)(frame_folder.is_frame_folder)  # one folder may have thousands of rows
     for row in rows:
-        found = _find_stem(row, by_stem) if row.stems else _find_path(row.item, base, here)
+        found = _find_stem(row, by_stem) if row.stems else _find_path(row.item, base, here, is_frames)
         if isinstance(found, Item):
             found = _repeated(row, found, seen) or found
         if isinstance(found, Item):
@@ -100,7 +102,7 @@ def _located(rows: list[Row], root: Path) -> tuple[list[Item], list[Skipped]]:
     return used, skipped
 
 
-def _find_path(item: Item, base: str, here: str) -> Item | Skipped:
+def _find_path(item: Item, base: str, here: str, is_frames: Callable[[str], bool]) -> Item | Skipped:
     stripped = item.path.strip()
     names = dict.fromkeys([item.path, stripped, item.path.replace("\\", "/"), stripped.replace("\\", "/")])
     for name in names:
@@ -111,7 +113,7 @@ def _find_path(item: Item, base: str, here: str) -> Item | Skipped:
             except OSError:
                 continue
             path = _relative(full, base)
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(mode) and not is_frames(full):
                 return Skipped(path, items.IS_FOLDER, "is a folder, not a video")
             return replace(item, path=path)
     return _not_found(item)
@@ -153,8 +155,10 @@ def _paths_by_stem(rows: list[Row], base: str, here: str) -> dict[str, str]:
 def _search(folder: str, base: str, stems: set[str]) -> dict[str, str]:
     """The nearest to `folder` where there are several of one name."""
     paths: dict[str, str] = {}
-    for path in sorted(tree.walk(Path(folder)).videos, key=lambda path: (path.count("/"), path)):
-        stem = os.path.splitext(path.rpartition("/")[2])[0]
+    below = tree.walk(Path(folder))
+    for path in sorted(below.videos, key=lambda path: (path.count("/"), path)):
+        name = path.rpartition("/")[2]
+        stem = name if path in below.frames else os.path.splitext(name)[0]
         if stem in stems and stem not in paths:
             paths[stem] = _relative(os.path.join(folder, path), base)
     return paths

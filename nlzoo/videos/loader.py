@@ -66,10 +66,15 @@ class Clips:
     def read(self, epoch: int, index: int) -> torch.Tensor:
         """uint8 (V, T, H, W, 3). Raises `VideoError`."""
         item = self.items[index]
-        info = records.probe(self.root / item.path)
+        info = video.at_rate(records.probe(self.root / item.path), item.fps)
         first, total = video.span(info, item.start, item.end)
         rng = np.random.default_rng([self.seed, max(epoch, 0), index])
-        views = self._test_views(info, total, rng) if epoch < 0 else self._training_views(info, total, rng)
+        fps = info.fps if item.fps or info.series is None else None  # else frames of a folder are stepped as they are
+        aspect = info.width / info.height
+        if epoch < 0:
+            views = self._test_views(total, aspect, fps, rng)
+        else:
+            views = self._training_views(total, aspect, fps, rng)
         frames = self._frames(info, [first + number for view in views for number in view.indices])
         per_view = frames.reshape(len(views), self.clip.frames, *frames.shape[1:])
         height, width = self.shape(epoch)[2:4]
@@ -80,14 +85,15 @@ class Clips:
             cuts = [augment.apply(c, self.augment, rng) for c in cuts]
         return torch.stack(cuts)
 
-    def _test_views(self, info: video.Probe, total: int, rng: np.random.Generator) -> list[clips.View]:
-        views = clips.views(total, self.clip, self.views, info.width / info.height, info.fps)
+    def _test_views(self, total: int, aspect: float, fps: float | None, rng: np.random.Generator) -> list[clips.View]:
+        views = clips.views(total, self.clip, self.views, aspect, fps)
         return [clips.in_order(view, self.views.order, rng) for view in views]
 
-    def _training_views(self, info: video.Probe, total: int, rng: np.random.Generator) -> list[clips.View]:
-        aspect = info.width / info.height
+    def _training_views(
+        self, total: int, aspect: float, fps: float | None, rng: np.random.Generator
+    ) -> list[clips.View]:
         count = self.augment.repeats
-        return [clips.training_view(total, self.clip, self.augment, rng, aspect, info.fps) for _ in range(count)]
+        return [clips.training_view(total, self.clip, self.augment, rng, aspect, fps) for _ in range(count)]
 
     def _frames(self, info: video.Probe, numbers: list[int]) -> np.ndarray:
         side = clips.decode_side(self.clip)

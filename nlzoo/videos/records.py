@@ -1,17 +1,16 @@
 """What is in each video, found out once and remembered on disk, so that a second look at 100,000 files takes seconds.
 
-A file is known by its absolute path, size and time of change, and by what read it, as another version may read it
-differently. Files are looked at in worker processes: one that crashes, hangs or eats the memory of its worker is a
-record with that problem. All is kept in one SQLite file, with a rollback journal and not WAL, which network disks do
-not support. Nothing depends on it: a damaged file is made anew, and where it cannot be used the work continues
-without it.
+"File" is a folder of frames, too, with the sizes and times of all its pictures (`frame_folder.state`). A file is known
+by its absolute path, size and time of change, and by what read it, as another version may read it differently. Files
+are looked at in worker processes: one that crashes, hangs or eats the memory of its worker is a record with that
+problem. All is kept in one SQLite file, with a rollback journal and not WAL, which network disks do not support.
+Nothing depends on it: a damaged file is made anew, and where it cannot be used the work continues without it.
 """
 
 import contextlib
 import json
 import os
 import sqlite3
-import stat
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -29,9 +28,10 @@ from ..core.errors import VideoError
 from ..core.progress import Log, Progress, no_log, no_progress
 from ..core.text import printable
 from . import pool, video
+from .frame_folder import State
 
 HEADER, THREE, ALL = 0, 1, 2  # levels: packets walked; first, middle and last frame decoded; every frame decoded
-PROBE_FORMAT = 2  # raised when `video.Probe` changes
+PROBE_FORMAT = 3  # raised when `video.Probe` changes
 SIDE = 64  # shorter side, pixels, that frames are compared at
 SLOWEST = 2**21  # bytes a second that a file must be read at, above the first minute, before its worker is stopped
 _STORE_AFTER = 2.0  # seconds of work that a kill may cost
@@ -61,7 +61,7 @@ class Record:
     """What is in a file, or why it cannot be used."""
 
     path: str  # absolute
-    size: int  # bytes; 0 where there is no such file
+    size: int  # bytes, those of a folder's pictures together; 0 where there is no such file
     mtime_ns: int
     problem: str = ""  # why it cannot be used, said of the file ("is empty"); empty when it can
     container: str = ""
@@ -73,13 +73,13 @@ class Record:
     seconds: float = 0.0
     rotation: int = 0  # degrees clockwise
     variable: bool = False  # frame rate
+    missing: int = 0  # numbers that the pictures of a folder leave out
     level: int = HEADER  # how closely it was looked at
     still: bool = False  # first, middle and last frame are the same; from level 1
     repeated: float | None = None  # share of frames equal to the one before; from level 2
     sha256: str = ""  # where it was asked for
 
 
-State = tuple[int, int]  # size and mtime_ns of a regular file
 _Task = tuple[str, State | None, int]  # absolute path, state, level
 _Result = TypeVar("_Result")
 # Of this process: failures, which may be of the moment, and what could not be written.
@@ -108,7 +108,7 @@ def examine(
     core by default; 0 does the work here, unprotected from crashes. `digest`: with the sha256 too.
     """
     names = [_absolute(path) for path in paths]
-    states = {name: _state(name) for name in names}
+    states = {name: video.state(name) for name in names}
     known = _remembered(states, level, log)
     tasks = [(name, state, level) for name, state in states.items() if name not in known]
     workers = pool.cores() if workers is None else workers
@@ -139,7 +139,7 @@ def examine(
 def probe(path: str | os.PathLike) -> video.Probe:
     """As `video.probe`, without walking through the file again where it was examined before and has not changed."""
     name = _absolute(path)
-    state = _state(name)
+    state = video.state(name, trust=True)
     if state is None or state[0] == 0:
         return video.probe(name)  # which refuses it, with the reason
     return video.PROBES.get(name, *state, _probe)
@@ -149,7 +149,7 @@ def digests(
     paths: Iterable[str | os.PathLike], workers: int | None = None, progress: Progress = no_progress, log: Log = no_log
 ) -> dict[str, str]:
     """Absolute path → sha256 of the file in hex; files that cannot be read are left out. Remembered like records."""
-    states = _regular(map(_absolute, paths))
+    states = _existing(map(_absolute, paths))
     known = {}
     for name, row in _query("SELECT size, mtime_ns, digest FROM digests WHERE path = ?", states, log).items():
         if row[:2] == states[name] and (digest := _loaded(row[2])):
@@ -192,6 +192,7 @@ def _look(task: _Task) -> tuple[Record, bytes]:
         seconds=info.duration,
         rotation=info.rotation,
         variable=info.variable,
+        missing=info.missing,
     )
     try:
         if level == THREE:
@@ -223,8 +224,8 @@ def _deadline(task: _Task) -> float:
 
 def _digest(name: str) -> str | None:
     try:
-        return files.sha256(name)
-    except OSError:
+        return video.sha256(name)
+    except (OSError, VideoError):
         return None
 
 
@@ -232,17 +233,9 @@ def _absolute(path: str | os.PathLike) -> str:
     return os.path.abspath(os.fspath(path))
 
 
-def _state(name: str) -> State | None:
-    try:
-        info = os.stat(name)
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return None
-    return (info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else None
-
-
-def _regular(names: Iterable[str]) -> dict[str, State]:
-    """Name → state of those that are regular files."""
-    states = ((name, _state(name)) for name in names)
+def _existing(names: Iterable[str]) -> dict[str, State]:
+    """Name → state of those that are regular files or folders of frames."""
+    states = ((name, video.state(name)) for name in names)
     return {name: state for name, state in states if state}
 
 

@@ -12,8 +12,8 @@ from ..core.errors import VideoError
 from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
+from . import frame_folder, listing, pool, records, splits, video
 from . import items as codes
-from . import listing, pool, records, splits
 from .items import Item, Kind, Listing
 
 UNREADABLE, PART_OUTSIDE = "unreadable", "part_outside"  # codes of what is skipped, beside those of `items`
@@ -77,6 +77,7 @@ def collect(
 
 def _usable(item: Item, record: records.Record) -> Item | Skipped:
     """The item with its frames and seconds, or why it cannot be used."""
+    item, record = _at_rate(item, record)
     start, end = item.start or 0.0, min(item.end or math.inf, record.seconds)
     if record.problem:
         return Skipped(item.path, UNREADABLE, record.problem)
@@ -86,6 +87,17 @@ def _usable(item: Item, record: records.Record) -> Item | Skipped:
     is_part = start or item.end
     frames = max(1, round((end - start) * record.fps)) if is_part else record.frames
     return replace(item, seconds=end - start, frames=frames)
+
+
+def _at_rate(item: Item, record: records.Record) -> tuple[Item, records.Record]:
+    """Item and record of a folder of frames at the item's rate, where it has one; files know theirs."""
+    if record.container != video.FOLDER:
+        return replace(item, fps=0.0), record
+    faster = (item.fps or frame_folder.RATE) / frame_folder.RATE
+    record = replace(record, fps=record.fps * faster, seconds=record.seconds / faster)
+    if not item.start and item.end and item.end > record.seconds * (1 - 1e-6):
+        item = replace(item, start=None, end=None)  # mmaction2's lists count the frames of whole folders
+    return item, record
 
 
 def _lost(listed: Sequence[Item], used: Sequence[Item], skipped: Mapping[str, Skipped]) -> list[Skipped]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.skipped import Skipped
-from . import items
+from . import frame_folder, items
 
 _IGNORED_FOLDERS = {"__MACOSX", ".ipynb_checkpoints"}
 
@@ -16,7 +16,8 @@ _IGNORED_FOLDERS = {"__MACOSX", ".ipynb_checkpoints"}
 class Tree:
     """What is below a folder; paths are relative to it, with "/" between parts."""
 
-    videos: list[str] = field(default_factory=list)  # sorted
+    videos: list[str] = field(default_factory=list)  # files and folders of frames, sorted
+    frames: set[str] = field(default_factory=set)  # those of them that are folders
     others: Counter[tuple[str, str]] = field(default_factory=Counter)  # (folder, ending) → files that are no videos
     folders: set[str] = field(default_factory=set)
     closed: list[Skipped] = field(default_factory=list)  # folders that could not be read
@@ -33,8 +34,8 @@ class Tree:
 def walk(root: Path) -> Tree:
     """What is below `root`. Links are followed, loops never; a real place goes before a link to it.
 
-    A video is a file with the ending of one. Hidden files and second links to a file count as others. Hidden folders
-    are not entered.
+    A video is a file with the ending of one, or a folder below `root` with numbered pictures and without such files;
+    not one of optical flow. Hidden files and second links to a file count as others. Hidden folders are not entered.
     """
     walk = _Walk(root)
     while walk.folders or walk.links:
@@ -62,12 +63,26 @@ class _Walk:
             return
         self.entered.add(real)
         self.tree.folders.add(path)
-        for entry in _entries(path, real, self.tree.closed):
+        entries = _entries(path, real, self.tree.closed)
+        frames = self._is_video(path, entries)
+        for entry in entries:
+            if frames and frame_folder.is_picture(entry.name):
+                continue
             inside, place = f"{path}/{entry.name}" if path else entry.name, os.path.join(real, entry.name)
             if entry.is_symlink():
                 self.links.append((inside, place))
             else:
                 self._add(inside, place, entry.is_dir(follow_symlinks=False))
+
+    def _is_video(self, path: str, entries: list[os.DirEntry]) -> bool:
+        """Whether a folder below the root is a video; it is taken in then."""
+        if not path or frame_folder.is_flow(path.rpartition("/")[2]):
+            return False
+        if not frame_folder.holds_frames(entry.name for entry in entries if not entry.is_dir()):
+            return False
+        self.tree.videos.append(path)
+        self.tree.frames.add(path)
+        return True
 
     def follow_links(self) -> None:
         for inside, link in sorted(self.links, reverse=True):  # the last that is put on the pile is taken first

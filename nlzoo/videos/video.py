@@ -1,4 +1,4 @@
-"""The only door to the video decoders: what is in a file, and exact frames out of it.
+"""The only door to the video decoders: what is in a file or a folder of frames, and exact frames out of it.
 
 Unusual here: nothing believes a frame number that was computed from a time. `probe` walks the packets once and keeps
 the presentation time of every frame; `read_frames` knows a frame by that time, starts decoding only at key frames
@@ -15,8 +15,9 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from itertools import chain, pairwise
 
 import av
@@ -30,6 +31,8 @@ from av.video.stream import VideoStream
 
 from ..core import files
 from ..core.errors import UsageError, VideoError
+from ..core.text import printable
+from . import frame_folder
 
 try:
     import decord
@@ -38,6 +41,7 @@ except (ImportError, OSError):  # not installed, or its libraries do not load: P
 
 EXTENSIONS = files.VIDEO_EXTENSIONS
 DECODERS = ("auto", "decord", "pyav")
+FOLDER = "folder"  # container of a folder of frames
 MAX_SIDE = 8192  # pixels; an 8K frame is 7680 x 4320
 MAX_PIXELS = 40_000_000  # per frame; FFmpeg holds about ten of them while it decodes
 
@@ -64,10 +68,10 @@ if decord:
 
 @dataclass(frozen=True)
 class Probe:
-    """What is in a video file, as `read_frames` will deliver it."""
+    """What is in a video file or a folder of frames, as `read_frames` will deliver it."""
 
     path: str  # absolute
-    container: str  # "mp4", "mkv", "avi", "mpegts", …
+    container: str  # "mp4", "mkv", "avi", "mpegts", …; FOLDER
     codec: str
     width: int  # pixels as displayed, after rotation
     height: int
@@ -80,6 +84,12 @@ class Probe:
     decord_doubt: str  # why decord may read it wrong; empty where it was measured to read such files right
     pts: np.ndarray | None = field(repr=False, compare=False)  # (frames,) int64, ascending, in stream units; or None
     keys: np.ndarray | None = field(repr=False, compare=False)  # ascending frame numbers where decoding may start
+    missing: int = 0  # numbers that the pictures of a folder leave out
+    series: frame_folder.Series | None = None  # the pictures of a folder, by their `pts`
+
+    def __post_init__(self) -> None:
+        if self.series is not None:  # as JSON gives it back
+            object.__setattr__(self, "series", frame_folder.Series(*self.series))
 
     @property
     def nbytes(self) -> int:
@@ -121,8 +131,38 @@ PROBES = ProbeCache(most=64 * 2**20)  # in every worker; an hour of video takes 
 def probe(path: str | os.PathLike) -> Probe:
     """What is in `path`; `VideoError` when it cannot be used. Remembered per process by path, size and mtime."""
     path = os.path.abspath(os.fspath(path))
-    info = _regular_file(path)
-    return PROBES.get(path, info.st_size, info.st_mtime_ns, probe_uncached)
+    return PROBES.get(path, *_checked_state(path), probe_uncached)
+
+
+def state(path: str | os.PathLike, trust: bool = False) -> frame_folder.State | None:
+    """Size and time of change of a regular file or a folder of frames; None for anything else.
+
+    `trust`: as for `frame_folder.state`.
+    """
+    name = os.fspath(path)
+    try:
+        info = os.stat(name)
+        if stat.S_ISREG(info.st_mode):
+            return info.st_size, info.st_mtime_ns
+        if stat.S_ISDIR(info.st_mode):
+            return frame_folder.state(name, trust)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        pass
+    return None
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Of a file's bytes, or of those of the frames of a folder, in hex. Raises `OSError`, `VideoError`."""
+    name = os.fspath(path)
+    return frame_folder.sha256(name) if os.path.isdir(name) else files.sha256(name)
+
+
+def at_rate(info: Probe, fps: float) -> Probe:
+    """The probe of a folder of frames, whose rate nobody knows by itself, at `fps` numbers a second; 0: as it is."""
+    if not fps or info.series is None:
+        return info
+    faster = fps / frame_folder.RATE
+    return replace(info, fps=info.fps * faster, duration=info.duration / faster, base=info.base / faster)
 
 
 def span(info: Probe, start: float | None = None, end: float | None = None) -> tuple[int, int]:
@@ -269,8 +309,8 @@ class _Walk:
         )
 
 
-def _regular_file(path: str) -> os.stat_result:
-    """stat of `path`; refused before it is opened, because opening a pipe or a device can block for ever."""
+def _checked_state(path: str) -> frame_folder.State:
+    """As `state`; what is no video is refused before it is opened: opening a pipe or a device can block for ever."""
     try:
         info = os.stat(path)
     except FileNotFoundError:
@@ -279,16 +319,21 @@ def _regular_file(path: str) -> os.stat_result:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"cannot be read: {reason}", "check the path and its permissions", path) from None
     if stat.S_ISDIR(info.st_mode):
-        raise VideoError("is a folder, not a video", "name the video files in it", path)
+        state = frame_folder.state(path)
+        if state is None:
+            raise VideoError("is a folder without numbered pictures, not a video", "name the video files in it", path)
+        return state
     if not stat.S_ISREG(info.st_mode):
         raise VideoError("is not a regular file", "pipes, sockets, devices: save it to a file first", path)
     if info.st_size == 0:
         raise VideoError("is empty", "download or copy it again", path)
-    return info
+    return info.st_size, info.st_mtime_ns
 
 
 def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
     """`probe`; `size` and `mtime_ns` only tell two states of a file apart."""
+    if os.path.isdir(path):
+        return _probe_folder(path)
     walk = _walk(path)
     first = walk.first
     exact = walk.is_exact()
@@ -315,6 +360,72 @@ def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
         pts=pts,
         keys=None if pts is None else _safe_keys(walk.packets, pts),
     )
+
+
+def _probe_folder(path: str) -> Probe:
+    """Reads the header of every picture.
+
+    Time is counted by their numbers at `frame_folder.RATE`. Where more are missing than there, as among times or a
+    choice, the rate is the mean one.
+    """
+    series, places = frame_folder.series(path)
+    height, width = _size_of_pictures(path, series, places)
+    frames, missing = len(places), int(places[-1]) + 1 - len(places)
+    base = 1 / frame_folder.RATE
+    if missing > frames:
+        base, missing = base * (frames - 1) / int(places[-1]), 0
+    step = int(places[-1]) * base / max(1, frames - 1) or base
+    return Probe(
+        path=path,
+        container=FOLDER,
+        codec=series.kind,
+        width=width,
+        height=height,
+        frames=frames,
+        fps=1 / step,
+        duration=step * frames,
+        rotation=0,
+        base=base,
+        variable=_is_variable(places),
+        decord_doubt="a folder of frames",
+        pts=places,
+        keys=None,
+        missing=missing,
+        series=series,
+    )
+
+
+def _size_of_pictures(path: str, series: frame_folder.Series, places: np.ndarray) -> tuple[int, int]:
+    """(height, width) of the first; the others have its shape, but for a pixel of rounding."""
+    height = width = 0
+    first = series.name(0)
+    for number, place in enumerate(places.tolist()):
+        name = series.name(place)
+        try:
+            size = frame_folder.size(os.path.join(path, name), partial(_check_size, path))
+        except frame_folder.Damaged as damage:
+            raise _damaged_picture(path, number, len(places), name, damage) from None
+        height, width = (height, width) if number else size
+        if abs(size[1] * height - size[0] * width) > max(*size, height, width):
+            shapes = f"{first} has {width}x{height} pixels and {name} {size[1]}x{size[0]}"
+            raise VideoError(f"holds pictures of several shapes: {printable(shapes)}", "crop them alike", path)
+    return height, width
+
+
+def _damaged_picture(path: str, number: int, frames: int, name: str, damage: Exception) -> VideoError:
+    reason = f"is damaged: frame {number} of {frames} ({printable(name)}) cannot be decoded: {damage}"
+    return VideoError(reason, "leave the folder out, or extract its frames again", path)
+
+
+def _check_size(path: str, width: int, height: int) -> None:
+    """Raises `VideoError` for frames that are too large to decode."""
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise VideoError(
+            f"has frames of {width}x{height} pixels;"
+            f" the limit is {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million in all",
+            "scale it down first",
+            path,
+        )
 
 
 def _walk(path: str) -> _Walk:
@@ -529,12 +640,24 @@ def _images(info: Probe, numbers: list[int], height: int, width: int, decoder: s
         except _Mismatch as error:
             raise VideoError(f"cannot be read by decord: {error}", "omit --decoder", info.path) from None
     to_rgb = _ToRgb(height, width, info.rotation)
-    for number, frame in _frames(info, numbers):
+    for number, frame in _pictures(info, numbers) if info.series else _frames(info, numbers):
         try:
             yield number, to_rgb(frame)
         except av.error.FFmpegError as error:
             reason = f"has {frame.format.name} pixels that cannot be made RGB: {error.strerror}"
             raise VideoError(reason, "encode it again", info.path) from None
+
+
+def _pictures(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) for each of `numbers`, of a folder."""
+    assert info.series is not None and info.pts is not None
+    for number in numbers:
+        name = info.series.name(int(info.pts[number]))
+        try:
+            image = frame_folder.read(os.path.join(info.path, name), partial(_check_size, info.path))
+        except frame_folder.Damaged as damage:
+            raise _damaged_picture(info.path, number, info.frames, name, damage) from None
+        yield number, av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
 
 
 def _by_decord(info: Probe, numbers: list[int], height: int, width: int) -> np.ndarray:
@@ -584,13 +707,7 @@ def _video_stream(container: InputContainer, path: str) -> VideoStream:
     context = stream.codec_context
     if context is None:
         raise VideoError("has a codec that this FFmpeg cannot decode", "convert it to mp4 (H.264)", path)
-    if max(context.width, context.height) > MAX_SIDE or context.width * context.height > MAX_PIXELS:
-        raise VideoError(
-            f"has frames of {context.width}x{context.height} pixels;"
-            f" the limit is {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} million in all",
-            "scale it down first",
-            path,
-        )
+    _check_size(path, context.width, context.height)
     return stream
 
 

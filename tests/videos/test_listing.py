@@ -204,8 +204,12 @@ SHAPES = {
     "an empty folder": (lambda r: r, (VideoError, "is empty")),
     "a folder of documents": (lambda r: put(r, "a/1.pdf", "b/2.doc"), (VideoError, "has no videos; 2 other files")),
     "a folder of pictures": (
-        lambda r: put(r, "a/1.jpg", "a/2.jpg", "b/1.png", "n.txt"),
+        lambda r: put(r, "a/x.jpg", "a/y.jpg", "b/z.png", "n.txt"),
         (VideoError, "no videos, but 3 pictures"),
+    ),
+    "numbered pictures in class folders": (
+        lambda r: put(r, "a/1.jpg", "a/2.jpg", "b/1.png", "n.txt"),
+        (VideoError, "the folders of frames in … have no class: they lie directly in it (a)"),
     ),
     "videos without class folders": (lambda r: put(r, "1.mp4", "2.mp4"), (VideoError, "no class folder is there")),
     "a missing path": (lambda r: r / "nowhere", (VideoError, "does not exist")),
@@ -331,6 +335,10 @@ SHAPES = {
     ),
     "mmaction2's list of frames": (
         lambda r: text(r, "l.txt", "some/dir 163 1\n", "some/dir/1.jpg"),
+        ["some/dir=1 [None,6.52]"],
+    ),
+    "the same, without pictures": (
+        lambda r: text(r, "l.txt", "some/dir 163 1\n", "some/dir/1.txt"),
         (VideoError, "lists no videos: some/dir is a folder"),
     ),
     "the same, frames elsewhere": (
