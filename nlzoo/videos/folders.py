@@ -99,9 +99,9 @@ def _labelled(tree: Tree, layout: dict[str, str]) -> tuple[list[Item], list[Skip
         if inside:
             labelled.append(Item(path, (label,), split=split))
         elif path in tree.frames:
-            outside.append(
-                Skipped(path, items.PICTURES, "has pictures directly in it, and not in a folder for each clip")
-            )
+            pictures = counted(tree.frames[path], "picture")
+            reason = f"has no videos, but {pictures} directly in it: each clip needs a folder of its own"
+            outside.append(Skipped(path, items.PICTURES, reason))
         else:
             outside.append(Skipped(path, items.OUTSIDE, "lies outside any class folder"))
     return labelled, outside
@@ -166,7 +166,7 @@ def _no_videos(endings: Counter[str]) -> tuple[str, str]:
 
 def _nothing_in(root: Path, tree: Tree) -> VideoError:
     where, endings = printable(root), tree.endings()[""]
-    if tree.videos and tree.frames.issuperset(tree.videos):
+    if tree.frames and len(tree.frames) == len(tree.videos):
         first = printable(tree.videos[0])
         return VideoError(
             f"the folders of frames in {where} have no class: they lie directly in it ({first})",

@@ -1,9 +1,9 @@
 """Folders of frames: numbered pictures that are one video. The only door to the decoder of pictures.
 
 That is Pillow and not PyAV. It says the size of a picture before it decodes it, turns phones' pictures upright, knows
-CMYK, palettes and 16 bits, and raises at a picture that is cut off, where FFmpeg's JPEG decoder paints grey; it is what
-torchvision and the field's loaders read pictures with, so that frames have the same bits as there. It comes with
-torchvision, which requires it.
+CMYK, palettes and 16 bits, and raises at a picture that is cut off, which FFmpeg's JPEG decoder paints over by
+default; it is what torchvision and the field's loaders read pictures with, so that frames have the same bits as there.
+It comes with torchvision, which requires it.
 """
 
 import hashlib

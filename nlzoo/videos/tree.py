@@ -17,7 +17,7 @@ class Tree:
     """What is below a folder; paths are relative to it, with "/" between parts."""
 
     videos: list[str] = field(default_factory=list)  # files and folders of frames, sorted
-    frames: set[str] = field(default_factory=set)  # those of them that are folders
+    frames: dict[str, int] = field(default_factory=dict)  # those of them that are folders → pictures in it
     others: Counter[tuple[str, str]] = field(default_factory=Counter)  # (folder, ending) → files that are no videos
     folders: set[str] = field(default_factory=set)
     closed: list[Skipped] = field(default_factory=list)  # folders that could not be read
@@ -78,10 +78,11 @@ class _Walk:
         """Whether a folder below the root is a video; it is taken in then."""
         if not path or frame_folder.is_flow(path.rpartition("/")[2]):
             return False
-        if not frame_folder.holds_frames(entry.name for entry in entries if not entry.is_dir()):
+        names = [entry.name for entry in entries if not entry.is_dir()]
+        if not frame_folder.holds_frames(names):
             return False
         self.tree.videos.append(path)
-        self.tree.frames.add(path)
+        self.tree.frames[path] = sum(map(frame_folder.is_picture, names))
         return True
 
     def follow_links(self) -> None:

@@ -377,7 +377,7 @@ AGREED = {
     "a class of pictures": (beside("c/1.jpg", "c/2.PNG"), "class 'c' of {} has no videos, but 2 pictures"),
     "a class of frame folders": (
         beside(*(f"c/clip{k}/{n:05}.jpg" for k in range(2) for n in range(3))),
-        "class 'c' of {} has no videos, but 6 pictures",
+        "class 'c' of {} has 2 videos, and none can be used (c/clip0: is damaged: frame 0 of 3 (00000.jpg)",
     ),
     "a class without files": (beside("c/"), "class 'c' of {} is an empty folder"),
     "a class of empty folders": (beside("c/clip1/", "c/clip2/"), "class 'c' of {} is an empty folder"),

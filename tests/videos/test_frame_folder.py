@@ -386,14 +386,14 @@ def test_a_class_never_vanishes(tmp_path):
         lossless(root / "c" / f"{number}.mp4", drawing(30 + number))
     assert scanning.scan(root, workers=0).classes == ("a", "b", "c")
     write(root / "d", drawing())
-    with pytest.raises(VideoError, match="class 'd' of .* has pictures directly in it, and not in a folder for each"):
+    with pytest.raises(VideoError, match="class 'd' of .* has no videos, but 6 pictures directly in it: each clip"):
         scanning.split(scanning.scan(root, workers=0), "0.25", 0)
     write(root / "e" / "clip", drawing(), "f{}_a.tif")
     found = {entry.path: entry.reason for entry in listing.read(root).lost}
     assert found["e"] == f"has no videos and no numbered frames, but {T} other pictures" and "d" in found
     write(root / "d" / "clip", drawing())  # then the others are skipped, and named
     assert [str(entry) for entry in listing.read(root).skipped] == [
-        "d: has pictures directly in it, and not in a folder for each clip"
+        "d: has no videos, but 6 pictures directly in it: each clip needs a folder of its own"
     ]
 
 
