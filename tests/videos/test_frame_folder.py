@@ -484,6 +484,6 @@ def test_prepare_makes_small_videos_of_them(tmp_path):
 def test_predict_takes_a_folder_of_frames_as_one_video(tmp_path):
     root = dataset(tmp_path / "v", clips=2)
     clip = root / "a" / "ax"
-    assert predict.find([clip]) == [clip]
-    assert predict.find([root / "a"]) == [clip, root / "a" / "ay"]
+    assert list(predict.find([clip])) == [clip]
+    assert list(predict.find([root / "a"])) == [clip, root / "a" / "ay"]
     assert not frame_folder.is_frame_folder(root) and not frame_folder.is_frame_folder(root / "nothing")
