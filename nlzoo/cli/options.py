@@ -34,7 +34,8 @@ Views = Annotated[
 Val = Annotated[
     str,
     typer.Option(
-        help="Share of the videos to validate on, whole groups at a time, a fold (2/5), or names of groups (8,9,10)."
+        help="What to validate on: a share of the videos, whole groups at a time, a fold (2/5), names of groups "
+        "(8,9,10), or another folder or list."
     ),
 ]
 Model = Annotated[

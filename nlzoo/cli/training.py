@@ -52,6 +52,13 @@ def finetune(
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            help="Do not train the backbone: all of it (backbone), or up to a stage (res4). Head and blocks train.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     frames: Annotated[
         int | None,
         typer.Option(
@@ -110,6 +117,10 @@ def finetune(
         typer.Option(help="Keep decoded frames in this folder; for sets that fit there.", rich_help_panel=CLIPS),
     ] = None,
     decoder: Decoder = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, max=1024, help="Processes that decode videos. Default: by the CPUs.", rich_help_panel=RUN),
+    ] = None,
     gpus: Annotated[
         int,
         typer.Option(
@@ -142,14 +153,15 @@ def finetune(
             "--dry-run", help="Memory, time, and whether the network overfits one batch; no run.", rich_help_panel=RUN
         ),
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Folder in runs/.", rich_help_panel=RUN)] = None,
+    name: Annotated[str | None, typer.Option(help="The run's folder in --out.", rich_help_panel=RUN)] = None,
+    out: Annotated[Path, typer.Option(help="Folder that runs go into.", rich_help_panel=RUN)] = Path("runs"),
     device: Device = None,
     json: Json = False,
 ) -> None:
     """Train a classifier on your videos, keep best and last. The same command resumes a run that was stopped."""
     from ..training.options import FinetuneOptions
 
-    options = picked(FinetuneOptions, locals())
+    options = picked(FinetuneOptions, locals()) | {"runs": out}
     if not resume:
         refuse_early(start, videos)
     FinetuneOptions(**options)  # refuses what cannot be

@@ -36,7 +36,7 @@ def check(
     level = records.ALL if deep else records.THREE
     with console.progress("decoding every frame" if deep else "reading each file") as bar:
         report = examiner.look(
-            listing.read(videos, classes or ()), level, progress=bar, log=console.warn, val=val, seed=seed
+            listing.read(videos, classes or (), val), level, progress=bar, log=console.warn, val=val, seed=seed
         )
     console.result(examiner.to_json(report), examiner.in_words(report))
     if not report.could_train:

@@ -12,6 +12,7 @@ from .view_spec import Augment
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
 BALANCES = ("none", "sampler", "loss")
+FREEZES = ("none", "res2", "res3", "res4", "backbone")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
@@ -34,6 +35,7 @@ class Recipe:
     precise_bn: int = 0  # batches over which BN's statistics are computed anew before a validation; 0: none
     layer_decay: float = 1.0  # a residual block's rate as a share of the next one's; 1: all the same
     unfreeze: float = 0.0  # share of the run until which only head and non-local blocks train; 0: all train at once
+    freeze: str = "none"  # the backbone up to and including this stage never trains; backbone: none of it does
     ema: float = 0.0  # decay of the moving average of weights that is validated and kept; 0: none
     clip_norm: float = 5.0  # of the gradient; 0: not clipped
     early_stop: int = 0  # epochs without a better score after which a run ends; 0: never
@@ -48,6 +50,7 @@ class Recipe:
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("bn", ("train", "frozen")),
+            ("freeze", FREEZES),
             ("balance", BALANCES),
             ("precision", PRECISIONS),
             ("loss", ("ce", "bce")),
@@ -179,7 +182,7 @@ def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
 class Decision:
     """A setting that was filled in, and why; kept in a run's config.json."""
 
-    code: str  # the setting: recipe, epochs, batch, lr, bn, precision, loss, augment, memory
+    code: str  # the setting: recipe, epochs, batch, lr, freeze, bn, precision, loss, augment, memory
     value: str | int | float
     reason: str
 

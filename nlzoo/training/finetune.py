@@ -82,7 +82,7 @@ def _run(
     run = zoo.unfinished_run(base, named, options.runs)
     if options.resume:
         run = run or _only_unfinished(base, named, options.runs)
-        planned = _recorded(run, engine, callbacks)
+        planned = _recorded(run, engine, callbacks, options.workers)
     else:
         if run is None and named:
             zoo.new_run(base, named, options.runs)  # refuses a finished one before the work
@@ -119,7 +119,10 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
 
     def scan() -> scanning.Dataset:
         scanned = scanning.scan(
-            videos, options.classes or (), lambda done, total: callbacks.step(Step("scan", done, total))
+            videos,
+            options.classes or (),
+            lambda done, total: callbacks.step(Step("scan", done, total)),
+            val=options.val,
         )
         return scanning.split(scanned, options.val, options.seed)
 
@@ -148,12 +151,13 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     return _Planned(net, dataset, config, decisions)
 
 
-def _recorded(run: Path, engine: Engine, callbacks: Callbacks) -> _Planned:
-    """An unfinished run with the settings that it was started with."""
+def _recorded(run: Path, engine: Engine, callbacks: Callbacks, workers: int | None) -> _Planned:
+    """An unfinished run with the settings that it was started with; the number of workers changes nothing."""
     settings: Any = files.read_json(run / run_folder.CONFIG)
     net = model.build(model_spec.from_json(settings.get("model"), str(run / run_folder.CONFIG)))
     config = recipe_spec.train_config(settings.get("train"))
-    config = dataclasses.replace(config, device=str(engine.device))
+    workers = config.workers if workers is None else workers
+    config = dataclasses.replace(config, device=str(engine.device), workers=workers)
     dataset = scanning.scan(run / "videos.csv")
     if dataset.classes != net.spec.classes:
         raise UsageError(

@@ -22,6 +22,7 @@ class FinetuneOptions:
     epochs: int | None = None
     batch: int | None = None  # clips a step, over all processes
     lr: float | str | None = None  # a rate, or auto: by a range test
+    freeze: str | None = None  # the backbone up to a stage, res2 to res4, or all of it, backbone, does not train
     frames: int | None = None  # of a clip
     stride: int | None = None  # source frames from one to the next
     fps: float | None = None  # rate at which the stride counts
@@ -34,6 +35,7 @@ class FinetuneOptions:
     seeds: int = 1  # runs, with `seed` and those after it
     cache: Path | None = None  # folder of decoded frames
     decoder: str = "auto"
+    workers: int | None = None  # decoding processes
     track: str | None = None  # tensorboard, wandb or trackio
     resume: bool = False  # the unfinished run with the settings that it was started with, whatever else is asked
     dry_run: bool = False  # memory, time and whether one batch can be learnt; nothing is written
@@ -50,6 +52,8 @@ class FinetuneOptions:
         dataclasses.replace(Recipe(), **self.given())
         between(self.seed, 0, 2**31 - 1, "--seed")
         between(self.seeds, 1, 100, "--seeds")
+        if self.workers is not None:
+            between(self.workers, 0, 1024, "--workers")
         splits.check_val(self.val)
         if self.decoder != "auto":
             from ..videos import video  # imports the decoders
@@ -62,7 +66,7 @@ class FinetuneOptions:
 
     def given(self) -> dict[str, Any]:
         """The settings of a recipe that have options of their own, where they are given."""
-        values = {"epochs": self.epochs, "batch": self.batch, "lr": self.rate()}
+        values = {"epochs": self.epochs, "batch": self.batch, "lr": self.rate(), "freeze": self.freeze}
         return {name: value for name, value in values.items() if value is not None}
 
     def rate(self) -> float | None:

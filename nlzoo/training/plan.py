@@ -100,10 +100,11 @@ def plan(
         recipe = change_recipe(auto, **({"lr": auto.lr} | given))  # the automatic rate knows the batch already
         decisions = [decision for decision in decisions if decision.code not in given]
         decisions += [Decision(name, value, GIVEN) for name, value in given.items()]
-    workers = pool.default_workers(kind)
+    workers = pool.default_workers(kind) if options.workers is None else options.workers
     if options.tuned:
         named = [name for name in ("precision", "compile") if f"{name}=" in (options.recipe or "")]
         recipe, workers = tuning.tuned(recipe, workers, engine.device, named)
+        workers = workers if options.workers is None else options.workers
         decisions.append(Decision("tuned", f"compile={recipe.compile}, workers={workers}", "measured by nlzoo bench"))
         if "precision" not in named:
             decisions = [d for d in decisions if d.code != "precision"]

@@ -75,7 +75,7 @@ def probe(
         str(videos), str(folder or ""), val, seed, str(device), workers, Recipe(epochs=1), decoder=decoder
     )
     with stages("scanning") as progress:
-        dataset = scanning.split(scanning.scan(videos, (), progress), val, seed)
+        dataset = scanning.split(scanning.scan(videos, (), progress, val=val), val, seed)
     on_scan(dataset)
     with lock.hold(run):
         with stages("computing features") as progress:

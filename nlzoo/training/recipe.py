@@ -157,14 +157,25 @@ def _blocks(net: Network) -> list[NonLocalBlock]:
     return [m for m in net.modules() if isinstance(m, NonLocalBlock)]
 
 
-def batch_norms(net: Network, bn: str = "train") -> list[_BatchNorm]:
-    """The BN that learns: all of it, or, where `bn` is frozen, only the non-local blocks' own."""
+def batch_norms(net: Network, bn: str = "train", freeze: str = "none") -> list[_BatchNorm]:
+    """The BN that learns: all of it but that of frozen stages, or, where `bn` is frozen, only the blocks' own."""
     parts = _blocks(net) if bn == "frozen" else [net]
-    return [m for part in parts for m in part.modules() if isinstance(m, _BatchNorm)]
+    constant = {m for part in _frozen_parts(net, freeze) for m in part.modules()}
+    constant -= {m for block in _blocks(net) for m in block.modules()}
+    return [m for part in parts for m in part.modules() if isinstance(m, _BatchNorm) and m not in constant]
+
+
+def _frozen_parts(net: Network, freeze: str) -> list[nn.Module]:
+    """The stem and the stages up to `freeze`; their non-local blocks train all the same."""
+    if freeze == "none":
+        return []
+    last = STAGES.index("res5" if freeze == "backbone" else freeze)
+    kept = {"fc", *(LAYER[stage] for stage in STAGES[last + 1 :])}
+    return [part for name, part in net.named_children() if name not in kept]
 
 
 @torch.no_grad()
-def values_per_channel(net: Network, bn: str = "train") -> int:
+def values_per_channel(net: Network, bn: str = "train", freeze: str = "none") -> int:
     """The fewest values that a BN which learns gets of a channel, of one clip of the network's; 2 where none learns."""
     ghost = copy.deepcopy(net).to("meta").eval()
     counts = [2]
@@ -172,7 +183,7 @@ def values_per_channel(net: Network, bn: str = "train") -> int:
     def count(m: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         counts.append(inputs[0][0, 0].numel())
 
-    for m in batch_norms(ghost, bn):
+    for m in batch_norms(ghost, bn, freeze):
         m.register_forward_pre_hook(count)
     clip = net.spec.clip
     ghost(torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta"))
@@ -181,7 +192,7 @@ def values_per_channel(net: Network, bn: str = "train") -> int:
 
 def check_batch_norm(net: Network, recipe: Recipe, clips: int, world: int = 1) -> None:
     """Raises `UsageError` where BN would get one value of a channel in a step of `clips` clips, over all processes."""
-    if clips // world > 1 or values_per_channel(net, recipe.bn) > 1:
+    if clips // world > 1 or values_per_channel(net, recipe.bn, recipe.freeze) > 1:
         return
     frozen = recipe.bn == "train" and values_per_channel(net, "frozen") > 1
     raise UsageError(
@@ -192,33 +203,36 @@ def check_batch_norm(net: Network, recipe: Recipe, clips: int, world: int = 1) -
     )
 
 
-def freeze_bn_(net: Network) -> None:
-    """BN as constants, in place: statistics and affine, of all but the non-local blocks' own.
+def freeze_bn_(net: Network, bn: str = "frozen", freeze: str = "none") -> None:
+    """BN as constants, in place: statistics and affine, of all that does not learn.
 
-    Their gamma of 0 could never leave it. `net.train()` would put BN back into training mode; `train_mode_` does not.
+    The non-local blocks' own always learns: its gamma of 0 could never leave it. `net.train()` would put BN back into
+    training mode; `train_mode_` does not.
     """
-    own = set(batch_norms(net, "frozen"))
+    learning = set(batch_norms(net, bn, freeze))
     for m in batch_norms(net):
-        if m not in own:
+        if m not in learning:
             m.eval().requires_grad_(False)
 
 
 def train_mode_(net: Network, recipe: Recipe) -> None:
     """`net.train()`, after which frozen BN is frozen still; to be called wherever a run calls `net.train()`."""
     net.train()
-    if recipe.bn == "frozen":
-        freeze_bn_(net)
+    if recipe.bn == "frozen" or recipe.freeze != "none":
+        freeze_bn_(net, recipe.bn, recipe.freeze)
 
 
 def staged(net: Network, recipe: Recipe, share: float) -> bool:
     """Sets what trains at `share` (0 to 1) of the run, in place; whether that has changed.
 
-    Until `recipe.unfreeze` only the head and the non-local blocks with their BN train, then everything but frozen BN.
+    Until `recipe.unfreeze` only the head and the non-local blocks with their BN train, then everything but frozen BN
+    and the stages that `recipe.freeze` names.
     The backbone's BN statistics follow `recipe.bn` all the while: its running means move before its kernels do.
     """
     first = {id(p) for part in (net.fc, *_blocks(net)) for p in part.parameters()}
-    learning = {id(p) for m in batch_norms(net, recipe.bn) for p in m.parameters()}
+    learning = {id(p) for m in batch_norms(net, recipe.bn, recipe.freeze) for p in m.parameters()}
     frozen = {id(p) for m in batch_norms(net) for p in m.parameters()} - learning
+    frozen |= {id(p) for part in _frozen_parts(net, recipe.freeze) for p in part.parameters()}
     changed = False
     for p in net.parameters():
         trains = id(p) in first or share >= recipe.unfreeze and id(p) not in frozen
@@ -228,15 +242,21 @@ def staged(net: Network, recipe: Recipe, share: float) -> bool:
 
 
 @torch.no_grad()
-def precise_bn_(net: Network, batches: Iterable[torch.Tensor], device: torch.device, bn: str = "train") -> None:
+def precise_bn_(
+    net: Network,
+    batches: Iterable[torch.Tensor],
+    device: torch.device,
+    bn: str = "train",
+    freeze: str = "none",
+) -> None:
     """Replaces running statistics by those over all of `batches`, in place; `net` is in eval mode afterwards.
 
     `batches`: inputs of the network, `(B, 3, T, H, W)`, of any sizes. Each BN normalises by its batch, as in training,
     with dropout off; its mean is then that of all numbers it saw, and its variance theirs (over N - 1), summed up in
-    float64. `bn` frozen: only the non-local blocks' own. Runs under the caller's autocast. Raises `ValueError` without
-    a batch.
+    float64. `bn` frozen: only the non-local blocks' own; `freeze`: not of frozen stages. Runs under the caller's
+    autocast. Raises `ValueError` without a batch.
     """
-    learning = batch_norms(net, bn)
+    learning = batch_norms(net, bn, freeze)
     sums: dict[_BatchNorm, torch.Tensor] = {
         m: torch.zeros(3, m.num_features, dtype=torch.float64) for m in learning
     }  # on the CPU: mps has no float64
@@ -385,6 +405,7 @@ def memory_estimate(
     ghost.zero_grad(set_to_none=True)
     if training:
         train_mode_(ghost, recipe)
+        staged(ghost, recipe, 1.0)  # all that ever trains
         checkpoint_activations_(ghost, recipe.checkpointing)
     else:
         ghost.eval()

@@ -22,7 +22,7 @@ import torch
 from ..core import files, tables
 from ..core.errors import WeightsError
 from ..core.model_spec import to_json
-from ..core.recipe_spec import Decision, TrainConfig
+from ..core.recipe_spec import Decision, Recipe, TrainConfig
 from ..core.text import printable
 from ..networks.network import Network
 from ..videos import listing, scanning
@@ -212,7 +212,10 @@ def read_decisions(run: Path) -> list[Decision]:
 
 def difference(run: Path, config: TrainConfig, spec: dict[str, Any], dataset: scanning.Dataset) -> list[str]:
     """What differs between the settings of the run at `run` and these, a line each. Raises `WeightsError`."""
-    then = files.read_json(run / CONFIG)
+    then: Any = files.read_json(run / CONFIG)
+    if isinstance(then, dict) and isinstance(then.get("train"), dict) and isinstance(then["train"].get("recipe"), dict):
+        usual = dataclasses.asdict(Recipe())  # of a key that the run's version did not have yet
+        then["train"]["recipe"] = usual | then["train"]["recipe"]
     now = json.loads(json.dumps({"train": dataclasses.asdict(config), "model": spec}))
     before, after = dict(_flat(then)), dict(_flat(now))
     lines = [

@@ -211,7 +211,7 @@ def prepare(
     if recipe.balance == "loss":
         weights = recipes.class_weights(targets.tolist(), len(net.spec.classes)).to(engine.device)
     pinned = engine.device.type == "cuda"
-    min_clips = 2 if recipes.values_per_channel(net, recipe.bn) == 1 else 1
+    min_clips = 2 if recipes.values_per_channel(net, recipe.bn, recipe.freeze) == 1 else 1
     job = Job(
         config,
         engine,

@@ -97,6 +97,8 @@ class Listing:
     kind: Kind = Kind(OWN)
     levels: int = 0  # folders of each path that are the layout's: the class, train/ and the class
     lost: tuple[Skipped, ...] = ()  # classes that contribute no video; `path` is the class
+    val_root: str = ""  # the folder of `--val DIR`, absolute; so are the paths of the items in it
+    val_levels: int = 0  # as `levels`, of their paths below that folder
 
 
 def ends_like_video(name: str) -> bool:

@@ -34,8 +34,10 @@ def refuse_missing(source: Path) -> None:
         raise _missing(source)
 
 
-def read(source: Path, classes: Sequence[str] = ()) -> Listing:
+def read(source: Path, classes: Sequence[str] = (), val: str = "") -> Listing:
     """The videos of `source`, a folder or a list (docs/videos.md has the forms), with labels, splits and parts.
+
+    Where `val` is a folder or a list (`val_source`), the videos in there are for validation, all others to train on.
 
     `classes`: only these labels; videos of others are left out, or keep their other labels where there are several.
     A text that is no class is read as a row of CSV: `walk,"turn, left"`. Files of lists are looked up by name.
@@ -43,6 +45,53 @@ def read(source: Path, classes: Sequence[str] = ()) -> Listing:
     """
     source = Path(source)
     refuse_missing(source)
+    if held := val_source(val):
+        return _with_validation(_read(source, classes), held, classes)
+    return _read(source, classes)
+
+
+def val_source(val: str) -> Path | None:
+    """The folder or list that `--val` names; None for shares, folds, and groups (`./8` is a folder, `8` a group)."""
+    number = re.fullmatch(r"[\s\d./]*", val) and not val.lstrip().startswith(("./", "../", "/"))
+    return None if number or not os.path.exists(val) else Path(val)
+
+
+def _with_validation(listing: Listing, source: Path, classes: Sequence[str]) -> Listing:
+    """The listing with the videos of `source` to validate on. Raises `VideoError` where either has a split already."""
+    held = _read(source, ())
+    root, where = os.path.abspath(held.root), printable(source)
+    if os.path.realpath(held.root) == os.path.realpath(listing.root) and held.items == listing.items:
+        raise VideoError(f"--val {where} holds the videos that are trained on", "give other videos to validate on")
+    for whose, one in ((printable(listing.root), listing), (f"--val {where}", held)):
+        if any(item.split in (VAL, TEST) for item in one.items):
+            raise VideoError(
+                f"{whose} says itself which of its videos are for validation", "omit --val, or give one of its parts"
+            )
+    if held.multi_label and not listing.multi_label:
+        raise VideoError(
+            f"--val {where} has videos of several labels, or none, and those to train on have one",
+            "label both in one way",
+        )
+    known = {label for item in listing.items for label in item.labels}
+    mine = [item for item in held.items if not classes or known & {*item.labels} or not item.labels]
+    if classes:
+        mine = [replace(item, labels=tuple(label for label in item.labels if label in known)) for item in mine]
+    if not mine:
+        raise VideoError(f"--val {where} has no video of the classes to train on", f"they are {quoted(sorted(known))}")
+    outside = [replace(entry, path=os.path.join(root, entry.path)) for entry in held.skipped]
+    items = [replace(item, split=TRAIN) for item in listing.items]
+    items += [replace(item, path=os.path.join(root, item.path), split=VAL) for item in mine]
+    return replace(
+        listing,
+        items=tuple(sorted(items, key=lambda item: (item.path, item.start or 0.0))),
+        skipped=tuple(sorted((*listing.skipped, *outside))),
+        ignored=listing.ignored + held.ignored,
+        val_root=root,
+        val_levels=held.levels,
+    )
+
+
+def _read(source: Path, classes: Sequence[str]) -> Listing:
     if os.path.isdir(source):
         listing = folders.read(source, classes)
     else:

@@ -39,12 +39,15 @@ def scan(
     classes: Sequence[str] = (),
     progress: Progress = no_progress,
     workers: int | None = None,
+    val: str = "",
 ) -> Dataset:
     """Finds and probes the videos of a folder or list (`listing.read` says which kinds and what `classes` leaves out).
 
+    `val`: as for `split`; where it is a folder or a list, the videos in there are for validation.
+
     `progress(done, total)` is called for each file. Raises what `listing.read` and `refuse_unusable` raise.
     """
-    listed = listing.read(Path(source), classes)
+    listed = listing.read(Path(source), classes, val)
     paths = sorted({item.path for item in listed.items})
     files = [listed.root / path for path in paths]
     probed = records.examine(files, workers=workers or pool.default_workers("cuda"), progress=progress)
@@ -69,7 +72,7 @@ def collect(
             skipped[item.path] = part
         else:
             used.append(part)
-    items, rule = splits.grouped(used, listed.levels, copies)
+    items, rule = splits.grouped(used, listed.levels, copies, listed.val_root, listed.val_levels)
     lost = (*listed.lost, *_lost(listed.items, items, skipped))
     usable = replace(listed, items=items, skipped=tuple(sorted(skipped.values())), lost=lost)
     return Dataset(**vars(usable), grouped_by=rule)

@@ -42,11 +42,16 @@ class Rule:
 
 
 def grouped(
-    items: Sequence[Item], levels: int, copies: Callable[[list[str]], dict[str, str]]
+    items: Sequence[Item],
+    levels: int,
+    copies: Callable[[list[str]], dict[str, str]],
+    val_root: str = "",
+    val_levels: int = 0,
 ) -> tuple[tuple[Item, ...], Rule]:
     """The items with their groups, and the rule that made them.
 
-    `levels`: folders of a path that belong to the layout (class, `train/`) and say nothing of recordings.
+    `levels`: folders of a path that belong to the layout (class, `train/`) and say nothing of recordings; `val_levels`:
+    those of paths below `val_root`.
     `copies(paths)` gives a digest for each path of a file whose bytes another file may have too. Parts of one file, and
     files with the same bytes, always share a group. A group named in a list counts; rows without one are groups of
     their own.
@@ -54,7 +59,13 @@ def grouped(
     if any(item.group for item in items):
         keys, rule = [item.group or item.path for item in items], Rule("column")
     else:
-        below = [item.path.split("/", levels)[-1] for item in items]
+        inside = f"{val_root}/" if val_root else "\0"
+        below = [
+            item.path[len(inside) :].split("/", val_levels)[-1]
+            if item.path.startswith(inside)
+            else item.path.split("/", levels)[-1]
+            for item in items
+        ]
         keys, rule = group_keys(below, [";".join(item.labels) for item in items])
     return _joined(items, keys, copies([item.path for item in items])), rule
 
@@ -124,8 +135,9 @@ def split(items: Sequence[Item], val: str, seed: int, rule: Rule) -> tuple[tuple
 
     `val`: a share of the videos such as `0.25`, drawn by `seed` so that every class is on both sides where that can be;
     a fold such as `2/5`, the second of five that the seed makes; or names of groups, as a row of CSV (`8,9,10`). What
-    folders or a list say of the split is kept as it is. `rule` is how the groups were made. Raises `UsageError`, and
-    `VideoError` when a class would have no training clip or nothing is left to validate on.
+    folders, a list or `--val DIR` (`listing.read`) say of the split is kept as it is. `rule` is how the groups were
+    made. Raises `UsageError`, and `VideoError` when a class would have no training clip or nothing is left to validate
+    on.
     """
     open_ = [item for item in items if item.split != TEST]
     if not open_:
@@ -204,7 +216,7 @@ def _held_out(items: list[Item], val: str, seed: int, rule: Rule) -> set[str]:
         if unknown:
             raise UsageError(
                 f"--val {printable(val)}: no group {quoted(unknown[:1])}; there are {len(groups)}: {quoted(groups)}",
-                "give a share such as 0.2, a fold such as 1/5, or names of groups",
+                "give a share such as 0.2, a fold such as 1/5, names of groups, or a folder or list that is there",
             )
         return named
     if len(groups) < 2:
@@ -221,7 +233,7 @@ def check_val(val: str) -> None:
     """Raises `UsageError` for a share or a fold that no videos can have."""
     fold = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", val)
     if not val.strip() or fold and not 1 <= int(fold[1]) <= int(fold[2]) or fold and int(fold[2]) < 2:
-        raise UsageError(f"--val {val!r} is no share, fold or group", "for example --val 0.2, or --val 1/5")
+        raise UsageError(f"--val {val!r} is no share, fold, group or folder", "for example --val 0.2, or --val 1/5")
     _share(val)
 
 

@@ -75,13 +75,17 @@ def test_the_whole_job(nlzoo, tmp_path):
     assert (
         "report runs/first/report.html" in err and "<h1>first</h1>" in (tmp_path / "runs/first/report.html").read_text()
     )
-    code, out, err = nlzoo(
-        "finetune", "my videos", "--from", "first", "--epochs", "1", "--batch", "2", "--size", "32", "--name", "again"
+    words = (
+        "--from first --epochs 1 --batch 2 --size 32 --name again --out mine --workers 1 --freeze backbone --val held"
     )
+    draw.write_videos(tmp_path / "held", draw.CLASSES[:2], 1, seed=4, frames=8, size=(32, 48))
+    code, out, err = nlzoo("finetune", "my videos", *words.split())
     assert (
-        code == 0 and load("again").spec.clip.frames == 4 and "images only" not in err
+        code == 0 and load("mine/again").spec.clip.frames == 4 and "images only" not in err
     )  # the model's clip, unless told otherwise
-    shutil.rmtree(tmp_path / "runs/again")
+    settings = json.loads((tmp_path / "mine/again/config.json").read_text())["train"]
+    assert settings["workers"] == 1 and settings["recipe"]["freeze"] == "backbone" and "2 val" not in err
+    assert load("mine/again").conv1.weight.equal(load("first").conv1.weight)
 
     files = sorted((tmp_path / "my videos").rglob("*.mp4"))
     code, out, _ = nlzoo("predict", "first", *files[:2], "my videos", "--json")

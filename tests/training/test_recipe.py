@@ -61,6 +61,7 @@ def random_recipe(draw):
         "accumulate": draw.randrange(1, 3),
         "compile": draw.random() < 0.5,
         "bn": draw.choice(["train", "frozen"]),
+        "freeze": draw.choice(recipe_spec.FREEZES),
         "layer_decay": draw.uniform(0.1, 1),
         "balance": draw.choice(recipe_spec.BALANCES),
         "precision": draw.choice(recipe_spec.PRECISIONS),
@@ -432,6 +433,33 @@ def test_stages_of_unfreezing(seed):
         f"{n}.{k}" for n, m in net.named_modules() if isinstance(m, BN) and ".nl" not in n for k in ("weight", "bias")
     }
     assert not recipe.staged(network(), recipe_spec.RECIPES["small"], 0.0)  # nothing is asked for, nothing changes
+
+
+@pytest.mark.parametrize(
+    "freeze, trains, bn",
+    [("res2", ("layer2", "layer3", "layer4"), "frozen"), ("res4", ("layer4",), "train"), ("backbone", (), "train")],
+)
+def test_frozen_stages_keep_every_bit_and_all_else_trains(freeze, trains, bn):
+    torch.manual_seed(0)
+    net, how = network(), dataclasses.replace(recipe_spec.RECIPES["small"], freeze=freeze, bn=bn, lr=0.01)
+    recipe.train_mode_(net, how)
+    assert recipe.staged(net, how, 0.0) and not recipe.staged(net, how, 1.0)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    optimizer = recipe.optimizer(net, how)
+    for _ in range(2):
+        recipe.train_mode_(net, how)
+        step(net, how, optimizer, torch.randn(4, 3, 4, 32, 32), torch.randint(5, (4,)))
+    recipe.precise_bn_(net, [torch.randn(4, 3, 4, 32, 32)], torch.device("cpu"), bn, freeze)
+    moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    learning = {k for k in before if ".nl" in k or k.startswith(("fc.", *trains))}
+    if bn == "frozen":
+        norms = {name for name, m in net.named_modules() if isinstance(m, BN) and ".nl" not in name}
+        learning -= {k for k in before if k.rpartition(".")[0] in norms}
+    # a phi's bias adds the same to all logits; its weight stays where fresh neighbours give it no gradient
+    assert moved <= learning and not {k for k in learning - moved if "phi" not in k}
+    assert all(p.requires_grad == (n in learning) for n, p in net.named_parameters())
+    clip, all_ = view_spec.ClipSpec(4, None, 32), dataclasses.replace(how, freeze="none")
+    assert recipe.memory_estimate(net, clip, 4, how) < recipe.memory_estimate(net, clip, 4, all_)
 
 
 def test_precise_bn_is_the_statistics_of_all_the_data(seed):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from nlzoo.core.errors import VideoError
+from nlzoo.core.errors import UsageError, VideoError
 from nlzoo.videos import listing, scanning, splits
 
 
@@ -54,6 +54,58 @@ def test_train_and_val_folders_are_honoured_and_test_is_kept_apart(tree):
     found = scanning.split(scanning.scan(root), "0.25", 0)
     assert found.classes == ("a", "b")
     assert [len(scanning.items_in(found, part)) for part in (listing.TRAIN, listing.VAL, listing.TEST)] == [2, 3, 1]
+
+
+def test_videos_to_validate_on_may_be_in_a_folder_of_their_own(tree, tmp_path, monkeypatch):
+    root = tree("mine/walk/1.mp4", "mine/walk/2.mp4", "mine/run/3.mp4", "other/deep/walk/a.mp4", "other/deep/run/b.mp4")
+    monkeypatch.chdir(root)
+    (root / "other/deep/run/broken.mp4").write_bytes(b"")
+    with open("mine/walk/1.mp4", "ab") as file:  # the same bytes twice, unlike those of all others
+        file.write(b"free")
+    shutil.copy("mine/walk/1.mp4", "other/deep/walk/copy.mp4")
+    found = scanning.split(scanning.scan(root / "mine", val="other/deep"), "other/deep", 0)
+    deep = str(root / "other/deep")
+    assert {i.path for i in scanning.items_in(found, listing.TRAIN)} == {"walk/1.mp4", "walk/2.mp4", "run/3.mp4"}
+    held = {f"{deep}/walk/a.mp4", f"{deep}/run/b.mp4", f"{deep}/walk/copy.mp4"}
+    assert {i.path for i in scanning.items_in(found, listing.VAL)} == held
+    assert found.grouped_by == splits.Rule("given") and [s.path for s in found.skipped] == [f"{deep}/run/broken.mp4"]
+    assert splits.straddling(found.items) == 1  # the copy
+    listing.write(found, tmp_path / "list.csv")
+    again = listing.read(tmp_path / "list.csv")
+    assert {os.path.basename(i.path): i.split for i in again.items} == {
+        os.path.basename(i.path): i.split for i in found.items
+    }
+    both = listing.read(root / "mine", ("walk",), "other/deep")
+    assert {label for item in both.items for label in item.labels} == {"walk"} and len(both.items) == 4
+
+
+@pytest.mark.parametrize(
+    "val, words",
+    [
+        ("mine", "holds the videos that are trained on"),
+        ("split", "says itself which of its videos"),
+        ("strange", "class 'jump' has no training clip left"),
+        ("nothing", "no group 'nothing'"),
+        ("several.csv", "several labels"),
+    ],
+)
+def test_videos_that_cannot_be_validated_on_are_refused(tree, monkeypatch, val, words):
+    root = tree(
+        *(f"mine/{name}.mp4" for name in ("walk/1", "walk/2", "run/3", "run/4")),
+        *(f"split/{part}/{name}/1.mp4" for part in ("train", "val") for name in ("walk", "run")),
+        "strange/jump/1.mp4",
+        "strange/run/1.mp4",
+    )
+    monkeypatch.chdir(root)
+    (root / "several.csv").write_text("path,label\nmine/walk/1.mp4,walk;run\nmine/run/3.mp4,run;\n")
+    with pytest.raises((VideoError, UsageError), match=words):
+        scanning.split(scanning.scan(root / "mine", val=val), val, 0)
+
+
+def test_a_number_is_a_group_and_a_path_a_folder(tree, monkeypatch):
+    monkeypatch.chdir(tree("8/walk/1.mp4", "alice/walk/1.mp4"))
+    named = {"8": None, "./8": "8", "1/5": None, "0.2": None, "alice": "alice", "alice,": None, "bob": None}
+    assert {val: listing.val_source(val) and str(listing.val_source(val)) for val in named} == named
 
 
 def test_equal_bytes_share_a_group(tree, seed):
