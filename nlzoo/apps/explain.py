@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UsageError, VideoError
-from ..core.text import printable, quoted
+from ..core.text import nearest, printable, quoted
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
@@ -339,7 +339,9 @@ def _check_request(
     names: Sequence[str], target_class: str | None, at: Sequence[tuple[int, float, float]], frames: int
 ) -> None:
     if target_class is not None and target_class not in names:
-        raise UsageError(f"this model does not know class {quoted([target_class])}", f"its classes: {quoted(names)}")
+        near = quoted(nearest(target_class, names))
+        hint = f"did you mean {near}?" if near else f"its classes: {quoted(names)}"
+        raise UsageError(f"this model does not know class {quoted([target_class])}", hint)
     for frame, y, x in at:
         if not (0 <= frame < frames and 0 <= y <= 1 and 0 <= x <= 1):
             raise UsageError(

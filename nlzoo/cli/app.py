@@ -3,7 +3,6 @@
 Everything heavy is imported inside the command that needs it, so that `nlzoo --help` stays quick.
 """
 
-import difflib
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..core.errors import NlzooError, UsageError
+from ..core.text import did_you_mean
 from . import answers, console, hub, machine, networks, training, videos
 
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click.ClickException, wherever this typer keeps click
@@ -27,8 +27,7 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = self.list_commands(ctx)
         if args[0] not in known and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], known, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the commands: {', '.join(known)}"
+            hint = did_you_mean(args[0], known, f"the commands: {', '.join(known)}")
             raise UsageError(f"there is no command {args[0]!r}", hint)
         return super().resolve_command(ctx, args)
 

@@ -139,7 +139,7 @@ def pull(
     from ..networks import download, zoo
 
     if not download.looks_like_repo(repo):
-        raise UsageError(f"{repo!r} is not user/name", "for example: nlzoo pull alice/gestures")
+        raise UsageError(f"{repo!r} is not user/name", download.what_repo_was_meant(repo))
     folder = zoo.WEIGHTS / zoo.folder_name(name or repo.split("/")[1])
     download.refuse_revision(revision or "main")
     console.log(f"fetching {repo} from the Hub")

@@ -59,7 +59,7 @@ def refuse_early(
 
     A model that may be videos is let pass: what opens it says that the two were swapped.
     """
-    from ..networks import download
+    from ..networks import download, zoo
     from ..videos import listing, splits
 
     swapped = model and (
@@ -67,7 +67,7 @@ def refuse_early(
     )
     if model and not swapped:
         download.refuse_unknown(model)
-    if videos:
+    if videos and not (swapped and zoo.find(str(videos))):
         listing.refuse_missing(videos)
     parse_views(views)
     splits.check_val(val)

@@ -3,11 +3,15 @@
 from collections.abc import Collection
 
 from .errors import UsageError
+from .text import did_you_mean
 
 
 def one_of(value: object, allowed: Collection[object], what: str) -> None:
     if value not in allowed:
-        raise UsageError(f"{what} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+        raise UsageError(
+            f"{what} is {value!r}; it must be one of {', '.join(map(str, allowed))}",
+            did_you_mean(str(value)[:60], map(str, allowed)),
+        )
 
 
 def between(value: object, low: int, high: int, what: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from .errors import UsageError
+from .text import did_you_mean
 
 WORDS = {"True": "yes", "False": "no"}
 
@@ -35,12 +36,12 @@ def parse_changes(
     if "=" in first:
         first, parts = usual, [first, *parts]
     if first not in presets:
-        raise UsageError(f"{option} {text!r}: there is no preset {first!r}", hint)
+        raise UsageError(f"{option} {text!r}: there is no preset {first!r}", _meant(first, presets, hint))
     values = {}
     for part in parts:
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or key not in kinds:
-            raise UsageError(f"{option} {text!r}: {part!r} was not understood", hint)
+            raise UsageError(f"{option} {text!r}: {part!r} was not understood", _meant(key, kinds, hint))
         if key in values:
             raise UsageError(f"{option} {text!r}: {key} is given twice")
         read, expected = _READ[kinds[key]]
@@ -49,3 +50,9 @@ def parse_changes(
         except (ValueError, KeyError):
             raise UsageError(f"{option} {text!r}: {key} must be {expected}; it is {value!r}", hint) from None
     return first, values
+
+
+def _meant(word: str, known: Collection[str], hint: str) -> str:
+    """The hint, after what `word` may have meant."""
+    near = did_you_mean(word, known)
+    return f"{near} {hint}" if near else hint

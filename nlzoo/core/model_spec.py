@@ -245,7 +245,9 @@ def _placement_hint(text: str) -> str:
     if text.isdigit():
         return f"alone stand the paper's {', '.join(PRESETS)}; {text} in one stage: res4:{text}; {examples}"
     if unknown:
-        return f"there is no stage {unknown[0]!r}; the stages are {', '.join(STAGES)}; {examples}"
+        number = int(unknown[0][-1]) + unknown[0].startswith("layer")  # timm's layer3 is res4
+        meant = f"did you mean res{number}? " if f"res{number}" in STAGES else ""
+        return f"there is no stage {unknown[0]!r}; {meant}the stages are {', '.join(STAGES)}; {examples}"
     if stages:
         return f"{stages[0]}:N puts N blocks in the stage, evenly; {stages[0]}@I,J says after which; {examples}"
     return examples

@@ -1,5 +1,6 @@
 """Names and values as text that is safe to print and to store."""
 
+import difflib
 import json
 import os
 import re
@@ -44,6 +45,23 @@ def quoted(names: Iterable[str], most: int = 12) -> str:
     texts = [f"'{printable(name)[:100]}'" for name in names]
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Those of `known` that `word` may have meant, the nearest first; case does not matter."""
+    names: dict[str, str] = {}
+    for name in known:
+        names.setdefault(name.casefold(), name)
+    word = word.casefold()
+    begun = [n for n in names if min(len(n), len(word)) > 2 and (n.startswith(word) or word.startswith(n))]
+    matches = difflib.get_close_matches(word, names, most) or begun[:most]
+    return [names[match] for match in matches]
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint that names what `word` may have meant; `otherwise` where nothing comes near."""
+    near = list(map(printable, nearest(word, known)))
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
 def _escape(character: str, notation: str) -> str:

@@ -4,7 +4,6 @@ Four named files travel, never code, and each is compared with the hash that the
 """
 
 import contextlib
-import difflib
 import os
 import re
 import shutil
@@ -16,9 +15,9 @@ import huggingface_hub  # imports its parts when they are used
 
 from ..core import files
 from ..core.errors import DiskError, HubError, UsageError, WeightsError
-from ..core.model_spec import from_json
-from ..core.text import printable
-from . import zoo
+from ..core.model_spec import from_json, parse_name
+from ..core.text import did_you_mean, nearest, printable
+from . import pretrained, zoo
 
 if TYPE_CHECKING:  # what asks the Hub imports its client, and `load` torch, when they are called: names need neither
     from .hub_client import RemoteFile
@@ -64,20 +63,44 @@ def refuse_unknown(name: str) -> None:
         raise UsageError(f"there is no model {name!r} here, and it is not user/name on the Hub", _what_was_meant(name))
 
 
+def _repo_in_address(name: str) -> str:
+    found = re.match(r"https?:/{1,2}(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s]+)", name)
+    return found[1] if found else ""
+
+
+def what_repo_was_meant(name: str) -> str:
+    """The hint for a text that should be `user/name`."""
+    if repo := _repo_in_address(name):
+        return f"give it as {repo}"
+    if zoo.find(name):
+        return f"{printable(name)} is here already"
+    return "for example: nlzoo pull alice/gestures"
+
+
 def _what_was_meant(name: str) -> str:
     """The hint for a name that is no model."""
-    address = re.match(r"https?:/{1,2}(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s]+)", name)
-    if address:
-        return f"give it as {address[1]}"
+    if repo := _repo_in_address(name):
+        return f"give it as {repo}"
     path = Path(name)
     for run in (path, path.parent, zoo.RUNS / name):
         if zoo.is_unfinished(run):
             return f"the run {printable(run)} is unfinished and has no model yet; nlzoo finetune --resume continues it"
     if path.is_file() and path.suffix.lower() in (".pth", ".pt", ".safetensors", ".pkl", ".ckpt"):
         return "nlzoo import makes a model folder of a weights file; nlzoo inflate --weights one of a 2-D network's"
-    here = {folder.name.casefold(): folder.name for folder in (*zoo.models(), *zoo.runs(), *zoo.unfinished_runs())}
-    near = [printable(here[match]) for match in difflib.get_close_matches(path.name.casefold(), here, 3)]
-    return f"did you mean {' or '.join(near)}?" if near else "nlzoo list shows the models that are here"
+    here = [folder.name for folder in (*zoo.models(), *zoo.runs(), *zoo.unfinished_runs())]
+    return did_you_mean(path.name, here, _what_could_be_made(name))
+
+
+def _what_could_be_made(name: str) -> str:
+    """The hint for the name of a network that is not here yet, or for one near to such."""
+    if parse_name(name):
+        return f"nlzoo inflate {name} makes a model of that name"
+    starts, backbones = [start.name for start in pretrained.known()], [b.name for b in pretrained.backbones()]
+    plain = dict.fromkeys(backbone.partition(".")[0] for backbone in backbones)
+    for command, names in (("import", starts), ("inflate", [*plain, *backbones, *zoo.EMBEDDED])):
+        if near := nearest(name, names, 1):
+            return f"nlzoo {command} {near[0]} makes a model of that name"
+    return "nlzoo list shows the models that are here"
 
 
 def backbone_weights(repo: str) -> Path:

@@ -5,7 +5,7 @@ A network is timm's own `ResNet` object with 3-D leaves (see `inflate.py`) and i
 
 import copy
 import dataclasses
-import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from ..core.errors import HubError, UsageError, WeightsError
 from ..core.lazy import partly
 from ..core.model_spec import Inflation, ModelSpec, Named, NonLocal, parse_nl
-from ..core.text import printable
+from ..core.text import nearest, printable
 from ..core.view_spec import ClipSpec
 from . import vision, zoo
 from .foreign import misfit, read_weights
@@ -85,12 +85,20 @@ def _architecture(backbone: str) -> tuple[str, dict[str, Any]]:
     architecture, arguments = (embedded.architecture, embedded.arguments) if embedded else (name, {})
     known = registry.list_models(module="resnet")
     if architecture not in known:
-        close = difflib.get_close_matches(name.lower(), [*known, *zoo.EMBEDDED], 4)
         raise UsageError(
             f"{backbone!r} is not a ResNet that timm {metadata.version('timm')} knows",
-            f"did you mean: {', '.join(close or ['resnet18', 'resnet50', 'resnet101'])}",
+            _what_backbone_was_meant(backbone, [*known, *zoo.EMBEDDED]),
         )
     return architecture, arguments
+
+
+def _what_backbone_was_meant(name: str, known: list[str]) -> str:
+    """The hint for a name that is no backbone: it may be of a repository, short (r50), or of a whole network."""
+    if re.match(r"(nl\d+-)?(c2d|i3d)\b", name.lower()):
+        return "a network is named nl5-i3d-r50-8x8: blocks, kind, depth, frames x stride; nlzoo import fetches others"
+    plain = re.sub(r"^r(?=\d+$)", "resnet", name.lower().rpartition("/")[2].partition(".")[0])
+    near = [plain] if plain in known else nearest(plain, known, 4)
+    return f"did you mean: {', '.join(near or ['resnet18', 'resnet50', 'resnet101'])}"
 
 
 @dataclass(frozen=True)

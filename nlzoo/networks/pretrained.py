@@ -4,7 +4,6 @@ The transfer is our own, because `torch.hub.download_url_to_file` and pooch begi
 of any size, and the first knows sha256 only, where some zoos publish sha1.
 """
 
-import difflib
 import fcntl
 import hashlib
 import os
@@ -18,7 +17,8 @@ from ..core import files
 from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import Named, parse_name
 from ..core.progress import Progress, no_progress
-from ..core.text import printable
+from ..core.text import nearest, printable
+from .zoo import find as find_model
 from .zoo import shipped
 
 MAX_BYTES = 2 * 2**30  # of a checkpoint; the largest known has 0.3 GB
@@ -83,13 +83,15 @@ def find(name: str) -> PretrainedModel:
     listed = {model.name: model for model in known()}
     if name in listed:
         return listed[name]
-    net, _, zoo = name.rpartition(".")
-    near = [other for other, model in listed.items() if other.startswith(name.partition(".")[0]) or model.zoo == zoo]
-    near += difflib.get_close_matches(name.lower(), listed, 6)
+    folded = name.lower()
+    zoo = folded.rpartition(".")[2]
+    near = [folded] if folded in listed else [other for other in listed if other.startswith(folded.partition(".")[0])]
+    near += [*nearest(name, listed, 6), *(other for other, model in listed.items() if model.zoo == zoo)]
     hint = f"near this: {', '.join(list(dict.fromkeys(near))[:6])}; " if near else ""
-    raise UsageError(
-        f"there is neither a file nor a pretrained model {printable(name)!r}", f"{hint}nlzoo list shows all of them"
-    )
+    hint += "nlzoo list shows all of them"
+    if find_model(name):
+        hint = f"{printable(name)} is a model here already, and needs no import"
+    raise UsageError(f"there is neither a file nor a pretrained model {printable(name)!r}", hint)
 
 
 def fetch(model: PretrainedModel, progress: Progress = no_progress) -> tuple[Path, str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.errors import OutOfMemory, UsageError
 from ..core.recipe_spec import Recipe
-from ..core.text import printable
+from ..core.text import did_you_mean, printable
 
 _TENSOR_CORES = (7, 0)  # compute capability from which on fp16 is faster than float32
 _OUT_OF_MEMORY = (  # how libraries say it that do not raise `torch.OutOfMemoryError`
@@ -36,9 +36,10 @@ def resolve(device: str | torch.device | None) -> torch.device:
         torch.zeros(1, device=chosen).item()  # a meta tensor has no value
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = f" ({str(error).splitlines()[0]})" if str(chosen).startswith("cuda") else ""
+        meant = did_you_mean(str(chosen).lower().replace("gpu", "cuda"), usable)
         raise UsageError(
             f"device {printable(str(chosen))!r} cannot be used here{reason}; these can: {', '.join(usable)}",
-            "omit --device to take the first of them; nlzoo doctor shows why a GPU is not among them",
+            f"{meant} omit --device to take the first of them; nlzoo doctor shows why a GPU is not among them".lstrip(),
         ) from None
     resolved = torch.device(chosen)
     if resolved.type == "cuda":

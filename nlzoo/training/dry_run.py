@@ -63,8 +63,7 @@ def rehearse(
             losses.append(loss / max(1, seen))
             callbacks.step(Step("rehearse", n + 1, REHEARSAL))
     seconds = (time.monotonic() - began) / REHEARSAL
-    part = -(-config.recipe.batch // config.recipe.accumulate)
-    estimate = recipes.memory_estimate(net, net.spec.clip, part, config.recipe)
+    estimate = recipes.memory_estimate(net, net.spec.clip, recipes.clips_at_a_time(net, config.recipe), config.recipe)
     return Rehearsal(
         torch.cuda.max_memory_allocated(job.engine.device) if on_gpu else estimate,
         round(seconds, 3),

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from ..core.errors import DivergedError, NlzooError, Stopped, UsageError
+from ..core.text import did_you_mean
 
 HUNG = 600.0  # seconds that a rank waits for another before the run ends; NLZOO_HUNG_SECONDS says otherwise
 GRACE = 8.0  # seconds that the other ranks have to end after the first has failed
@@ -161,7 +162,8 @@ def begin(device: torch.device, tracker: str | None = None) -> Engine:
     Raises `UsageError` where accelerate or the tracker is not installed.
     """
     if tracker and tracker not in TRACKERS:
-        raise UsageError(f"there is no tracker {tracker!r}", f"choose one of {', '.join(TRACKERS)}")
+        hint = did_you_mean(tracker, TRACKERS, f"choose one of {', '.join(TRACKERS)}")
+        raise UsageError(f"there is no tracker {tracker!r}", hint)
     if ranks()[1] == 1 and not tracker:
         return Engine(device)
     needs = {"accelerate": "several processes, and trackers, need accelerate"}

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.bounds import between
 from ..core.errors import UsageError
 from ..core.recipe_spec import Recipe, parse_recipe
-from ..core.view_spec import parse_augment
+from ..core.view_spec import ClipSpec, parse_augment
 from ..networks.zoo import RUNS
 from ..videos import splits
 
@@ -50,6 +50,8 @@ class FinetuneOptions:
         if self.augment:
             parse_augment(self.augment)
         dataclasses.replace(Recipe(), **self.given())
+        clip = {name: getattr(self, name) for name in ("frames", "size", "fps") if getattr(self, name) is not None}
+        ClipSpec(stride=self.stride or 1, **clip)  # whether --fps lacks a stride, the model says
         between(self.seed, 0, 2**31 - 1, "--seed")
         between(self.seeds, 1, 100, "--seeds")
         if self.workers is not None:

@@ -150,7 +150,7 @@ def memory(net: Network, config: TrainConfig, device: torch.device) -> Decision:
     recipe = config.recipe
     precision, _ = devices.precision(recipe, device)
     recipes.check_batch_norm(net, recipe, recipe.batch, config.world)
-    clips = -(-recipe.batch // (recipe.accumulate * config.world))
+    clips = recipes.clips_at_a_time(net, recipe, config.world)
     need = recipes.memory_estimate(net, net.spec.clip, clips, recipe, device=device)
     number = precision.replace("fp", "float")
     return Decision("memory", f"about {1.2 * need / 2**30:.1f} GiB", f"for a step of {clips} clips in {number}")

@@ -190,6 +190,22 @@ def values_per_channel(net: Network, bn: str = "train", freeze: str = "none") ->
     return min(counts)
 
 
+def min_clips(net: Network, recipe: Recipe) -> int:
+    """The fewest clips of a forward pass in training: with one, BN may have one value of a channel."""
+    return 2 if values_per_channel(net, recipe.bn, recipe.freeze) == 1 else 1
+
+
+def num_parts(clips: int, accumulate: int, min_clips: int) -> int:
+    """In how many parts `clips` clips are computed, each of at least `min_clips`."""
+    return max(1, min(accumulate, clips // min_clips))
+
+
+def clips_at_a_time(net: Network, recipe: Recipe, world: int = 1) -> int:
+    """How many clips each of `world` processes computes in a forward pass of training, at most."""
+    clips = -(-recipe.batch // world)
+    return -(-clips // num_parts(clips, recipe.accumulate, min_clips(net, recipe)))
+
+
 def check_batch_norm(net: Network, recipe: Recipe, clips: int, world: int = 1) -> None:
     """Raises `UsageError` where BN would get one value of a channel in a step of `clips` clips, over all processes."""
     if clips // world > 1 or values_per_channel(net, recipe.bn, recipe.freeze) > 1:

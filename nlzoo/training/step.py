@@ -211,7 +211,6 @@ def prepare(
     if recipe.balance == "loss":
         weights = recipes.class_weights(targets.tolist(), len(net.spec.classes)).to(engine.device)
     pinned = engine.device.type == "cuda"
-    min_clips = 2 if recipes.values_per_channel(net, recipe.bn, recipe.freeze) == 1 else 1
     job = Job(
         config,
         engine,
@@ -222,7 +221,7 @@ def prepare(
         loader.Loader(evaluate.of_rank(val_clips, engine), config.workers, pinned),
         targets,
         weights,
-        min_clips,
+        recipes.min_clips(net, recipe),
         0,
         callbacks,
         stop or Stop(),
@@ -315,7 +314,7 @@ def _gradients(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int,
 def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
     """Gradients of the mean loss over the `count` clips of all ranks; the sum of this rank's losses, on the device."""
     recipe, engine, learner = job.config.recipe, job.engine, job.learner
-    num_parts = max(1, min(job.progress.accumulate, len(inputs) // job.min_clips))
+    num_parts = recipes.num_parts(len(inputs), job.progress.accumulate, job.min_clips)
     parts = list(zip(inputs.tensor_split(num_parts), target.tensor_split(num_parts)))
     learner.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=engine.wide, device=engine.device)

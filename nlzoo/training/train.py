@@ -363,7 +363,7 @@ def _precise_batches(job: Job) -> Iterator[torch.Tensor]:
                 enough = True
                 views = pixels.flatten(0, 1)
                 # as many at a time as a step takes, where memory is short
-                for part in views.tensor_split(max(1, min(job.progress.accumulate, len(views) // job.min_clips))):
+                for part in views.tensor_split(recipes.num_parts(len(views), job.progress.accumulate, job.min_clips)):
                     yield clips.to_input(part.to(job.engine.device), job.net.spec.clip)
     if not enough:
         raise VideoError("too few training videos could be read for BatchNorm's statistics", "nlzoo check shows which")

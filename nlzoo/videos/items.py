@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.errors import UsageError, VideoError
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.skipped import Skipped
-from ..core.text import printable, quoted
+from ..core.text import nearest, printable, quoted
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = {  # as people write it: what it is
@@ -126,9 +126,11 @@ def choose(source: Path, wanted: Iterable[str], there: set[str]) -> set[str]:
     chosen = [name for text in wanted for name in names_in(text, there)]
     unknown = [label for label in chosen if label not in there]
     if unknown:
+        near = quoted(nearest(unknown[0], sorted(there)))
         raise UsageError(
             f"{printable(source)} has no class {quoted(unknown[:1])}; it has {quoted(sorted(there))}",
-            "choose among these; a name that holds a comma goes between double quotes",
+            (f"did you mean {near}? " if near else "choose among these; ")
+            + "a name that holds a comma goes between double quotes",
         )
     return set(chosen)
 

@@ -9,11 +9,10 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from ..core.errors import UsageError, VideoError
-from ..core.text import as_text, printable, quoted
+from ..core.text import as_text, nearest, printable, quoted
 from . import folders, lists
 from .items import EXPECTED, TEST, TRAIN, VAL, Item, Kind, Listing
 from .list_writer import write
@@ -107,7 +106,7 @@ def _missing(source: Path) -> VideoError:
     part, parent = source, source.parent
     while not parent.is_dir() and parent != parent.parent:
         part, parent = parent, parent.parent
-    names = {name.casefold(): name for name in (os.listdir(parent) if os.access(parent, os.R_OK) else ())}
-    near = [printable(parent / names[name]) for name in get_close_matches(part.name.casefold(), names, 3, 0.6)]
+    names = os.listdir(parent) if os.access(parent, os.R_OK) else ()
+    near = [printable(parent / name) for name in nearest(part.name, names)]
     hint = f"did you mean {' or '.join(near)}?" if near else EXPECTED
     return VideoError(f"{printable(source)} does not exist", hint)

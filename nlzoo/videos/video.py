@@ -31,7 +31,7 @@ from av.video.stream import VideoStream
 
 from ..core import files
 from ..core.errors import UsageError, VideoError
-from ..core.text import printable
+from ..core.text import did_you_mean, printable
 from . import frame_folder
 
 try:
@@ -626,7 +626,8 @@ def _unreadable(path: str, error: av.error.FFmpegError | OSError) -> VideoError:
 def check_decoder(decoder: str) -> None:
     """Raises `UsageError` for a decoder that there is not, or not here."""
     if decoder not in DECODERS:
-        raise UsageError(f"there is no decoder {decoder!r}", f"choose one of {', '.join(DECODERS)}")
+        hint = did_you_mean(decoder, DECODERS, f"choose one of {', '.join(DECODERS)}")
+        raise UsageError(f"there is no decoder {decoder!r}", hint)
     if decoder == "decord" and decord is None:
         raise UsageError("decord is not installed", "pip install decord2, or leave the choice to nlzoo")
 

@@ -17,6 +17,29 @@ def test_a_near_miss_is_told_what_was_meant(nlzoo, word, meant):
     assert code == 2 and f"{word!r} is not a ResNet" in err and meant in err.partition("did you mean: ")[2] and not out
 
 
+@pytest.mark.parametrize(
+    "words, meant",
+    [
+        ("r50", "did you mean: resnet50"),
+        ("timm/resnet50.a1_in1k", "did you mean: resnet50"),
+        ("https://huggingface.co/timm/resnet50.a1_in1k", "did you mean: resnet50"),
+        ("nl5-i3d-r50", "nl5-i3d-r50-8x8: blocks, kind, depth"),
+        ("i3d-r50-8x8.slowfst", "nlzoo import fetches others"),
+        ("tiny --nl rs4:1", "did you mean res4?"),
+        ("tiny --nl layer3:1", "did you mean res4?"),
+        ("tiny --nl conv4:1", "did you mean res4?"),
+        ("tiny --nl res6:1", "the stages are res2, res3, res4, res5"),
+        ("tiny --nl layer9:1", "the stages are res2, res3, res4, res5"),
+        ("tiny --form dot_product", "did you mean dot?"),
+        ("tiny --span spactime", "did you mean spacetime"),
+        ("tiny --subsample befor", "did you mean before?"),
+    ],
+)
+def test_other_words_for_what_there_is_are_understood_in_the_hint(nlzoo, words, meant):
+    code, out, err = nlzoo("inflate", *words.split())
+    assert code == 2 and meant in err.partition("hint: ")[2] and not out
+
+
 def test_what_cannot_be_is_refused_before_weights_are_fetched(nlzoo, monkeypatch):
     """Offline, a placement that resnet18 has no room for was told only once its weights were there."""
     monkeypatch.setattr("nlzoo.networks.download.backbone_weights", lambda repo: 1 / 0)

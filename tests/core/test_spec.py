@@ -62,7 +62,7 @@ def test_placement_that_cannot_be_says_what_the_stage_has(text, words):
         ("res4", "res4:N puts N blocks in the stage, evenly; res4@I,J says after which; "),
         ("res4:", "res4:N puts N blocks in the stage, evenly; res4@I,J says after which; "),
         ("res6:1", "there is no stage 'res6'; the stages are res2, res3, res4, res5; "),
-        ("res4:1,layer3:2", "there is no stage 'layer3'; the stages are res2, res3, res4, res5; "),
+        ("res4:1,layer3:2", "there is no stage 'layer3'; did you mean res4? the stages are res2, res3, res4, res5; "),
         ("all", ""),
     ],
 )

@@ -40,6 +40,7 @@ def place(tmp_path, monkeypatch):
         ),
         ("https://huggingface.co/alice/waving", "give it as alice/waving"),
         ("https://hf.co/alice/waving/tree/main", "give it as alice/waving"),
+        ("resnett34", "nlzoo inflate resnet34 makes a model of that name"),
         ("something", "nlzoo list shows the models that are here"),
     ],
 )

@@ -32,6 +32,13 @@ def test_a_device_that_is_not_here():
         devices.resolve(torch.device("meta"))
 
 
+@pytest.mark.parametrize("name, meant", [("CPU", "did you mean cpu? omit"), ("meta", "omit --device")])
+def test_a_device_near_to_one_that_is_here_is_told(name, meant):
+    with pytest.raises(UsageError) as refused:
+        devices.resolve(name)
+    assert refused.value.hint.startswith(meant)
+
+
 def test_precision(seed):
     cpu = torch.device("cpu")
     for precision, dtype in (

@@ -390,6 +390,14 @@ def test_an_unreadable_clip_leaves_batch_norm_one_value_and_the_run_goes_on(vide
     assert all(bool(v.isfinite().all()) for v in weights(tmp_path / "run").values())
 
 
+@pytest.mark.parametrize("text, clips", [("small,batch=4,accumulate=4", 2), ("small,batch=5,accumulate=5", 3)])
+def test_parts_of_a_batch_are_as_large_as_batch_norm_needs_in_every_estimate(videos, text, clips):
+    """The estimate of memory and the dry run computed with one clip, and ended in a traceback."""
+    net, dataset, config = of_one_frame(videos, recipe=text)
+    assert f"a step of {clips} clips" in plan.memory(net, config, torch.device("cpu")).reason
+    assert dry_run.rehearse(net, dataset, config).bytes > 0
+
+
 def test_one_clip_alone_takes_a_step_with_the_statistics_of_before(videos):
     net, dataset, config = of_one_frame(videos, recipe="small,batch=2,dropout=0")
     job = step.prepare(net, dataset, config, CPU)
