@@ -4,7 +4,7 @@ A file is there whole or not at all. Names are written as they are; whoever show
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +83,18 @@ def write_parquet(file: Path, types: dict[str, str], rows: Iterable[dict], cells
         while group := list(islice(coming, count)):
             columns = {name: [row.get(name) for row in group] for name in types}
             writer.write_table(arrow.table(columns, schema))
+
+
+def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, some thousands in memory at a time. Raises `UsageError` without pyarrow, `ValueError`
+    for a file that is none."""
+    arrow, parquet = _pyarrow()
+    try:
+        with parquet.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(4096):
+                yield from batch.to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(next(iter(str(error).splitlines()), "no reason given")) from None
 
 
 def _type_name(kinds: set[type]) -> str:

@@ -10,7 +10,7 @@ from ..core.errors import VideoError
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
-from . import items, lists
+from . import items, list_rows, lists
 from .items import SPLITS, TEST, TRAIN, VAL, Item, Kind, Listing
 from .tree import Tree, walk
 
@@ -33,6 +33,9 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
     found = _lists_in(root)
     if found and len(labels) < 2:
         return lists.read(root, found, classes)
+    described = not found and _metadata_in(root)
+    if described:
+        return lists.read(root, described, classes)
     if found and not layout:
         raise _two_ways(root, labels, found)
     if not labelled:
@@ -126,6 +129,26 @@ def _lists_in(root: Path) -> list[tuple[Path, str]]:
             names = quoted(file.name for file in files)
             raise VideoError(f"{printable(root)} has {len(files)} lists for {split}: {names}", "keep one of them")
     return [(found[split][0], split) for split in (TRAIN, VAL, TEST) if split in found]
+
+
+def _metadata_in(root: Path) -> list[tuple[Path, str]]:
+    """`[(file, split)]` of a dataset in the Hub's layout `videofolder`: `metadata.csv` in it, or in its splits.
+
+    One without labels says nothing of classes, and folders do.
+    """
+    places = {root: ""} | {
+        root / name: SPLITS[name.lower()] for name in sorted(os.listdir(root)) if name.lower() in SPLITS
+    }
+    files = [
+        (place / f"metadata{ending}", split)
+        for place, split in places.items()
+        for ending in (".csv", list_rows.JSON_LINES, list_rows.PARQUET)
+    ]
+    found = [(file, split) for file, split in files if file.is_file() and list_rows.has_labels(file)]
+    if len({file.parent for file, _ in found}) < len(found) or (len(found) > 1 and found[0][0].parent == root):
+        names = quoted(file.relative_to(root).as_posix() for file, _ in found)
+        raise VideoError(f"{printable(root)} has several lists for the same videos: {names}", "keep one of them")
+    return found
 
 
 # --- what contributes nothing

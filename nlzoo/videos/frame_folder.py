@@ -92,7 +92,7 @@ def is_frame_folder(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a folder that is a video."""
     try:
         with os.scandir(os.fspath(path)) as entries:
-            return holds_frames(entry.name for entry in entries if not entry.is_dir())
+            return holds_frames(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
     except (OSError, ValueError):
         return False
 
@@ -112,7 +112,7 @@ def state(path: str, trust: bool = False) -> State | None:
         return known[1]
     size, changed = 0, own
     with os.scandir(path) as entries:
-        inside = [entry for entry in entries if not entry.is_dir()]
+        inside = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
     for entry in inside:
         if is_picture(entry.name):
             with suppress(OSError):  # a link to nothing
@@ -161,7 +161,7 @@ def _by_name(path: str) -> dict[tuple[str, str], list[str]]:
         with os.scandir(path) as entries:
             for entry in entries:
                 match = _NUMBERED.fullmatch(entry.name)
-                if match and is_picture(entry.name) and not entry.is_dir():
+                if match and is_picture(entry.name) and not entry.is_dir(follow_symlinks=False):
                     found[match[1], match[3]].append(match[2])
     except OSError as error:
         raise VideoError(f"cannot be read: {error.strerror}", "check the path and its permissions", path) from None

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from ..core import tables
 from ..core.errors import VideoError
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.text import counted, printable, quoted
@@ -22,6 +24,7 @@ RATED = (*COLUMNS, "fps")  # the same, where the rate of a folder of frames was 
 MAX_FPS = 1000
 MAX_BYTES = 512 * 2**20  # of a list
 MAX_LABEL = 1000  # characters, as in spec.ModelSpec
+JSON_LINES, PARQUET = ".jsonl", ".parquet"  # lists whose rows name their cells
 _HEAD = 2**20  # characters by which a format is recognised
 
 _ARCHIVES = {  # first bytes: where they stand
@@ -35,7 +38,7 @@ _ARCHIVES = {  # first bytes: where they stand
     b"ustar": 257,
 }
 _SHEETS = {".xlsx", ".xlsm", ".ods", ".numbers"}  # zip files by their bytes
-_PATHS = "path video_path file_path filepath clip_path video file filename file_name video_name"
+_PATHS = "path video_path file_path filepath clip_path video file filename file_name video_file_name video_name"
 _ALIASES = {  # column: what people call it; the first that is there counts
     "path": _PATHS.split(),
     "label": "label labels class class_name label_name target targets tag".split(),
@@ -71,7 +74,30 @@ def bad_row(file: Path, line: int, what: str, hint: str = "fix that line") -> Vi
 
 def parse(file: Path) -> tuple[str, list[Row]]:
     """`(code of its kind, rows)` of one list. Raises `VideoError`."""
-    text = _text_of(file)
+    if file.suffix.lower() in (JSON_LINES, PARQUET):
+        kind, rows = _with_names(file, _objects(file))
+    else:
+        kind, rows = _of_text(file, _text_of(file))
+    for row in rows:
+        if any(len(label) > MAX_LABEL for label in row.item.labels):
+            raise bad_row(file, row.line, f"a label of over {MAX_LABEL} characters")
+    return kind, rows
+
+
+def has_labels(file: Path) -> bool:
+    """Whether a list, of which only the beginning is read, has columns of paths and of labels."""
+    try:
+        if file.suffix.lower() in (JSON_LINES, PARQUET):
+            cells = list(next(_objects(file))[1])
+        else:
+            with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+                cells = next(_cells_of(text.read(_HEAD), ","), [])
+        return {"path", "label"} <= _columns(file, cells).keys()
+    except (OSError, StopIteration):
+        return False
+
+
+def _of_text(file: Path, text: str) -> tuple[str, list[Row]]:
     head = text[:_HEAD]
     if re.match(r"\s*original_vide?o_id\s", head):
         raise VideoError(f"{printable(file)} is SlowFast's list of pictures", FRAMES)
@@ -80,9 +106,6 @@ def parse(file: Path) -> tuple[str, list[Row]]:
         kind, rows = _with_header(file, text, delimiter, columns)
     else:
         kind, rows = _without_header(file, text, head)
-    for row in rows:
-        if any(len(label) > MAX_LABEL for label in row.item.labels):
-            raise bad_row(file, row.line, f"a label of over {MAX_LABEL} characters")
     return kind, rows
 
 
@@ -281,16 +304,62 @@ def _columns(file: Path, cells: list[str]) -> dict[str, int]:
 def _with_header(file: Path, text: str, delimiter: str, columns: dict[str, int]) -> tuple[str, list[Row]]:
     header = next(cells for cells in _cells_of(text[:_HEAD], delimiter) if "".join(cells).strip())
     kind = _kind_of(header, columns)
-    make, needed = _FORMATS[kind]
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        what = f"no column is called {missing[0]}; there are {quoted(header)}"
-        raise bad_row(file, 1, what, "name the columns path and label")
+    make = _maker(file, kind, header, columns)
     records = islice(_records(file, text, delimiter, len(header), kind == OWN), 1, None)
     rows = [make(file, line, {name: cells[at] for name, at in columns.items()}) for line, cells in records]
     if not rows:
         raise VideoError(f"{printable(file)} has a header and no rows", "add a row for each video")
     return kind, rows
+
+
+def _maker(file: Path, kind: str, header: list[str], columns: dict[str, int]) -> "Maker":
+    make, needed = _FORMATS[kind]
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        what = f"no column is called {missing[0]}; there are {quoted(header)}"
+        raise bad_row(file, 1, what, "name the columns path and label")
+    return make
+
+
+def _with_names(file: Path, objects: Iterator[tuple[int, dict]]) -> tuple[str, list[Row]]:
+    """Rows whose cells have names, as in JSON lines and Parquet. The first one says which there are."""
+    rows: list[Row] = []
+    for line, values in objects:
+        if not rows:
+            header = list(values)
+            columns = _columns(file, header)
+            make = _maker(file, HEADER, header, columns)
+        rows.append(make(file, line, {name: _cell(values.get(header[at])) for name, at in columns.items()}))
+    if not rows:
+        raise VideoError(f"{printable(file)} has no rows", "add a row for each video")
+    return HEADER, rows
+
+
+def _cell(value: object) -> str:
+    """A value as a row of text would have it; several labels are a list."""
+    if isinstance(value, list):
+        return ";".join(map(_cell, value)) + ";"
+    return "" if value is None else str(value)
+
+
+def _objects(file: Path) -> Iterator[tuple[int, dict]]:
+    """`(line, values by name)` of JSON lines or Parquet. Raises `VideoError`."""
+    if file.suffix.lower() == PARQUET:
+        try:
+            yield from enumerate(tables.read_parquet(file), 1)
+        except ValueError as error:
+            raise VideoError(
+                f"{printable(file)} cannot be read as Parquet: {printable(str(error))}", EXPECTED
+            ) from None
+        return
+    for line, text in _lines(_text_of(file)):
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise bad_row(file, line, f"no JSON: {printable(str(error))}") from None
+        if not isinstance(values, dict):
+            raise bad_row(file, line, "not an object with names", 'for example {"file_name": "1.mp4", "label": "wave"}')
+        yield line, values
 
 
 def _kind_of(header: list[str], columns: dict[str, int]) -> str:
@@ -355,7 +424,8 @@ def _charades_row(file: Path, line: int, cells: dict[str, str]) -> Row:
     return Row(item, file, line, True, (name,))
 
 
-_FORMATS: dict[str, tuple[Callable[[Path, int, dict[str, str]], Row], tuple[str, ...]]] = {  # maker, needed columns
+Maker = Callable[[Path, int, dict[str, str]], Row]
+_FORMATS: dict[str, tuple[Maker, tuple[str, ...]]] = {  # maker, needed columns
     CHARADES: (_charades_row, ()),
     KINETICS: (_kinetics_row, ("label",)),
     OWN: (_own_row, ("path", "label")),

@@ -16,13 +16,15 @@ from . import frame_folder, items, list_rows, tree
 from .items import Item, Kind, Listing
 from .list_rows import Row
 
+METADATA = "metadata"  # name, without ending, of the lists of the Hub's layout `videofolder`
+
 
 def read(root: Path, files: Sequence[tuple[Path, str]], classes: Sequence[str]) -> Listing:
     """The videos of `files`, each `(list, split)`: one list, or one for each split; paths relative to `root`.
 
     Raises `VideoError`, and `UsageError` for one of `classes` that is not there.
     """
-    kind, rows = _parsed(files)
+    kind, rows = _parsed(root, files)
     source = files[0][0] if len(files) == 1 else root
     labels = {label for row in rows for label in row.item.labels}
     if not labels:
@@ -41,14 +43,31 @@ def read(root: Path, files: Sequence[tuple[Path, str]], classes: Sequence[str]) 
     return Listing(root, tuple(used), tuple(sorted(skipped)), 0, multi_label, kind, lost=_lost(rows, used))
 
 
-def _parsed(files: Sequence[tuple[Path, str]]) -> tuple[Kind, list[Row]]:
+def _parsed(root: Path, files: Sequence[tuple[Path, str]]) -> tuple[Kind, list[Row]]:
     """How the lists are written, and their rows; those of a list for a split have that split."""
     codes, rows = [], []
     for file, split in files:
         code, own = list_rows.parse(file)
         codes.append(code)
+        if file.stem == METADATA:
+            own = _in_splits([_below(row, file.parent.relative_to(root)) for row in own])
         rows += [replace(row, item=replace(row.item, split=split)) for row in own] if split else own
-    return Kind(codes[0], tuple(file.name for file, _ in files) if len(files) > 1 else ()), rows
+    several = len(files) > 1 or files[0][0].stem == METADATA
+    names = tuple(file.relative_to(root).as_posix() for file, _ in files) if several else ()
+    return Kind(codes[0], names), rows
+
+
+def _below(row: Row, folder: Path) -> Row:
+    """The row with its path from the root: `metadata.csv` names files from its own folder."""
+    return replace(row, item=replace(row.item, path=(folder / row.item.path).as_posix()))
+
+
+def _in_splits(rows: list[Row]) -> list[Row]:
+    """The rows in the splits that their first folders name, as the Hub does, where these are train and another one."""
+    splits = [items.SPLITS.get(row.item.path.partition("/")[0].lower(), "") for row in rows]
+    if items.TRAIN not in splits or len({*splits} - {""}) < 2:
+        return rows
+    return [replace(row, item=replace(row.item, split=row.item.split or split)) for row, split in zip(rows, splits)]
 
 
 def _no_labels(source: Path) -> VideoError:

@@ -78,7 +78,7 @@ class _Walk:
         """Whether a folder below the root is a video; it is taken in then."""
         if not path or frame_folder.is_flow(path.rpartition("/")[2]):
             return False
-        names = [entry.name for entry in entries if not entry.is_dir()]
+        names = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
         if not frame_folder.holds_frames(names):
             return False
         self.tree.videos.append(path)

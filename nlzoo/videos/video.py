@@ -58,6 +58,7 @@ _CODEC_OF = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp
 # each has fields of its own). All others have a table, which cannot be longer than the file.
 _SAME_SIZES = re.compile(rb"stsz.{4}(.{4})(.{4})", re.DOTALL)
 _RUNS = re.compile(rb"trun.(.{3})(.{4})", re.DOTALL)
+_POINTER = 1024  # bytes; pointers of Git LFS are smaller
 _JUMP = 4  # frames; a seek empties the decoder and costs about as much as decoding these
 _DECORD_CODECS = frozenset({"h264", "vp8", "vp9"})
 
@@ -327,7 +328,18 @@ def _checked_state(path: str) -> frame_folder.State:
         raise VideoError("is not a regular file", "pipes, sockets, devices: save it to a file first", path)
     if info.st_size == 0:
         raise VideoError("is empty", "download or copy it again", path)
+    if info.st_size < _POINTER and _is_pointer(path):
+        raise VideoError("is a pointer of Git LFS, not the video", "git lfs pull", path)
     return info.st_size, info.st_mtime_ns
+
+
+def _is_pointer(path: str) -> bool:
+    """Whether a small file is what a clone without Git LFS holds in the place of a large one."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(40).startswith(b"version https://git-lfs.github.com/")
+    except OSError:
+        return False
 
 
 def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:

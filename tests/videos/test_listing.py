@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nlzoo.core import tables
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.core.skipped import Skipped
 from nlzoo.core.text import as_text, printable
@@ -348,6 +349,70 @@ SHAPES = {
     "SlowFast's list of frames": (
         of('original_vido_id video_id frame_id path labels\n46GP8 0 0 46GP8/1.jpg "1,2"\n'),
         (VideoError, "list of pictures"),
+    ),
+    "the Hub's videofolder": (
+        lambda r: (
+            put(r, "metadata.csv").joinpath("metadata.csv").write_text("file_name,label\nd/1.mp4,x\nd/2.mp4,y\n")
+            and put(r, "d/1.mp4", "d/2.mp4", "d/3.mp4", "README.md")
+        ),
+        ["d/1.mp4=x", "d/2.mp4=y"],
+    ),
+    "the same in splits": (
+        lambda r: lists(
+            put(r, "train/1.mp4", "train/2.mp4", "test/3.mp4"),
+            {
+                "train/metadata.csv": "file_name,label\n1.mp4,x\n2.mp4,y\n",
+                "test/metadata.jsonl": '{"file_name": "3.mp4", "label": "y", "views": 7}\n',
+            },
+        ),
+        ["test/3.mp4=y @test", "train/1.mp4=x @train", "train/2.mp4=y @train"],
+    ),
+    "the same, splits by their folders": (
+        lambda r: lists(
+            put(r, "train/1.mp4", "train/2.mp4", "validation/3.mp4"),
+            {"metadata.csv": "file_name,label\ntrain/1.mp4,x\ntrain/2.mp4,y\nvalidation/3.mp4,y\n"},
+        ),
+        ["train/1.mp4=x @train", "train/2.mp4=y @train", "validation/3.mp4=y @val"],
+    ),
+    "the same, without labels: folders are classes": (
+        lambda r: lists(put(r, "a/1.mp4", "b/2.mp4"), {"metadata.csv": "file_name,caption\na/1.mp4,x\nb/2.mp4,y\n"}),
+        ["a/1.mp4=a", "b/2.mp4=b"],
+    ),
+    "two lists of metadata": (
+        lambda r: lists(
+            put(r, "1.mp4", "2.mp4"),
+            {"metadata.csv": "file_name,label\n1.mp4,x\n", "metadata.jsonl": '{"file_name": "1.mp4", "label": "x"}\n'},
+        ),
+        (VideoError, "several lists for the same videos: 'metadata.csv', 'metadata.jsonl'"),
+    ),
+    "JSON lines": (
+        lambda r: text(
+            put(r, "1.mp4", "2.mp4"),
+            "l.jsonl",
+            '{"video": "1.mp4", "labels": ["x", "y"]}\n\n{"video": "2.mp4", "labels": []}\n',
+        ),
+        ["1.mp4=x;y", "2.mp4="],
+    ),
+    "JSON lines without JSON": (
+        lambda r: text(r, "l.jsonl", '{"video": "1.mp4", "label": "x"}\n{"video": 2.mp4}\n', "1.mp4"),
+        (VideoError, "l.jsonl line 2: no JSON"),
+    ),
+    "JSON lines of other things": (lambda r: text(r, "l.jsonl", "[1]\n"), (VideoError, "line 1: not an object")),
+    "Parquet": (
+        lambda r: (
+            tables.write_parquet(
+                put(r, "1.mp4", "2.mp4") / "l.parquet",
+                {"file_name": "string", "label": "int64"},
+                [{"file_name": "1.mp4", "label": 0}, {"file_name": "2.mp4", "label": 1}],
+            )
+            or r / "l.parquet"
+        ),
+        ["1.mp4=0", "2.mp4=1"],
+    ),
+    "no Parquet": (lambda r: text(r, "l.parquet", "PAR1"), (VideoError, "cannot be read as Parquet")),
+    "ids and labels between semicolons": (
+        lambda r: text(r, "l.csv", "34870;Drumming Fingers\n7;Sliding, two\n", "a/34870.webm", "b/7.webm"),
+        ["a/34870.webm=Drumming Fingers", "b/7.webm=Sliding, two"],
     ),
     "train.csv and val.csv": (
         lambda r: lists(

@@ -502,3 +502,10 @@ def test_readers_survive_a_fork_and_stay_silent(tmp_path):
     """
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("same\n", "")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+    (tmp_path / "a.mp4").write_bytes(pointer)
+    with pytest.raises(VideoError, match="is a pointer of Git LFS, not the video"):
+        video.probe(tmp_path / "a.mp4")
