@@ -23,6 +23,7 @@ from ..core.errors import VideoError
 from ..core.text import printable, quoted
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+ANIMATED = ".webp"  # pictures that may be videos; FFmpeg reads their first picture alone
 RATE = 25.0  # frames a second where nobody says: FFmpeg's for numbered pictures
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)  # prefix, number, suffix
@@ -78,21 +79,34 @@ def is_flow(folder: str) -> bool:
     return len(folder) > 1 and _FLOW.fullmatch(folder) is not None
 
 
-def holds_frames(names: Iterable[str]) -> bool:
-    """Whether a folder with files of these names is a video: it has numbered pictures, and no video files."""
-    numbered = False
+def holds_frames(folder: str, names: Iterable[str]) -> bool:
+    """Whether `folder`, with files of these names, is a video: it has numbered pictures, and no video files."""
+    numbered = ""
     for name in names:
         if os.path.splitext(name)[1].lower() in files.VIDEO_EXTENSIONS and not name.startswith("."):
             return False
-        numbered = numbered or is_numbered(name)
-    return numbered
+        numbered = numbered or (name if is_numbered(name) else "")
+    return bool(numbered) and not is_animation(os.path.join(folder, numbered))
+
+
+def is_animation(file: str) -> bool:
+    """Whether a file is a WebP with several pictures, which is a video: by its first bytes."""
+    if not file.lower().endswith(ANIMATED) or not os.path.isfile(file):  # opening a pipe could wait for ever
+        return False
+    try:
+        with open(file, "rb") as opened:
+            head = opened.read(21)
+    except OSError:
+        return False
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
 
 
 def is_frame_folder(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a folder that is a video."""
+    folder = os.fspath(path)
     try:
-        with os.scandir(os.fspath(path)) as entries:
-            return holds_frames(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
+        with os.scandir(folder) as entries:
+            return holds_frames(folder, (entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)))
     except (OSError, ValueError):
         return False
 
@@ -118,7 +132,7 @@ def state(path: str, trust: bool = False) -> State | None:
             with suppress(OSError):  # a link to nothing
                 info = entry.stat()
                 size, changed = size + info.st_size, changed + info.st_mtime_ns
-    found = (size, changed % _ALL) if holds_frames(entry.name for entry in inside) else None
+    found = (size, changed % _ALL) if holds_frames(path, (entry.name for entry in inside)) else None
     _states[path] = own, found
     return found
 
@@ -191,14 +205,27 @@ def size(file: str, check: Callable[[int, int], None]) -> tuple[int, int]:
 def read(file: str, check: Callable[[int, int], None]) -> np.ndarray:
     """A picture as RGB uint8 (H, W, 3), upright; `Damaged`. `check(width, height)` is called before it is decoded."""
     with _opened(file, check) as (image, turn):
-        if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off and not scale
-            eight = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        elif image.mode == "P":  # whatever is transparent in it has a colour, too
-            eight = image.convert("RGBA")
-        else:
-            eight = image
-        rgb = eight.convert("RGB")
-        return np.asarray(rgb if turn is None else rgb.transpose(turn))
+        return _rgb(image, turn)
+
+
+def frames(file: str, check: Callable[[int, int], None]) -> Iterator[tuple[float, float, np.ndarray]]:
+    """(start, duration, picture as `read` gives it) of each picture of an animation, in milliseconds; `Damaged`."""
+    with _opened(file, check) as (image, turn):
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            picture = _rgb(image, turn)
+            yield image.info.get("timestamp", 0), image.info.get("duration", 0), picture
+
+
+def _rgb(image: Image.Image, turn: Image.Transpose | None) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off and not scale
+        eight = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "P":  # whatever is transparent in it has a colour, too
+        eight = image.convert("RGBA")
+    else:
+        eight = image
+    rgb = eight.convert("RGB")
+    return np.asarray(rgb if turn is None else rgb.transpose(turn))
 
 
 @contextmanager

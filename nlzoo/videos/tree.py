@@ -64,7 +64,7 @@ class _Walk:
         self.entered.add(real)
         self.tree.folders.add(path)
         entries = _entries(path, real, self.tree.closed)
-        frames = self._is_video(path, entries)
+        frames = self._is_video(path, real, entries)
         for entry in entries:
             if frames and frame_folder.is_picture(entry.name):
                 continue
@@ -74,12 +74,12 @@ class _Walk:
             else:
                 self._add(inside, place, entry.is_dir(follow_symlinks=False))
 
-    def _is_video(self, path: str, entries: list[os.DirEntry]) -> bool:
+    def _is_video(self, path: str, real: str, entries: list[os.DirEntry]) -> bool:
         """Whether a folder below the root is a video; it is taken in then."""
         if not path or frame_folder.is_flow(path.rpartition("/")[2]):
             return False
         names = [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
-        if not frame_folder.holds_frames(names):
+        if not frame_folder.holds_frames(real, names):
             return False
         self.tree.videos.append(path)
         self.tree.frames[path] = sum(map(frame_folder.is_picture, names))
@@ -99,11 +99,15 @@ class _Walk:
         if is_folder:
             if not _hidden(path):
                 self.folders.append((path, real))
-        elif ending not in VIDEO_EXTENSIONS or _hidden(path) or real in self.files:
+        elif not _is_video_file(real, ending) or _hidden(path) or real in self.files:
             self.tree.others[folder, ending] += 1
         else:
             self.files.add(real)
             self.tree.videos.append(path)
+
+
+def _is_video_file(real: str, ending: str) -> bool:
+    return ending in VIDEO_EXTENSIONS or (ending == frame_folder.ANIMATED and frame_folder.is_animation(real))
 
 
 def _entries(path: str, real: str, closed: list[Skipped]) -> list[os.DirEntry]:

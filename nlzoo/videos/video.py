@@ -346,6 +346,8 @@ def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
     """`probe`; `size` and `mtime_ns` only tell two states of a file apart."""
     if os.path.isdir(path):
         return _probe_folder(path)
+    if path.lower().endswith(frame_folder.ANIMATED):
+        return _probe_animation(path)
     walk = _walk(path)
     first = walk.first
     exact = walk.is_exact()
@@ -404,6 +406,39 @@ def _probe_folder(path: str) -> Probe:
         keys=None,
         missing=missing,
         series=series,
+    )
+
+
+def _probe_animation(path: str) -> Probe:
+    """Decodes an animated WebP once, as it says nowhere how many pictures it has, nor when."""
+    times, end, size = [], 0.0, (0, 0)
+    try:
+        for start, duration, image in frame_folder.frames(path, partial(_check_size, path)):
+            times.append(round(start))
+            end, size = start + duration, image.shape[:2]
+    except frame_folder.Damaged as damage:
+        raise VideoError(
+            f"is no animation that can be read: {damage}", "download it again, or remove it", path
+        ) from None
+    if len(times) < 2:
+        raise VideoError("is a picture, not a video", "frames of a video lie in a folder of their own", path)
+    pts = _ascending(times)
+    duration = end / 1000 if end and pts is not None else len(times) / frame_folder.RATE
+    return Probe(
+        path=path,
+        container="webp",
+        codec="webp",
+        width=size[1],
+        height=size[0],
+        frames=len(times),
+        fps=len(times) / duration,
+        duration=duration,
+        rotation=0,
+        base=1 / 1000,
+        variable=pts is not None and _is_variable(pts),
+        decord_doubt="decord does not read WebP",
+        pts=pts,
+        keys=None,
     )
 
 
@@ -653,12 +688,35 @@ def _images(info: Probe, numbers: list[int], height: int, width: int, decoder: s
         except _Mismatch as error:
             raise VideoError(f"cannot be read by decord: {error}", "omit --decoder", info.path) from None
     to_rgb = _ToRgb(height, width, info.rotation)
-    for number, frame in _pictures(info, numbers) if info.series else _frames(info, numbers):
+    for number, frame in _source(info)(info, numbers):
         try:
             yield number, to_rgb(frame)
         except av.error.FFmpegError as error:
             reason = f"has {frame.format.name} pixels that cannot be made RGB: {error.strerror}"
             raise VideoError(reason, "encode it again", info.path) from None
+
+
+def _source(info: Probe) -> Callable[[Probe, list[int]], Iterator[tuple[int, av.VideoFrame]]]:
+    """What gives the frames of a video of its kind."""
+    if info.series is not None:
+        return _pictures
+    return _animated if info.container == "webp" else _frames
+
+
+def _animated(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) for each of `numbers` (ascending, unique), of an animated WebP, decoded from its start."""
+    number, left = -1, set(numbers)
+    try:
+        for number, (_, _, image) in enumerate(frame_folder.frames(info.path, partial(_check_size, info.path))):
+            if number in left:
+                yield number, av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                left.remove(number)
+            if not left:
+                return
+    except frame_folder.Damaged:
+        pass
+    reason = f"is damaged: frame {min(left)} of {info.frames} cannot be decoded"
+    raise VideoError(reason, "leave the file out, or encode it again", info.path)
 
 
 def _pictures(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:

@@ -363,6 +363,41 @@ def test_frames_are_cached(tmp_path):
     assert len(list(kept.glob("*.npy"))) == 1
 
 
+def animation(file, images, durations=40):
+    """An animated WebP or GIF that holds the very pixels."""
+    first, *others = map(Image.fromarray, images)
+    first.save(file, save_all=True, append_images=others, duration=durations, lossless=True)
+    return file
+
+
+def test_animated_webp_is_a_video(tmp_path):
+    images = drawing()
+    for folder in ("a", "b"):
+        (tmp_path / "v" / folder).mkdir(parents=True)
+        animation(tmp_path / "v" / folder / "1.webp", images, [40, 40, 200, 40, 40, 40])
+        animation(tmp_path / "v" / folder / "2.WEBP", images[::-1])
+        Image.fromarray(images[0]).save(tmp_path / "v" / folder / "cover.webp")
+    found = scanning.scan(tmp_path / "v", workers=0)
+    assert items(found) == ["a/1.webp=a", "a/2.WEBP=a", "b/1.webp=b", "b/2.WEBP=b"] and found.ignored == 2
+    info = video.probe(tmp_path / "v/a/1.webp")
+    assert (info.container, info.frames, info.height, info.width, info.variable) == ("webp", T, H, W, True)
+    assert (info.duration, info.pts.tolist()) == (0.4, [0, 40, 80, 280, 320, 360])
+    assert np.array_equal(video.read_frames(info.path, [4, 0, 4]), images[[4, 0, 4]])
+    with pytest.raises(VideoError, match="is a picture, not a video"):
+        video.probe(tmp_path / "v/a/cover.webp")
+    content = (tmp_path / "v/a/1.webp").read_bytes()
+    (tmp_path / "cut.webp").write_bytes(content[: len(content) // 2])
+    with pytest.raises(VideoError, match="is no animation that can be read"):
+        video.probe(tmp_path / "cut.webp")
+
+
+def test_a_gif_is_a_video(tmp_path):
+    images = np.repeat(np.repeat(drawing(height=4, width=4), 8, 1), 8, 2)  # few colours, which a palette holds
+    info = video.probe(animation(tmp_path / "a.gif", images))
+    assert (info.container, info.frames, info.fps) == ("gif", T, 25)
+    assert np.array_equal(video.read_frames(info.path, range(T)), images)
+
+
 # --- in folders and lists
 
 
