@@ -61,6 +61,8 @@ class Fault:
     status: int = 0  # answer this instead of doing anything
     drop: str = ""  # close the connection "before" or "after" doing what was asked
     stall: float = 0  # seconds of silence after doing what was asked; those who wait get a 400
+    drip: float = 0  # seconds between the bytes of the reply, headers included; or of the body alone, below
+    drip_body: float = 0
     meanwhile: Callable = lambda: None  # what somebody else does just before
     body: bytes | None = None  # answer this instead of what is asked for, with status 200
     headers: dict = field(default_factory=dict)  # beside or instead of the right ones; None: without that one
@@ -131,6 +133,21 @@ class HubServer:
         return Fault(method, path)
 
 
+class _Drops:
+    """A file that is written byte by byte, until nobody reads any more."""
+
+    def __init__(self, file, seconds):
+        self.file, self.seconds = file, seconds
+
+    def write(self, content):
+        for byte in content:
+            time.sleep(self.seconds)
+            self.file.write(bytes([byte]))
+
+    def flush(self):
+        self.file.flush()
+
+
 class _Refused(Exception):
     def __init__(self, status, code="", words="", **more):
         self.status, self.code, self.words, self.more = status, code, words, more
@@ -166,6 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.body is not None:
             status, reply, headers = 200, fault.body, {}
         self.close_connection = self.close_connection or bool(fault.headers)  # a length may be a lie
+        whole, self.wfile = self.wfile, _Drops(self.wfile, fault.drip) if fault.drip else self.wfile
         self.send_response(status)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(reply)), **headers, **fault.headers}
         for name, value in headers.items():
@@ -173,7 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(reply)
+            (_Drops(whole, fault.drip_body) if fault.drip_body else self.wfile).write(reply)
+        self.wfile = whole
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
 

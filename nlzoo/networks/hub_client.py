@@ -25,8 +25,9 @@ from huggingface_hub.utils import disable_progress_bars, get_session, hf_raise_f
 
 from ..core.errors import DiskError, HubError, NlzooError
 from ..core.text import printable
+from .patience import Patience
 
-TIMEOUT = 25.0  # seconds without a byte
+TIMEOUT = 25.0  # seconds without a byte, or for the first 10 KiB of an answer, or for the next
 WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth try: a silent Hub is given up after 107 s
 RETRIED = (408, 429, 500, 502, 503, 504)  # statuses after which the same request may work in a moment
 
@@ -123,6 +124,26 @@ def _before(request: Any) -> None:
     most_seconds = dict.fromkeys(("read", "write", "pool"), _request.timeout) | {"connect": min(_request.timeout, 10.0)}
     own = request.extensions.get("timeout") or {}
     request.extensions["timeout"] = {kind: min(own.get(kind) or most, most) for kind, most in most_seconds.items()}
+    request.extensions["trace"] = _on_event
+
+
+def _on_event(event: str, values: dict[str, Any]) -> None:
+    """Every connection that is made: what comes from it drop by drop is not waited for for ever."""
+    if not event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+        return
+    stream, patience = values["return_value"], Patience()
+    read, write = stream.read, stream.write
+
+    def read_patiently(most: int, timeout: float | None = None) -> bytes:
+        if not _request.about:
+            return read(most, timeout)
+        return patience.read(timeout or _request.timeout, lambda seconds: read(most, seconds))
+
+    def write_anew(content: bytes, timeout: float | None = None) -> None:
+        patience.renew()
+        write(content, timeout)
+
+    stream.read, stream.write = read_patiently, write_anew
 
 
 def _after(response: Any) -> None:

@@ -6,24 +6,30 @@ of any size, and the first knows sha256 only, where some zoos publish sha1.
 
 import fcntl
 import hashlib
+import http.client
+import io
 import os
+import socket
+import ssl
 import tomllib
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core import files
 from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import Named, parse_name
 from ..core.progress import Progress, no_progress
 from ..core.text import nearest, printable
+from .patience import Patience
 from .zoo import find as find_model
 from .zoo import shipped
 
 MAX_BYTES = 2 * 2**30  # of a checkpoint; the largest known has 0.3 GB
 PIECE = 2**20
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without a byte, or for the next 10 KiB
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,64 @@ def fetch(model: PretrainedModel, progress: Progress = no_progress) -> tuple[Pat
         raise files.not_written(file, error, "free some room, or set NLZOO_CACHE to another folder") from error
 
 
+class _Patient(io.RawIOBase):
+    """What comes from a socket, but not drop by drop."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._file, self._patience = sock, sock.makefile("rb", 0), Patience()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        def read(seconds: float) -> int:
+            self._sock.settimeout(seconds)
+            return self._file.readinto(buffer) or 0
+
+        return self._patience.read(TIMEOUT, read)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Patient(sock))
+
+
+class _HttpConnection(http.client.HTTPConnection):
+    response_class = _Answer
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    response_class = _Answer
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, request)
+
+
+# of a transfer; ValueError: a length that is no number
+_FAILURES = (
+    urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError, ValueError
+)  # fmt: skip
+
+
 def _transfer(model: PretrainedModel, part: Path, progress: Progress) -> None:
     """The rest of the file at `part`."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(model.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        with urllib.request.build_opener(_Http, _Https).open(request, timeout=TIMEOUT) as answer:
             have = have if answer.status == 206 else 0  # a server may send all of it again
             total = have + int(answer.headers.get("Content-Length") or 0)
             if not have < total <= MAX_BYTES:
@@ -141,8 +199,8 @@ def _transfer(model: PretrainedModel, part: Path, progress: Progress) -> None:
         if error.code == 416 and have:  # nothing is left to send: it was cut between the last byte and its check
             return
         raise WeightsError(f"{model.url} could not be fetched (HTTP {error.code})", _by_hand(model)) from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = printable(str(getattr(error, "reason", error)))
+    except _FAILURES as error:
+        reason = printable(str(getattr(error, "reason", error)) or type(error).__name__)
         raise WeightsError(f"{model.url} could not be fetched ({reason})", _by_hand(model)) from None
     if have != total:
         raise WeightsError(

@@ -706,6 +706,8 @@ FAULTS = [
     *({"headers": headers} for headers in HEADERS),
     {"status": 302, "headers": {"Location": "http://127.0.0.1:9/elsewhere"}},
     {"stall": 0.5},
+    {"drip": 0.05},
+    {"drip_body": 0.05},
 ]
 PULLS, PUSHES = 9, 10  # requests of a first pull; of a first push
 QUICK = "(setattr(hub_client, 'TIMEOUT', 0.2), setattr(hub_client.time, 'sleep', lambda seconds: None))[0]"
@@ -931,6 +933,26 @@ def test_a_silent_hub_is_given_up_after_four_tries_of_any_request(hub, machine, 
         assert 1 <= len([c for c in hub.calls if c.startswith(CALLS[call][0]) and CALLS[call][1] in c]) <= 4, hub.calls
         hub.faults.clear()
     assert "the Hub does not answer about alice/waving" in one.log.read_text()
+
+
+@pytest.mark.parametrize("drops", ["drip", "drip_body"])
+def test_a_hub_that_answers_drop_by_drop_is_given_up_like_a_silent_one(hub, machine, model, drops):
+    """Each byte came within the time that is waited for one, so that nothing ended it."""
+    machine().do(push(model))
+    one = machine()
+    one.do(QUICK)
+    for method, pattern in (CALLS["info"], ("GET", "/resolve/"), *([("HEAD", "/resolve/")] if drops == "drip" else [])):
+        hub.fail(method, pattern, **{drops: 0.05}, times=ALWAYS)
+        hub.calls.clear()
+        one.refused("download.pull('alice/waving')", "Unreachable")
+        assert 1 <= len([c for c in hub.calls if c.startswith(f"{method} ") and pattern in c]) <= 4, hub.calls
+        hub.faults.clear()
+    save_file({"fc.weight": torch.zeros(6, 100)}, model / "model.safetensors")
+    hub.fail(*CALLS["batch"], **{drops: 0.05}, times=ALWAYS)
+    one.refused(push(model), "Unreachable")
+    assert "the Hub does not answer about alice/waving" in one.log.read_text()
+    hub.faults.clear()
+    one.do(push(model))
 
 
 def test_two_minutes_at_most(machine):

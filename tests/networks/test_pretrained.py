@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -67,6 +68,8 @@ def server(monkeypatch, tmp_path):
         def do_GET(self):
             own = self.server
             own.asked.append(self.headers.get("Range"))
+            if own.garbage:
+                return self.wfile.write(own.garbage)
             if own.code != 200:
                 return self.send_error(own.code)
             first = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if own.ranges else 0
@@ -74,8 +77,15 @@ def server(monkeypatch, tmp_path):
                 return self.send_error(416)
             body = own.content[first:]
             self.send_response(206 if first else 200)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", own.length or str(len(body)))
+            if own.drops == "headers":
+                for _ in range(100):
+                    self.wfile.write(b"X")
+                    time.sleep(0.02)
             self.end_headers()
+            for _ in range(100 if own.drops == "body" else 0):
+                self.wfile.write(body[:1])
+                time.sleep(0.02)
             self.wfile.write(body[: own.cut] if own.cut else body)
 
         def log_message(self, *_):
@@ -83,6 +93,7 @@ def server(monkeypatch, tmp_path):
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.content, httpd.cut, httpd.ranges, httpd.code, httpd.asked = checkpoint_bytes(1.0), None, True, 200, []
+    httpd.drops, httpd.garbage, httpd.length = "", b"", ""
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield httpd
     httpd.shutdown()
@@ -99,6 +110,25 @@ def test_fetched_once_and_checked(server):
     file, found = pretrained.fetch(start(server, "sha256:" + sha[:8]), lambda done, total: seen.append((done, total)))
     assert file.read_bytes() == server.content and found == sha and seen[-1] == (len(server.content),) * 2
     assert pretrained.fetch(start(server, "sha256:" + sha[:8])) == (file, sha) and len(server.asked) == 1
+
+
+@pytest.mark.parametrize("drops", ["headers", "body"])
+def test_a_server_that_answers_drop_by_drop_is_given_up(server, monkeypatch, drops):
+    monkeypatch.setattr(pretrained, "TIMEOUT", 0.3)
+    server.drops = drops
+    with pytest.raises(WeightsError, match="could not be fetched .*timed out"):
+        pretrained.fetch(start(server))
+    server.drops = ""
+    (files.cache_folder() / "here" / "net.pth.part").unlink(missing_ok=True)
+    assert pretrained.fetch(start(server))[0].read_bytes() == server.content
+
+
+@pytest.mark.parametrize("garbage, length", [(b"SSH-2.0-x\r\n", ""), (b"HTTP/1.1 \xff\r\n\r\n", ""), (b"", "many")])
+def test_what_is_no_answer_is_a_sentence(server, garbage, length):
+    server.garbage, server.length = garbage, length
+    with pytest.raises(WeightsError, match="could not be fetched") as caught:
+        pretrained.fetch(start(server))
+    assert "\n" not in caught.value.message and caught.value.hint.startswith("fetch it on a machine with a network")
 
 
 @pytest.mark.parametrize("ranges", [True, False])
