@@ -8,8 +8,12 @@ command again does what is missing or no longer fits.
 import contextlib
 import json
 import os
+import re
 import shlex
+import shutil
+import time
 import unicodedata
+<<<<<<< HEAD
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,15 +21,32 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import NamedTuple
+=======
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+>>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
 
 from ..core import files, lock
+from ..core import shard as shards
 from ..core.errors import DiskError, UsageError, VideoError
 from ..core.progress import Progress, no_progress
+from ..core.shard import WHOLE, Shard
 from ..core.skipped import Skipped
 from ..core.text import counted, printable
 from ..videos import encode, listing, pool, scanning, tree, video
 
-MANIFEST = "prepared.jsonl"
+if TYPE_CHECKING:
+    from ..training.engine import Engine
+
+MANIFEST = "prepared.jsonl"  # and one of each shard, until all are brought together
+_SHARD = re.compile(r"prepared-\d{5}-of-\d{5}\.jsonl")  # the manifest of one
+LOCKS = ".locks"  # of shards
+_POLL = 0.2  # seconds from one look for the end of another rank to the next
 LIST = "videos.csv"  # of the prepared videos, where a list named the sources
 FORMAT = 1  # of prepared videos; raised when they would come out otherwise
 SIZES = 16, 4096  # of the short side, pixels
@@ -84,13 +105,22 @@ def prepare(
     workers: int = 1,
     scanned: bool = True,
     progress: Progress = no_progress,
+<<<<<<< HEAD
     fps: Mapping[str, float] = MappingProxyType({}),
+=======
+    shard: Shard = WHOLE,
+>>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
 ) -> Prepared:
     """Writes each file of `paths` (relative to `root`, or absolute) to `out`, as `encode.transcode` does with `size`.
 
     `outputs` says under which name. A file that cannot be read to its end is skipped with the reason. `scanned`:
     whether `root` is itself the folder of videos, and not one in which a list names some; then `out` may not lie in
+<<<<<<< HEAD
     it. `progress(done, total)` is called for each file. `fps`: of folders of frames, by path, where it is known.
+=======
+    it. `progress(done, total)` is called for each file. `shard`: only this part of the files, beside others of the same
+    folder; the call without one brings all together, and makes what is missing.
+>>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
 
     Raises `UsageError` for a `size` that is odd, out of bounds or not that of an earlier run, and for an `out` inside
     `root`, with sources in it, with files that are not ours or in use by another run; `DiskError` when `out` cannot be
@@ -100,6 +130,7 @@ def prepare(
     paths = list(dict.fromkeys(paths))
     _check_size(size)
     _check_folders(paths, root, out, scanned)
+<<<<<<< HEAD
     with lock.hold(out):
         return _prepare(outputs(paths, root), root, out, size, workers, progress, fps)
 
@@ -112,31 +143,62 @@ def _prepare(
     workers: int,
     progress: Progress,
     fps: Mapping[str, float],
+=======
+    with _hold(out, shard):
+        return _prepare(outputs(paths, root), root, out, size, workers, progress, shard)
+
+
+@contextlib.contextmanager
+def _hold(out: Path, shard: Shard) -> Iterator[None]:
+    """Nobody else works at this shard, or for the whole at any."""
+    with contextlib.ExitStack() as held:
+        if shard.count > 1:
+            held.enter_context(lock.hold(_lock(out, shard)))
+        else:
+            held.enter_context(lock.hold(out))
+            for folder in (out / LOCKS).glob("*"):
+                held.enter_context(lock.hold(folder))
+        yield
+    if shard.count == 1:
+        shutil.rmtree(out / LOCKS, ignore_errors=True)
+
+
+def _lock(out: Path, shard: Shard) -> Path:
+    return shard.file(out / LOCKS / "shard")
+
+
+def _prepare(
+    names: dict[str, str], root: Path, out: Path, size: int, workers: int, progress: Progress, shard: Shard
+>>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
 ) -> Prepared:
     try:
-        lines = _open_folder(out)
+        lines = _open_folder(out, shard)
         _make_folders(out, names.values())
     except OSError as error:
         raise _not_written(out, error) from error
     tasks = {}
+    everything = list(names.items())
+    names = dict(everything[number] for number in shard.part(len(everything)))
     for path, output in names.items():
         name = _name(path, root)
         line = lines.get(name)
         tasks[output] = _Task(_absolute(path, root), name, output, line, fps.get(path, 0.0))
     _check_earlier_size(tasks.values(), out, size)
-    _remove_renamed(out, tasks)
+    whole = shard.count == 1  # else others are at work
+    if whole:
+        _remove_renamed(out, tasks)
     results: dict[str, _Made | pool.Failure] = {}
+    work = partial(_work, out=out, size=size, manifest=shard.file(out / MANIFEST))
     try:
-        with contextlib.closing(
-            pool.run(partial(_work, out=out, size=size), tasks.values(), workers, _deadline)
-        ) as made:
+        with contextlib.closing(pool.run(work, tasks.values(), workers, _deadline)) as made:
             for task, result in made:
                 results[task.output] = result
                 progress(len(results), len(tasks))
                 if isinstance(result, pool.Failure):
                     (out / task.output).unlink(missing_ok=True)  # of an earlier state of the source
     finally:
-        _remove_leftovers(out)  # of workers that were stopped
+        if whole:
+            _remove_leftovers(out)  # of workers that were stopped
     return _summary(names, results)
 
 
@@ -160,21 +222,27 @@ def _summary(names: dict[str, str], results: dict[str, _Made | pool.Failure]) ->
     )
 
 
-def in_words(prepared: Prepared, target: Path) -> str:
-    """What was done, and the command that trains on `target`."""
+def in_words(prepared: Prepared, target: Path, shard: str | Shard = WHOLE) -> str:
+    """What was done, and the command that comes next."""
     before, after = prepared.bytes_before / 1e6, prepared.bytes_after / 1e6
+    following = f"nlzoo finetune {shlex.quote(printable(target))}"
+    if shards.parse(shard).count > 1:
+        following = "once every part is done, the same command without --shard brings them together"
     return (
         f"{counted(prepared.done, 'video')} prepared, {prepared.reused} were there, {len(prepared.skipped)} skipped; "
-        f"{before:,.1f} MB became {after:,.1f} MB\nnext: nlzoo finetune {shlex.quote(printable(target))}"
+        f"{before:,.1f} MB became {after:,.1f} MB\nnext: {following}"
     )
 
 
-def prepare_source(videos: Path, out: Path, size: int = 256, progress: Progress = no_progress) -> tuple[Prepared, Path]:
+def prepare_source(
+    videos: Path, out: Path, size: int = 256, progress: Progress = no_progress, shard: str | Shard = WHOLE
+) -> tuple[Prepared, Path]:
     """Prepares all videos below a folder, or those of a list (`listing.read`); also returns what to train on.
 
-    That is `out`, or for a list one in it.
+    That is `out`, or for a list one in it, which a `shard` does not write.
     """
-    videos, out = Path(videos), Path(out)
+    videos, out, shard = Path(videos), Path(out), shards.parse(shard)
+    workers = pool.own_cores()
     below = tree.walk(videos).videos if videos.is_dir() else []
     try:
         source = listing.read(videos)
@@ -183,14 +251,47 @@ def prepare_source(videos: Path, out: Path, size: int = 256, progress: Progress 
             raise
         source = None  # videos without classes
     if source is None or source.levels:
-        return prepare(below, videos, out, size, pool.cores(), progress=progress), out
+        return prepare(below, videos, out, size, workers, progress=progress, shard=shard), out
     paths = [item.path for item in source.items]
+<<<<<<< HEAD
     fps = {item.path: item.fps for item in source.items if item.fps}
     prepared = prepare(paths, source.root, out, size, pool.cores(), scanned=False, progress=progress, fps=fps)
+=======
+    prepared = prepare(paths, source.root, out, size, workers, scanned=False, progress=progress, shard=shard)
+    if shard.count > 1:
+        return prepared, out / LIST
+>>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
     items = [item for item in source.items if item.path in prepared.mapping]
     items = [replace(item, path=prepared.mapping[item.path], frames=0, seconds=0.0, fps=0.0) for item in items]
     listing.write(replace(source, root=out, items=tuple(items)), out / LIST)
     return prepared, out / LIST
+
+
+def prepare_by_ranks(videos: Path, out: Path, size: int, progress: Progress, engine: "Engine") -> tuple[Prepared, Path]:
+    """`prepare_source` by all ranks of `engine`, each a part; rank 0 waits for the others and returns the whole."""
+    shard = Shard(engine.rank + 1, engine.world)
+    launch = engine.broadcast(uuid.uuid4().hex)
+    mine, target = prepare_source(videos, out, size, progress, shard)
+    last = {"end": launch, "done": mine.done, "reused": mine.reused}
+    files.append_text(shard.file(Path(out) / MANIFEST), json.dumps(last) + "\n")
+    if not engine.main:
+        return mine, target
+    parts = [Shard(number, engine.world) for number in range(1, engine.world + 1)]
+    ends = [_last_line(part.file(Path(out) / MANIFEST), launch) for part in parts]
+    whole, target = prepare_source(videos, out, size)
+    done = sum(end["done"] for end in ends)
+    return replace(whole, done=whole.done + done, reused=whole.reused - done), target
+
+
+def _last_line(manifest: Path, launch: str) -> dict:
+    """The last line of a shard that has ended; waits for it, however long it takes."""
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            with open(manifest, "rb") as opened:
+                last = json.loads(deque(opened, 1)[0])
+            if last.get("end") == launch:
+                return last
+        time.sleep(_POLL)
 
 
 def outputs(paths: Iterable[str], root: Path) -> dict[str, str]:
@@ -255,7 +356,8 @@ def _check_folders(paths: list[str], root: Path, out: Path, scanned: bool) -> No
         raise UsageError(f"{printable(out)} holds some of the videos that are to be prepared", _NEW)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{printable(out)} is a file, not a folder", _NEW)
-    if out.is_dir() and not (out / MANIFEST).exists() and any(file.name != lock.LOCK for file in out.iterdir()):
+    ours = {lock.LOCK, LOCKS}
+    if out.is_dir() and not (out / MANIFEST).exists() and any(file.name not in ours for file in out.iterdir()):
         raise UsageError(f"{printable(out)} is not empty, and its files are not of nlzoo prepare", _NEW)
 
 
@@ -276,17 +378,29 @@ def _is_within(path: str | Path, folder: str | Path) -> bool:
 # --- the folder and its manifest
 
 
-def _open_folder(out: Path) -> dict[str, Line]:
-    """Makes the folder, clean and with a manifest to append to; the lines of an earlier run by source."""
+def _open_folder(out: Path, shard: Shard) -> dict[str, Line]:
+    """Makes the folder, with a manifest to append to; the lines of earlier runs by source.
+
+    Without shards it is made clean, and the manifests of shards are brought together in one.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / MANIFEST, "a+b") as file:
-        file.seek(0)
-        text = file.read()
-        if text and not text.endswith(b"\n"):  # the last line is torn
-            file.write(b"\n")
-    _remove_leftovers(out)
-    lines = (_parsed(line) for line in text.splitlines())
-    return {line.source: line for line in lines if line}
+    common, own = out / MANIFEST, shard.file(out / MANIFEST)
+    shards_of = sorted(path for path in out.iterdir() if _SHARD.fullmatch(path.name))
+    lines: dict[str, Line] = {}
+    for manifest in dict.fromkeys((common, *shards_of, own)):
+        with open(manifest, "a+b") as file:
+            file.seek(0)
+            text = file.read()
+            if manifest == own and text and not text.endswith(b"\n"):  # the last line is torn
+                file.write(b"\n")
+        lines |= {line.source: line for line in map(_parsed, text.splitlines()) if line}
+    if shard.count == 1:
+        _remove_leftovers(out)
+        if shards_of:
+            files.write_text(common, "".join(json.dumps(asdict(line)) + "\n" for line in lines.values()))
+        for manifest in shards_of:
+            manifest.unlink()
+    return lines
 
 
 def _parsed(text: bytes) -> Line | None:
@@ -321,17 +435,17 @@ def _remove_renamed(out: Path, tasks: dict[str, _Task]) -> None:
 # --- in the workers
 
 
-def _work(task: _Task, out: Path, size: int) -> _Made:
+def _work(task: _Task, out: Path, size: int, manifest: Path) -> _Made:
     """Makes one video, or finds it made. A `DiskError` ends the whole run."""
     try:
-        return _make(task, out, size)
+        return _make(task, out, size, manifest)
     except DiskError as error:
         raise DiskError(error.message, "free some room; the same command again continues from here") from error
     except OSError as error:
         raise _not_written(out, error) from error
 
 
-def _make(task: _Task, out: Path, size: int) -> _Made:
+def _make(task: _Task, out: Path, size: int, manifest: Path) -> _Made:
     target, state = out / task.output, _state(task.source)
     line = task.line if task.line and _output_fits(task.line, task, target, size) else None
     if line and (line.size, line.mtime_ns) == state:
@@ -347,8 +461,13 @@ def _make(task: _Task, out: Path, size: int) -> _Made:
     if _state(task.source) != state:
         target.unlink()
         raise VideoError("changed while it was read", "run it again", task.source)
+<<<<<<< HEAD
     new = Line(task.name, *state, digest, task.output, written, frames, size, fps=task.fps)
     files.append_text(out / MANIFEST, json.dumps(asdict(new)) + "\n")
+=======
+    new = Line(task.name, *state, digest, task.output, written, frames, size)
+    files.append_text(manifest, json.dumps(asdict(new)) + "\n")
+>>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
     return _Made(line is not None, state[0], target.stat().st_size)
 
 

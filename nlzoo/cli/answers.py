@@ -9,7 +9,7 @@ import typer
 from ..core.text import counted, printable
 from . import console, processes
 from .options import Decoder, Device, Json, Model, Val, Videos, Views, refuse_early
-from .processes import Gpus
+from .processes import Gpus, Part
 from .videos import tell_scan
 
 if TYPE_CHECKING:
@@ -71,14 +71,15 @@ def predict(
         str | None, typer.Option(help="Seconds of a window. By default those of the network's clip, or twice --every.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A row for each video or window: FILE.csv, .jsonl or .parquet.")
+        Path | None,
+        typer.Option(
+            help="A row for each video or window: FILE.csv, .jsonl or .parquet; FILE-00003-of-00016 of a shard."
+        ),
     ] = None,
     features: Annotated[
         Path | None, typer.Option(help="The inputs of the last layer instead of classes: FILE.safetensors or .parquet.")
     ] = None,
-    shard: Annotated[
-        str, typer.Option(help="Only a part, for job arrays: 3/16, the third of sixteen; FILE-00003-of-00016.csv.")
-    ] = "1/1",
+    shard: Part = "1/1",
     gpus: Gpus = 1,
     decoder: Decoder = "auto",
     device: Device = None,

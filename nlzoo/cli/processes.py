@@ -1,5 +1,6 @@
 """Commands that several processes share: `--gpus`, `accelerate launch`, `torchrun`."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from . import console
 
+Part = Annotated[str, typer.Option("--shard", help="Only a part, for job arrays: 3/16, the third of sixteen.")]
 Gpus = Annotated[int, typer.Option(min=1, max=64, help="Processes on this machine, each with a GPU and a part.")]
 
 
@@ -21,6 +23,11 @@ def begin(gpus: int, device: str | None, again: str) -> None:
         raise typer.Exit(engine.launch(without(sys.argv[1:], "--gpus"), gpus, device, console.warn, again))
     if engine.ranks()[0]:
         console.only_errors()
+
+
+def world() -> int:
+    """How many processes a launcher has started for this work."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def without(words: list[str], option: str) -> list[str]:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.errors import UsageError
 from ..core.text import counted, printable
-from . import console
+from . import console, processes
 from .options import Classes, Json, Val, Videos, refuse_early
+from .processes import Part
 
 if TYPE_CHECKING:
+    from ..apps.prepare import Prepared
     from ..core.skipped import Skipped
     from ..videos import scanning
 
@@ -47,6 +50,7 @@ def prepare(
     videos: Videos,
     out: Annotated[Path, typer.Argument(help="A new folder, or one that this command has begun.")],
     size: Annotated[int, typer.Option(help="Shorter side, pixels; smaller videos keep theirs.")] = 256,
+    shard: Part = "1/1",
     json: Json = False,
 ) -> None:
     """Copy videos into small ones that are fast to read clips from; train on OUT. Run it again to resume."""
@@ -54,12 +58,28 @@ def prepare(
 
     from ..apps import prepare as preparing
 
-    with console.progress("preparing") as bar:
-        prepared, target = preparing.prepare_source(videos, out, size, bar)
+    if processes.world() > 1:
+        prepared, target = _prepare_by_ranks(videos, out, size, shard)
+    else:
+        with console.progress("preparing") as bar:
+            prepared, target = preparing.prepare_source(videos, out, size, bar, shard)
     warn_of_skipped(prepared.skipped)
     values = dataclasses.asdict(prepared)
     del values["mapping"]
-    console.result({"videos": str(target), **values}, preparing.in_words(prepared, target))
+    console.result({"videos": str(target), **values}, preparing.in_words(prepared, target, shard))
+
+
+def _prepare_by_ranks(videos: Path, out: Path, size: int, shard: str) -> "tuple[Prepared, Path]":
+    import torch
+
+    from ..apps import prepare as preparing
+    from ..training import engine
+
+    if shard != "1/1":
+        raise UsageError("--shard goes without a launcher: each of its processes has a part already", "leave it out")
+    processes.begin(1, "cpu", "")
+    with engine.distributed_errors(), console.progress("preparing") as bar:
+        return preparing.prepare_by_ranks(videos, out, size, bar, engine.begin(torch.device("cpu")))
 
 
 def warn_of_skipped(skipped: Sequence["Skipped"]) -> None:

@@ -31,6 +31,9 @@ class Shard:
         return file.with_name(f"{file.stem}-{self.number:05}-of-{self.count:05}{file.suffix}")
 
 
+WHOLE = Shard()
+
+
 def parse(text: str | Shard) -> Shard:
     """`3/16`. Raises `UsageError`."""
     if isinstance(text, Shard):

@@ -241,12 +241,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers(device: str) -> int:
-    """Decoding processes: on a GPU one per core up to 16; on a CPU, which trains on all cores, one for every two.
+def own_cores() -> int:
+    """Those of this process, where the ranks of a machine share its cores."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
-    The ranks of a machine share its cores.
-    """
-    own = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+def default_workers(device: str) -> int:
+    """Decoding processes: on a GPU one per core up to 16; on a CPU, which trains on all cores, one for every two."""
+    own = own_cores()
     if device == "cpu":
         return max(1, own // 2)
     return min(16, own)

@@ -13,8 +13,8 @@ from forked import ranks
 from safetensors.numpy import load_file
 
 import nlzoo
-from nlzoo.apps import draw, journal
-from nlzoo.core import model_spec, shard, view_spec
+from nlzoo.apps import draw, journal, prepare
+from nlzoo.core import lock, model_spec, shard, view_spec
 from nlzoo.core.errors import UsageError
 from nlzoo.networks import checkpoint, model
 
@@ -151,3 +151,48 @@ def test_ranks_measure_what_one_process_measures(two, net, here, tmp_path, monke
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert len(list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))) == 27
     assert (tmp_path / "err").read_text().count("skipped") == 1
+
+
+# --- prepare
+
+
+def listed(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.mp4")}
+
+
+@pytest.fixture(scope="module")
+def few(here):
+    """Five of the videos, and a list of them."""
+    folder = here / "few"
+    for path in [*sorted((here / "videos").rglob("a/*.mp4"))[:2], *sorted((here / "videos").rglob("b/*.mp4"))[:3]]:
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (folder / path.parent.name / path.name).write_bytes(path.read_bytes())
+    lines = [f"few/{p.relative_to(folder)},{p.parent.name}" for p in sorted(folder.rglob("*.mp4"))]
+    (here / "few.csv").write_text("\n".join(["path,label", *lines]))
+    return folder
+
+
+def test_shards_prepare_beside_one_another_and_are_brought_together(few, tmp_path, nlzoo, monkeypatch):
+    monkeypatch.chdir(few.parent)
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    assert nlzoo("prepare", "few.csv", alone, "--size", 16)[0] == 0
+    for number in (2, 3, 1):
+        with lock.hold(out / prepare.LOCKS / "shard-00009-of-00010"):  # of another that is at work
+            assert nlzoo("prepare", "few.csv", out, "--size", 16, "--shard", f"{number}/3")[0] == 0
+            assert nlzoo("prepare", "few.csv", out, "--size", 16)[0] == 2
+    assert listed(out) == listed(alone) and len(listed(out)) == 4 and not (out / "videos.csv").exists()
+    code, said, _ = nlzoo("prepare", "few.csv", out, "--size", 16, "--json")
+    assert code == 0 and json.loads(said)["done"] == 0 and json.loads(said)["reused"] == 4
+    names = {p.name for p in alone.iterdir()}
+    assert {p.name for p in out.iterdir()} == names and {"videos.csv", "prepared.jsonl"} < names
+    assert (out / "videos.csv").read_bytes() == (alone / "videos.csv").read_bytes()
+
+
+def test_ranks_prepare_what_one_process_prepares(two, few, tmp_path, nlzoo, monkeypatch):
+    monkeypatch.chdir(few.parent)
+    assert nlzoo("prepare", "few", tmp_path / "alone", "--size", 16)[0] == 0
+    assert two("prepare", "few", tmp_path / "out", "--size", 16, "--json") == [0, 0], (tmp_path / "err").read_text()
+    told = json.loads((tmp_path / "err.0").read_text())
+    assert (told["done"], told["reused"], len(told["skipped"])) == (4, 0, 1)
+    assert listed(tmp_path / "out") == listed(tmp_path / "alone")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "alone").iterdir()}
