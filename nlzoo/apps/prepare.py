@@ -13,23 +13,14 @@ import shlex
 import shutil
 import time
 import unicodedata
-<<<<<<< HEAD
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import NamedTuple
-=======
-import uuid
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
->>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
 
 from ..core import files, lock
 from ..core import shard as shards
@@ -105,22 +96,16 @@ def prepare(
     workers: int = 1,
     scanned: bool = True,
     progress: Progress = no_progress,
-<<<<<<< HEAD
     fps: Mapping[str, float] = MappingProxyType({}),
-=======
     shard: Shard = WHOLE,
->>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
 ) -> Prepared:
     """Writes each file of `paths` (relative to `root`, or absolute) to `out`, as `encode.transcode` does with `size`.
 
     `outputs` says under which name. A file that cannot be read to its end is skipped with the reason. `scanned`:
     whether `root` is itself the folder of videos, and not one in which a list names some; then `out` may not lie in
-<<<<<<< HEAD
     it. `progress(done, total)` is called for each file. `fps`: of folders of frames, by path, where it is known.
-=======
-    it. `progress(done, total)` is called for each file. `shard`: only this part of the files, beside others of the same
-    folder; the call without one brings all together, and makes what is missing.
->>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
+    `shard`: only this part of the files, beside others of the same folder; the call without one brings all together,
+    and makes what is missing.
 
     Raises `UsageError` for a `size` that is odd, out of bounds or not that of an earlier run, and for an `out` inside
     `root`, with sources in it, with files that are not ours or in use by another run; `DiskError` when `out` cannot be
@@ -130,22 +115,8 @@ def prepare(
     paths = list(dict.fromkeys(paths))
     _check_size(size)
     _check_folders(paths, root, out, scanned)
-<<<<<<< HEAD
-    with lock.hold(out):
-        return _prepare(outputs(paths, root), root, out, size, workers, progress, fps)
-
-
-def _prepare(
-    names: dict[str, str],
-    root: Path,
-    out: Path,
-    size: int,
-    workers: int,
-    progress: Progress,
-    fps: Mapping[str, float],
-=======
     with _hold(out, shard):
-        return _prepare(outputs(paths, root), root, out, size, workers, progress, shard)
+        return _prepare(outputs(paths, root), root, out, size, workers, progress, fps, shard)
 
 
 @contextlib.contextmanager
@@ -168,8 +139,14 @@ def _lock(out: Path, shard: Shard) -> Path:
 
 
 def _prepare(
-    names: dict[str, str], root: Path, out: Path, size: int, workers: int, progress: Progress, shard: Shard
->>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
+    names: dict[str, str],
+    root: Path,
+    out: Path,
+    size: int,
+    workers: int,
+    progress: Progress,
+    fps: Mapping[str, float],
+    shard: Shard,
 ) -> Prepared:
     try:
         lines = _open_folder(out, shard)
@@ -253,14 +230,10 @@ def prepare_source(
     if source is None or source.levels:
         return prepare(below, videos, out, size, workers, progress=progress, shard=shard), out
     paths = [item.path for item in source.items]
-<<<<<<< HEAD
     fps = {item.path: item.fps for item in source.items if item.fps}
-    prepared = prepare(paths, source.root, out, size, pool.cores(), scanned=False, progress=progress, fps=fps)
-=======
-    prepared = prepare(paths, source.root, out, size, workers, scanned=False, progress=progress, shard=shard)
+    prepared = prepare(paths, source.root, out, size, workers, scanned=False, progress=progress, fps=fps, shard=shard)
     if shard.count > 1:
         return prepared, out / LIST
->>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
     items = [item for item in source.items if item.path in prepared.mapping]
     items = [replace(item, path=prepared.mapping[item.path], frames=0, seconds=0.0, fps=0.0) for item in items]
     listing.write(replace(source, root=out, items=tuple(items)), out / LIST)
@@ -461,13 +434,8 @@ def _make(task: _Task, out: Path, size: int, manifest: Path) -> _Made:
     if _state(task.source) != state:
         target.unlink()
         raise VideoError("changed while it was read", "run it again", task.source)
-<<<<<<< HEAD
     new = Line(task.name, *state, digest, task.output, written, frames, size, fps=task.fps)
-    files.append_text(out / MANIFEST, json.dumps(asdict(new)) + "\n")
-=======
-    new = Line(task.name, *state, digest, task.output, written, frames, size)
     files.append_text(manifest, json.dumps(asdict(new)) + "\n")
->>>>>>> cf492f7 (prepare --shard K/N beside others of the same folder, and by ranks: a manifest and a lock each; the command without it brings them together)
     return _Made(line is not None, state[0], target.stat().st_size)
 
 
