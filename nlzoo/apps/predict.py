@@ -10,7 +10,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -212,16 +212,20 @@ def _made(net: Network, rows: journal.Journal, options: Options, engine: Engine,
         return
     done, total = 0, rows.left(engine.rank, engine.world)
     make = evaluate.features if options.as_features else evaluate.probabilities
-    with ExitStack() as open_feeds:
-        feeds = (open_feeds.enter_context(closing(_feed(names, net, options, workers))) for names in blocks)
-        following = next(feeds, None)
-        while following:
-            current, following = following, next(feeds, None)  # is decoded while the network is at the last of current
+    feeds = (_feed(names, net, options, workers) for names in blocks)
+    current, following = next(feeds, None), None
+    try:
+        while current:
+            following = next(feeds, None)  # begins to decode, for when the network has done the last of `current`
             for index, numbers, reason in make(net, current, engine.device):
                 done += 1
                 progress(done, total)
                 yield {"path": current.source.items[index].path} | _row(net, numbers, reason, options.as_features)
             current.close()
+            current, following = following, None
+    finally:
+        for feed in filter(None, (current, following)):
+            feed.close()
 
 
 def _feed(names: Sequence[str], net: Network, options: Options, workers: int) -> loader.Loader:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..apps.predict import Options
 
 
+_REASONS = 100  # that are told of a table's, which has all
+
+
 def eval_(
     model: Model,
     videos: Videos,
@@ -115,12 +118,15 @@ def _tell_predictions(rows: "Journal", options: "Options") -> None:
         console.result({"features": str(options.file), "videos": good, "failed": errors})
     else:
         console.results(rows)
-    reasons = 0
+    reasons, out = 0, options.file if not options.as_features else None  # a table has them too
     for row in rows:
         for reason in app.failures([row]):
-            console.warn(reason)
             reasons += 1
+            if reasons <= _REASONS or not out:
+                console.warn(reason)
     if reasons:
+        if out and reasons > _REASONS:
+            console.warn(f"and {reasons - _REASONS:,} more: the column error of {printable(out)} has all")
         parts = "windows" if options.windows else f"of {counted(len(rows), 'video')}"
         console.warn(f"{reasons} {parts} could not be read")
         raise typer.Exit(1 if good else 3)
