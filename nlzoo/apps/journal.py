@@ -30,6 +30,7 @@ from ..core.shard import Shard
 from ..core.text import as_json, printable
 from ..networks.network import Network
 from ..videos import video
+from ..videos import video
 
 SUFFIX = ".partial"
 IN_MEMORY = 2**24  # bytes of rows that go to no file; more of them go to a temporary one
@@ -320,8 +321,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _state(path: str) -> list[int] | None:
-    state = video.state(path)
-    return list(state) if state else None
+    found = video.state(path)
+    return list(found) if found else None
 
 
 def _packed(row: dict) -> dict:

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +30,15 @@ from ..networks.network import Network
 from ..training import devices, evaluate, metrics
 from ..training.engine import Engine
 from ..videos import frame_folder, listing, loader, pool, records, tree, video
+from ..videos.sweep import Sweep
 from . import journal
 
 FEATURES = (".safetensors", ".parquet")
 MOST_WINDOWS = 100_000  # of one video
 MOST_HEADER = 100_000_000  # bytes that readers of .safetensors take
 BLOCK = 4096  # videos that are in memory as objects
+LONG = 8  # groups of windows that a process reads at least, since it begins at a key frame before them
+_Open = TypeVar("_Open", loader.Loader, "_Long")
 
 
 @dataclass(frozen=True)
@@ -205,27 +208,35 @@ def _asked(given: Sequence[Path], options: Options, engine: Engine) -> journal.J
 def _made(net: Network, rows: journal.Journal, options: Options, engine: Engine, progress: Progress) -> Iterator[dict]:
     """A row for each video of this rank that is missing, as it is done."""
     workers = pool.default_workers(str(engine.device))
-    blocks = rows.missing(engine.rank, engine.world, 1 if options.windows else BLOCK)
     if options.windows:
-        for (name,) in blocks:
-            yield windows(net, Path(name), engine.device, options.windows, workers, options.decoder, progress)
+        spacing, names = options.windows, chain.from_iterable(rows.missing(engine.rank, engine.world))
+        videos = (_Long(net, Path(name), engine.device, spacing, workers, options.decoder) for name in names)
+        for long in _one_ahead(videos):
+            yield long.row(progress)
         return
     done, total = 0, rows.left(engine.rank, engine.world)
     make = evaluate.features if options.as_features else evaluate.probabilities
-    feeds = (_feed(names, net, options, workers) for names in blocks)
-    current, following = next(feeds, None), None
+    for feed in _one_ahead(
+        _feed(names, net, options, workers) for names in rows.missing(engine.rank, engine.world, BLOCK)
+    ):
+        for index, numbers, reason in make(net, feed, engine.device):
+            done += 1
+            progress(done, total)
+            yield {"path": feed.source.items[index].path} | _row(net, numbers, reason, options.as_features)
+
+
+def _one_ahead(begun: Iterator[_Open]) -> Iterator[_Open]:
+    """Each of what is to be closed, after the next has begun to decode: nobody waits for a first clip in between."""
+    current, following = next(begun, None), None
     try:
         while current:
-            following = next(feeds, None)  # begins to decode, for when the network has done the last of `current`
-            for index, numbers, reason in make(net, current, engine.device):
-                done += 1
-                progress(done, total)
-                yield {"path": current.source.items[index].path} | _row(net, numbers, reason, options.as_features)
+            following = next(begun, None)
+            yield current
             current.close()
             current, following = following, None
     finally:
-        for feed in filter(None, (current, following)):
-            feed.close()
+        for one in filter(None, (current, following)):
+            one.close()
 
 
 def _feed(names: Sequence[str], net: Network, options: Options, workers: int) -> loader.Loader:
@@ -405,21 +416,61 @@ def windows(
     Times in seconds. A window that cannot be read has `error` for `scores`; a video that cannot is `{"path", "error"}`.
     See `segments`.
     """
-    (record,) = records.examine([path], workers=1)
-    if record.problem:
-        return {"path": str(path), "error": printable(record.problem)}
-    clip = net.spec.clip
-    if record.container == video.FOLDER:  # of no known rate: its frames are stepped as they are
-        clip = replace(clip, fps=None)
-    spans = spacing.spans(record.seconds, clip, record.fps)
-    items = tuple(listing.Item(str(path), (), start=start, end=end) for start, end in spans)
-    source = loader.Clips(Path(), items, net.spec.clip, decoder=decoder)
-    made = {}
-    for index, scores, reason in evaluate.probabilities(net.eval(), source, device, workers):
-        made[index] = _row(net, scores, reason)
-        progress(len(made), len(spans))
-    rows = [{"start": start, "end": end} | made[index] for index, (start, end) in enumerate(spans)]
-    return {"path": str(path), "windows": rows, "segments": segments(rows, record.seconds, net.spec.multi_label)}
+    with closing(_Long(net, path, device, spacing, workers, decoder)) as long:
+        return long.row(progress)
+
+
+class _Long:
+    """A long video that is being read, from the beginning on or, in several processes, from several places on."""
+
+    def __init__(
+        self, net: Network, path: Path, device: torch.device, spacing: Windows, workers: int, decoder: str
+    ) -> None:
+        self.net, self.path, self.device = net.eval(), path, device
+        self.spans: list[tuple[float, float]] = []
+        self.feeds: list[loader.Loader] = []
+        (self.record,) = records.examine([path], workers=1)
+        if self.record.problem:
+            return
+        clip = net.spec.clip
+        if self.record.container == video.FOLDER:  # of no known rate: its frames are stepped as they are
+            clip = replace(clip, fps=None)
+        self.spans = spacing.spans(self.record.seconds, clip, self.record.fps)
+        items = tuple(listing.Item(str(path), (), start=start, end=end) for start, end in self.spans)
+        for part in _pieces(len(items), workers):
+            own = items[part.start : part.stop]
+            source = loader.Clips(Path(), own, net.spec.clip, decoder=decoder, sweep=Sweep(len(own)))
+            self.feeds.append(loader.Loader(source, min(1, workers)))
+            self.feeds[-1].prime(evaluate.batches(source))
+
+    def row(self, progress: Progress) -> dict:
+        """As `windows`."""
+        if self.record.problem:
+            return {"path": str(self.path), "error": printable(self.record.problem)}
+        made = [evaluate.probabilities(self.net, feed, self.device) for feed in self.feeds]
+        rows: list[list[dict]] = [[] for _ in made]
+        while any(len(found) < len(feed.source) for found, feed in zip(rows, self.feeds)):
+            for found, coming in zip(rows, made):  # in turn, so that all of them go on
+                some = sorted(islice(coming, evaluate.CLIPS), key=lambda one: one[0])
+                found += [_row(self.net, scores, reason) for _, scores, reason in some]
+                progress(sum(map(len, rows)), len(self.spans))
+        spans = ({"start": start, "end": end} for start, end in self.spans)
+        found = [span | one for span, one in zip(spans, chain.from_iterable(rows))]
+        parts = segments(found, self.record.seconds, self.net.spec.multi_label)
+        return {"path": str(self.path), "windows": found, "segments": parts}
+
+    def close(self) -> None:
+        """Ends what still reads."""
+        for feed in self.feeds:
+            feed.close()
+
+
+def _pieces(count: int, workers: int) -> list[range]:
+    """Parts of so many windows, one for each worker, of whole groups and long enough to begin anew for."""
+    groups = -(-count // evaluate.CLIPS)
+    parts = max(1, min(workers, groups // LONG))
+    firsts = [number * groups // parts * evaluate.CLIPS for number in range(parts)]
+    return [range(first, last) for first, last in pairwise([*firsts, count])]
 
 
 def segments(rows: list[dict], seconds: float, multi_label: bool) -> list[dict]:

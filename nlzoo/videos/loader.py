@@ -19,8 +19,9 @@ import torch
 from ..core.view_spec import Augment, ClipSpec, ViewSpec
 from . import augment, clips, frame_cache, pool, records, video
 from .listing import Item
+from .sweep import Sweep
 
-AHEAD = 4  # keys that each worker may be in advance
+AHEAD = 4  # keys that each worker may be in advance, or as many as make a batch
 ADVANCE = 2**30  # bytes of pixels in advance, from which on it is fewer: 30 views of 32 frames take 200 MB
 DEADLINE = 60.0  # seconds for a clip, and more for a large file, which may have to be decoded from its start
 
@@ -51,6 +52,7 @@ class Clips:
     seed: int = 0
     decoder: str = "auto"
     cache: Path | None = None  # folder of decoded frames
+    sweep: Sweep | None = None  # where the items are parts of one video that are read in order
 
     def __len__(self) -> int:
         return len(self.items)
@@ -69,13 +71,16 @@ class Clips:
         info = video.at_rate(records.probe(self.root / item.path), item.fps)
         first, total = video.span(info, item.start, item.end)
         rng = np.random.default_rng([self.seed, max(epoch, 0), index])
-        fps = info.fps if item.fps or info.series is None else None  # else frames of a folder are stepped as they are
-        aspect = info.width / info.height
+        fps, aspect = self._rate(info, item), info.width / info.height
         if epoch < 0:
             views = self._test_views(total, aspect, fps, rng)
         else:
             views = self._training_views(total, aspect, fps, rng)
-        frames = self._frames(info, [first + number for view in views for number in view.indices])
+        if self.sweep and epoch < 0:
+            side = clips.decode_side(self.clip)
+            frames = self.sweep.frames(index, partial(self._test_numbers, info), side, self.decoder, info)
+        else:
+            frames = self._frames(info, [first + number for view in views for number in view.indices])
         per_view = frames.reshape(len(views), self.clip.frames, *frames.shape[1:])
         height, width = self.shape(epoch)[2:4]
         if epoch < 0 and self.views.crops == "full":
@@ -84,6 +89,18 @@ class Clips:
         if epoch >= 0:
             cuts = [augment.apply(c, self.augment, rng) for c in cuts]
         return torch.stack(cuts)
+
+    @staticmethod
+    def _rate(info: video.Probe, item: Item) -> float | None:
+        """Frames a second; None for a folder of frames whose rate nobody knows: they are stepped as they are."""
+        return info.fps if item.fps or info.series is None else None
+
+    def _test_numbers(self, info: video.Probe, index: int) -> list[int]:
+        """Of the frames that the views of an item show, in their true order."""
+        item = self.items[index]
+        first, total = video.span(info, item.start, item.end)
+        views = clips.views(total, self.clip, self.views, info.width / info.height, self._rate(info, item))
+        return [first + number for view in views for number in view.indices]
 
     def _test_views(self, total: int, aspect: float, fps: float | None, rng: np.random.Generator) -> list[clips.View]:
         views = clips.views(total, self.clip, self.views, aspect, fps)
@@ -158,7 +175,9 @@ class Loader:
         if self.source.views.crops == "full" and epoch < 0:
             return _one_by_one(self.source, batches, self.workers)
         shape = self.source.shape(epoch)
-        ahead = max(1, min(AHEAD, ADVANCE // (max(1, self.workers) * math.prod(shape))))
+        workers = max(1, self.workers)
+        batch = -(-max(map(len, batches)) // workers)  # while the network is at one, the next is decoded
+        ahead = max(1, min(max(AHEAD, batch), ADVANCE // (workers * math.prod(shape))))
         depth = self._reserve(batches, shape, ahead)
         tasks = ((key, n % depth, row) for n, batch in enumerate(batches) for row, key in enumerate(batch))
         assert self._pool

@@ -226,6 +226,16 @@ def frames(path: str | os.PathLike, size: tuple[int, int] | None = None) -> Iter
         yield image
 
 
+def images(info: Probe, numbers: Sequence[int], short_side: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 (H, W, 3)) of frames, ascending and each once; one at a time in memory, otherwise `read_frames`.
+
+    Decoding stands still while nobody asks. Raises `VideoError`, at once or after those that could be read.
+    """
+    height, width = scaled_size(info.height, info.width, short_side)
+    _check_pixels(info, height, width)
+    return _images(info, list(numbers), height, width, "pyav")
+
+
 def _check_pixels(info: Probe, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         reason = f"has frames of {info.width}x{info.height} pixels; scaled to {width}x{height} they are too large"

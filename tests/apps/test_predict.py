@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import drawn
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from nlzoo.apps import draw, predict
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.networks import checkpoint, model
-from nlzoo.videos import clips, encode, listing, loader, video
+from nlzoo.videos import clips, encode, listing, loader, sweep, video
 
 CPU = torch.device("cpu")
 
@@ -53,6 +54,64 @@ def test_a_window_is_answered_as_a_cut_video_would_be(net, long, workers):
         expected = net(clips.to_input(view[None], net.spec.clip)).softmax(-1)[0].tolist()
         assert row["scores"] == pytest.approx(dict(zip(("rise", "fall"), expected)), abs=1e-5)
         assert list(row["scores"].values()) == sorted(row["scores"].values(), reverse=True)
+
+
+def decoded(monkeypatch):
+    """Counts the frames that come out of decoders in this process from now on."""
+    frames, real = [], video._decoded
+
+    def counting(*given):
+        for frame in real(*given):
+            frames.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video, "_decoded", counting)
+    return frames
+
+
+def test_each_frame_of_a_long_video_is_decoded_once(net, long, monkeypatch):
+    spacing = predict.Windows(0.2, 1.6)  # 16 frames, of which each is in up to eight windows
+    frames = decoded(monkeypatch)
+    row = predict.windows(net, long, CPU, spacing)
+    assert len(row["windows"]) == 13 and 30 < len(frames) == len(set(frames)) <= 40
+    frames.clear()
+    items = tuple(listing.Item(str(long), (), start=w["start"], end=w["end"]) for w in row["windows"])
+    source = loader.Clips(Path(), items, net.spec.clip)
+    alone = [source.read(-1, index) for index in range(len(items))]
+    assert len(frames) > 100  # the negative control
+    swept = dataclasses.replace(source, sweep=sweep.Sweep(len(items)))
+    for index in (0, 1, 2, 3, 8, 9, 3, 4, 12):  # out of turn, too
+        assert torch.equal(swept.read(-1, index), alone[index])
+
+
+def test_in_several_processes_windows_are_the_same(net, long, monkeypatch):
+    monkeypatch.setattr(predict, "LONG", 1)
+    spacing = predict.Windows(0.1, 0.5)
+    assert [len(part) for part in predict._pieces(36, 3)] == [8, 16, 12]
+    assert predict.windows(net, long, CPU, spacing, 3) == predict.windows(net, long, CPU, spacing)
+
+
+@pytest.mark.parametrize("damage", [drawn.break_frame, drawn.damaged])
+def test_a_damaged_frame_costs_the_windows_that_show_it(net, tmp_path, damage):
+    """All others have the pixels that they have when they are read alone, and those that fail the same reason."""
+    file = damage(drawn.encode(tmp_path / "a.mp4", drawn.drawing(60), bf=0), 30)
+    spans = predict.Windows(0.1, 0.3).spans(video.probe(file).duration, net.spec.clip, 25)
+    items = tuple(listing.Item(str(file), (), start=start, end=end) for start, end in spans)
+    alone = loader.Clips(Path(), items, net.spec.clip)
+    swept = dataclasses.replace(alone, sweep=sweep.Sweep(len(items)))
+
+    def read(source, index):
+        try:
+            return source.read(-1, index).numpy().tobytes()
+        except VideoError as error:
+            return error.reason
+
+    found = [(read(swept, index), read(alone, index)) for index in range(len(items))]
+    assert len(found) > 15 and all(one == other for one, other in found)
+    windows = predict.windows(net, file, CPU, predict.Windows(0.1, 0.3))["windows"]
+    assert [window.get("error", "") for window in windows] == [one if isinstance(one, str) else "" for one, _ in found]
+    if damage is drawn.break_frame:
+        assert {"scores" in window for window in windows} == {True, False}
 
 
 def test_how_long_a_window_is_and_that_the_last_reaches_the_end():
