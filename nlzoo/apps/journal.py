@@ -30,7 +30,6 @@ from ..core.shard import Shard
 from ..core.text import as_json, printable
 from ..networks.network import Network
 from ..videos import video
-from ..videos import video
 
 SUFFIX = ".partial"
 IN_MEMORY = 2**24  # bytes of rows that go to no file; more of them go to a temporary one
