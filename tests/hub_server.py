@@ -5,7 +5,7 @@
         hub.fail("POST", "/commit/", drop="after")                 # the next commit arrives, its reply does not
         assert hub.files("alice/model")["config.json"] == b"..."
 
-Models and Spaces; a Space is `repos["spaces/user/name"]`. Standard library and PyYAML only; `python
+Models, Spaces and datasets; a Space is `repos["spaces/user/name"]`. Standard library and PyYAML only; `python
 tests/hub_server.py` serves until Ctrl-C. The environment must be set before huggingface_hub is imported, so use a
 subprocess. Nothing is stored on disk.
 """
@@ -37,7 +37,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    name: str  # user/name, or spaces/user/name
+    name: str  # user/name, spaces/user/name or datasets/user/name
     private: bool
     commits: list = field(default_factory=list)  # oldest first; the first holds .gitattributes alone, as on the Hub
     branches: dict = field(default_factory=dict)  # those beside main: name -> list of commits
@@ -267,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {"rfilename": path, "size": len(data), "blobId": _blob(path, data), **_lfs(path, data, "sha256")}
                 for path, data in commit.files.items()
             ]
-        plain = name.removeprefix("spaces/")
+        plain = name.removeprefix("spaces/").removeprefix("datasets/")
         info = {
             "_id": "0",
             "id": plain,
@@ -385,8 +385,8 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, headers, data
 
 
-_REPO = r"((?:spaces/)?[\w.\-]+/[\w.\-]+)"
-_API = f"/api/(?:models/|(?=spaces/)){_REPO}"
+_REPO = r"((?:(?:spaces|datasets)/)?[\w.\-]+/[\w.\-]+)"
+_API = f"/api/(?:models/|(?=spaces/|datasets/)){_REPO}"
 _ROUTES = (
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),

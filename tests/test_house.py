@@ -12,7 +12,10 @@ DOORS = {
     "av": {"videos.video", "videos.encode"},
     "decord": {"videos.video"},
     "PIL": {"videos.frame_folder"},
-    "huggingface_hub": {"apps.hub", "apps.hub_card", "apps.leaks", "networks.download", "networks.hub_client"},
+    "huggingface_hub": {
+        *("apps.hub", "apps.hub_card", "apps.leaks"),
+        *("networks.download", "networks.hub_client", "networks.hub_dataset"),
+    },
     "rich": {"cli.console"},
     "typer": {
         f"cli.{name}"

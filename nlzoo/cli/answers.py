@@ -8,7 +8,7 @@ import typer
 
 from ..core.text import counted, printable
 from . import console, processes
-from .options import Decoder, Device, Json, Model, Val, Videos, Views, refuse_early
+from .options import Decoder, Device, Json, Model, Val, Videos, Views, fetched, refuse_early
 from .processes import Gpus, Part
 from .videos import tell_scan
 
@@ -41,6 +41,7 @@ def eval_(
 ) -> None:
     """Measure a model on labelled videos (test/, else val/, else all): top-1 or mAP, each class, calibration."""
     refuse_early(model, videos, views, decoder=decoder)
+    videos = fetched(videos)
 
     from ..training import devices, engine, metrics
     from ..training.evaluate import evaluate
@@ -165,6 +166,7 @@ def probe_(
 ) -> None:
     """The fast baseline: a linear classifier on a model's features. It makes a run, in minutes instead of hours."""
     refuse_early(model, videos, val=val)
+    videos = fetched(videos)
 
     from ..training import metrics
     from ..training.probe import probe

@@ -9,6 +9,7 @@ import typer
 
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.view_spec import parse_views
+from . import console
 
 # panels of the options in help
 NETWORK, CLIPS, TRAINING, RUN = "The network", "Videos and clips", "How it trains", "The run"
@@ -19,7 +20,8 @@ Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; CUDA
 Videos = Annotated[
     Path,
     typer.Argument(
-        help="A folder with one sub-folder of videos per class, or train/ and val/ with such, or a list (CSV, TSV)."
+        help="A folder with one sub-folder of videos per class, or train/ and val/ with such, or a list (CSV, TSV); "
+        "hf://datasets/user/name on the Hub."
     ),
 ]
 Classes = Annotated[
@@ -59,7 +61,7 @@ def refuse_early(
 
     A model that may be videos is let pass: what opens it says that the two were swapped.
     """
-    from ..networks import download, zoo
+    from ..networks import download, hub_dataset, zoo
     from ..videos import listing, splits
 
     swapped = model and (
@@ -67,7 +69,9 @@ def refuse_early(
     )
     if model and not swapped:
         download.refuse_unknown(model)
-    if videos and not (swapped and zoo.find(str(videos))):
+    if videos and hub_dataset.is_address(videos):
+        hub_dataset.parse(videos)
+    elif videos and not (swapped and zoo.find(str(videos))):
         listing.refuse_missing(videos)
     parse_views(views)
     splits.check_val(val)
@@ -75,3 +79,10 @@ def refuse_early(
         from ..videos import video
 
         video.check_decoder(decoder)
+
+
+def fetched(videos: Path) -> Path:
+    """The videos on this machine: a dataset of the Hub is fetched, and its size said before."""
+    from ..networks import hub_dataset
+
+    return hub_dataset.fetch(videos, console.log) if hub_dataset.is_address(videos) else videos

@@ -11,7 +11,21 @@ import typer
 from ..core.errors import NlzooError
 from ..core.text import printable
 from . import console, processes
-from .options import CLIPS, NETWORK, RUN, TRAINING, Classes, Decoder, Device, Json, Val, Videos, picked, refuse_early
+from .options import (
+    CLIPS,
+    NETWORK,
+    RUN,
+    TRAINING,
+    Classes,
+    Decoder,
+    Device,
+    Json,
+    Val,
+    Videos,
+    fetched,
+    picked,
+    refuse_early,
+)
 from .videos import tell_scan
 
 if TYPE_CHECKING:  # torch is imported when a command runs
@@ -165,6 +179,8 @@ def finetune(
     if not resume:
         refuse_early(start, videos)
     FinetuneOptions(**options)  # refuses what cannot be
+    if not resume:
+        videos = fetched(videos)
 
     from ..training import finetune as training
 

@@ -11,7 +11,7 @@ import typer
 from ..core.errors import UsageError
 from ..core.text import counted, printable
 from . import console, processes
-from .options import Classes, Json, Val, Videos, refuse_early
+from .options import Classes, Json, Val, Videos, fetched, refuse_early
 from .processes import Part
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def check(
 ) -> None:
     """Find what is wrong with videos before training: broken files, copies, leaks, splits. Exit code 3: not ready."""
     refuse_early(None, videos, val=val)
+    videos = fetched(videos)
 
     from ..apps import check as examiner
     from ..videos import listing, records
@@ -55,6 +56,7 @@ def prepare(
 ) -> None:
     """Copy videos into small ones that are fast to read clips from; train on OUT. Run it again to resume."""
     refuse_early(None, videos)
+    videos = fetched(videos)
 
     from ..apps import prepare as preparing
 

@@ -33,6 +33,7 @@ _SUFFIXES = """
     .webm .wmv
 """
 VIDEO_EXTENSIONS = frozenset(_SUFFIXES.split())  # by which a file is a video
+PICTURE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})  # of the frames of a folder
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # as `_hidden` names it
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -8,7 +8,7 @@ checkpoint  model folders written and read, strictly
 describe    what a network is, in figures and in words
 convert     Kinetics checkpoints of other zoos as ours; labels: names for their outputs
 foreign     anybody's weights, read by their header; unpickle: pickles as plain data, without running them
-download    models of the Hub on this machine; hub_client: one way to ask the Hub; patience: for how long
+download    models of the Hub here, hub_dataset: datasets; hub_client: one way to ask the Hub; patience: for how long
 zoo         names and folders of models and runs; pretrained: known checkpoints and fetching them
 card        the README of a model folder
 network     what nlzoo calls a network, for type checkers

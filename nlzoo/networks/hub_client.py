@@ -53,15 +53,15 @@ class Repo:
     """A repository; `str` of it goes into messages."""
 
     name: str  # user/name
-    kind: str = "model"  # or "space": a model and a Space may have the same name
+    kind: str = "model"  # or "space", "dataset": one of each may have the same name
     branch: str = MAIN  # that a push writes to
 
     def __str__(self) -> str:
-        return self.name if self.kind == "model" else f"the Space {self.name}"
+        return {"model": "", "space": "the Space ", "dataset": "the dataset "}[self.kind] + self.name
 
     @property
     def url(self) -> str:
-        folder = "spaces/" if self.kind == "space" else ""
+        folder = "" if self.kind == "model" else f"{self.kind}s/"
         return f"{huggingface_hub.constants.ENDPOINT}/{folder}{self.name}"
 
 
@@ -207,14 +207,17 @@ def client() -> "huggingface_hub.HfApi":  # quoted: it imports all of the client
     return huggingface_hub.HfApi(library_name="nlzoo")
 
 
-def repo_state(repo: Repo, revision: str | None = None, names: tuple[str, ...] = ()) -> RepoState:
-    """The repository at `revision`, or at its newest commit, with those of the files `names` that are there."""
+def repo_state(repo: Repo, revision: str | None = None, names: tuple[str, ...] | None = ()) -> RepoState:
+    """The repository at `revision`, or at its newest commit, with those of the files `names` that are there.
+
+    `names` None: with all its files.
+    """
     return ask(repo if revision is None else f"{repo}@{revision}", lambda: _repo_state(repo, revision, names))
 
 
-def _repo_state(repo: Repo, revision: str | None, names: tuple[str, ...]) -> RepoState:
+def _repo_state(repo: Repo, revision: str | None, names: tuple[str, ...] | None) -> RepoState:
     info: Any = client().repo_info(repo.name, repo_type=repo.kind, revision=revision, files_metadata=True)
-    there = [s for s in info.siblings or () if s.rfilename in names]
+    there = [s for s in info.siblings or () if names is None or s.rfilename in names]
     files = {s.rfilename: RemoteFile(s.size, s.lfs["sha256"] if s.lfs else "", s.blob_id) for s in there}
     for name, file in files.items():
         if type(file.size) is not int or not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", file.sha256 or file.blob):

@@ -8,7 +8,7 @@ from ..core import files, model_spec, recipe_spec
 from ..core.errors import UsageError
 from ..core.recipe_spec import Decision, TrainConfig
 from ..core.text import printable
-from ..networks import model, zoo
+from ..networks import hub_dataset, model, zoo
 from ..networks.network import Network
 from ..videos import listing, scanning
 from . import devices, dry_run, metrics, plan, run_folder, train, tuning
@@ -46,7 +46,7 @@ def finetune(
         engine = engines.begin(devices.resolve(settings.device), settings.track)
         videos, first = Path(videos), str(start) if start else None
         named = settings.name is not None or settings.seeds > 1
-        base = zoo.folder_name(settings.name or (videos.stem if videos.is_file() else videos.resolve().name))
+        base = zoo.folder_name(settings.name or hub_dataset.base_name(videos))
         if settings.dry_run:
             return _rehearse(videos, first, settings, engine, callbacks)
         if settings.seeds == 1:

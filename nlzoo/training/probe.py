@@ -20,7 +20,7 @@ from ..core.progress import Progress, Stages, no_progress, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
 from ..core.text import as_json
-from ..networks import card, checkpoint, zoo
+from ..networks import card, checkpoint, hub_dataset, zoo
 from ..networks.model import set_head
 from ..networks.network import Network
 from ..videos import listing, loader, pool, scanning, video
@@ -64,7 +64,7 @@ def probe(
     videos = Path(videos)
     video.check_decoder(decoder)
     device = devices.resolve(device)
-    stem = videos.stem if videos.is_file() else videos.resolve().name
+    stem = hub_dataset.base_name(videos)
     run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None)
     files.check_folder(run)
     net, folder = evaluate.open_network(model, device, videos, "probe")

@@ -22,7 +22,6 @@ from ..core import files
 from ..core.errors import VideoError
 from ..core.text import printable, quoted
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 ANIMATED = ".webp"  # pictures that may be videos; FFmpeg reads their first picture alone
 RATE = 25.0  # frames a second where nobody says: FFmpeg's for numbered pictures
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -71,7 +70,7 @@ def is_numbered(name: str) -> bool:
 
 def is_picture(name: str) -> bool:
     """Whether a file of this name is a picture of a kind that is read here."""
-    return os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in files.PICTURE_EXTENSIONS and not name.startswith(".")
 
 
 def is_flow(folder: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -146,11 +147,20 @@ def _refuse_others(file: Path, head: bytes) -> None:
     if any(head[at : at + len(magic)] == magic for magic, at in _ARCHIVES.items()):
         if file.suffix.lower() in _SHEETS:
             raise VideoError(f"{source} is a spreadsheet", "save it as CSV (UTF-8), and give that")
-        raise VideoError(f"{source} is an archive", "unpack it first, and give the folder")
+        raise VideoError(f"{source} is an archive", f"unpack it, and give the folder: {_unpacking(file)}")
     if (head[:1] == b"\0" and head[4:8] == b"ftyp") or head[:4] == b"\x1a\x45\xdf\xa3":
         raise VideoError(f"{source} is a video, not a folder or a list of videos", EXPECTED)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise VideoError(f"{source} is UTF-16 text", "save it as UTF-8")
+
+
+def _unpacking(file: Path) -> str:
+    """The command that unpacks an archive into a folder beside it; both programs keep its members inside."""
+    name = file.name.partition(".")[0] or "videos"
+    source, folder = (shlex.quote(printable(path)) for path in (file, file.with_name(f"{name}-unpacked")))
+    if file.suffix.lower() == ".zip":
+        return f"unzip -q {source} -d {folder}"
+    return f"mkdir {folder} && tar -xf {source} -C {folder}"
 
 
 def _cells_of(text: str, delimiter: str) -> Iterator[list[str]]:
