@@ -64,7 +64,8 @@ def eval_(
 def predict(
     model: Model,
     videos: Annotated[
-        list[Path], typer.Argument(help="Video files, folders of them, or - for names on standard input.")
+        list[Path],
+        typer.Argument(help="Video files or folders of frames, folders of them, or - for names on standard input."),
     ],
     top: Annotated[int, typer.Option(min=1, help="Classes to show; --json and --out have all.")] = 5,
     views: Views = "1x1",
@@ -180,7 +181,7 @@ def probe_(
 
 def explain_(
     model: Model,
-    video: Annotated[Path, typer.Argument(help="A video file.")],
+    video: Annotated[Path, typer.Argument(help="A video file, or a folder of frames.")],
     target_class: Annotated[
         str | None, typer.Option("--class", "--of", help="The class to show evidence for; the predicted one.")
     ] = None,

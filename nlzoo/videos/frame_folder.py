@@ -26,7 +26,7 @@ ANIMATED = ".webp"  # pictures that may be videos; FFmpeg reads their first pict
 RATE = 25.0  # frames a second where nobody says: FFmpeg's for numbered pictures
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)  # prefix, number, suffix
-_FLOW = re.compile(r"(optical_?)?flow.*|[xyuv]", re.IGNORECASE)  # optical flow beside the frames, as TSN writes it
+_FLOW = re.compile(r"(optical[_-]?)?flow([_-]?[xyuv])?|[xyuv]", re.IGNORECASE)  # beside the frames, as TSN writes it
 _TURNS = {  # EXIF orientation: what shows it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -405,8 +405,9 @@ def test_folders_of_frames_beside_files_in_every_layout(tmp_path):
     root = dataset(tmp_path / "v", clips=2)
     lossless(root / "a" / "file.mp4", drawing())
     write(root / "b" / "monday" / "flow_x", drawing())
+    write(root / "b" / "flower", drawing())
     found = listing.read(root)
-    assert items(found) == ["a/ax=a", "a/ay=a", "a/file.mp4=a", "b/bx=b", "b/by=b"]
+    assert items(found) == ["a/ax=a", "a/ay=a", "a/file.mp4=a", "b/bx=b", "b/by=b", "b/flower=b"]
     assert found.ignored == T  # of the optical flow
     for split in ("train", "val"):
         dataset(tmp_path / "splits" / split, clips=1)
