@@ -5,6 +5,7 @@ Unusual: a window is a part of a video like those of a list, so that it is read,
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -22,12 +23,13 @@ import torch
 from ..core import files, tables
 from ..core import shard as shards
 from ..core.errors import UsageError, VideoError
+from ..core.model_spec import CHOSEN
 from ..core.progress import Progress, Stages, no_progress, no_stages
 from ..core.shard import Shard
 from ..core.text import as_text, printable
 from ..core.view_spec import ClipSpec, ViewSpec, parse_views
 from ..networks.network import Network
-from ..training import devices, evaluate, metrics
+from ..training import devices, evaluate
 from ..training.engine import Engine
 from ..videos import frame_folder, listing, loader, pool, records, tree, video
 from ..videos.sweep import Sweep
@@ -86,8 +88,11 @@ def predict(
     on_row: Callable[[dict], object] = lambda row: None,
     on_note: Callable[[str], object] = lambda note: None,
     shard: str | Shard = "1/1",
+    threshold: float | None = None,
 ) -> list[dict]:
     """For each video `{"path", "scores": {class: probability}}`, best first, or `{"path", "error"}`.
+
+    Where a video may have several classes, also `labels`: those from `threshold` on, by default the model's own.
 
     `model`: a network, or what `download.locate` finds. `videos`: files, folders of them, `-` for names on standard
     input. `every`, `window`: windows over long videos, in seconds (`1.5`, `"2s"`); the rows are those of `windows`.
@@ -97,7 +102,7 @@ def predict(
     gets each row as it is done, `on_note` what a reader should know first. Raises `UsageError` and `DiskError` for what
     cannot be, before a video is opened.
     """
-    options = Options(views, every, window, out, features, decoder, shard)
+    options = Options(views, every, window, out, features, decoder, shard, threshold)
     with answered(model, videos, options, device, stages, on_row, on_note) as rows:
         return list(rows)
 
@@ -114,12 +119,13 @@ class Options:
         features: str | Path | None = None,
         decoder: str = "auto",
         shard: str | Shard = "1/1",
+        threshold: float | None = None,
     ) -> None:
         """Raises `UsageError` for what cannot be."""
         self.views = parse_views(views) if isinstance(views, str) else views
         self.windows = _windows(every, window, features, self.views)
         video.check_decoder(decoder)
-        self.decoder, self.shard = decoder, shards.parse(shard)
+        self.decoder, self.shard, self.threshold = decoder, shards.parse(shard), threshold
         if out and features:
             raise UsageError("--features goes without --out: its videos have no predictions", "leave one of them out")
         self.as_features = features is not None
@@ -162,6 +168,7 @@ def answered(
     if engine.world > 1 and not options.file:
         raise UsageError("several processes need a file for their answers", "for example --out answers.jsonl")
     net, folder = evaluate.open_network(model, engine.device, given[0] if given else "VIDEO", "predict")
+    net = evaluate.with_threshold(net, options.threshold)
     for note in evaluate.model_notes(net, folder):
         on_note(note)
     with closing(_asked(given, options, engine)) as rows:
@@ -257,7 +264,8 @@ def _write(net: Network, rows: journal.Journal, options: Options) -> None:
     elif file:
         spans = ("start", "end") if options.windows else ()
         classes = (f"p:{name}" for name in sorted(evaluate.class_names(net)))
-        tables.write(file, _Table(rows), ("path", *spans, "answer", "score", "error", *classes))
+        labels = ("labels",) if net.spec.multi_label else ()
+        tables.write(file, _Table(rows), ("path", *spans, "answer", "score", *labels, "error", *classes))
 
 
 def find(paths: Sequence[Path]) -> Iterator[Path]:
@@ -340,7 +348,10 @@ def _row(net: Network, numbers: np.ndarray | None, reason: str, as_features: boo
     if as_features:
         return {"features": numbers.astype(np.float32)}
     names = evaluate.class_names(net)
-    return {"scores": {names[k]: float(numbers[k]) for k in np.argsort(-numbers, kind="stable")}}
+    scores = {names[k]: float(numbers[k]) for k in np.argsort(-numbers, kind="stable")}
+    if not net.spec.multi_label:
+        return {"scores": scores}
+    return {"scores": scores, "labels": [name for name, p in scores.items() if p >= net.spec.label_threshold]}
 
 
 def write_features(file: Path, rows: Iterable[dict]) -> None:
@@ -456,7 +467,8 @@ class _Long:
                 progress(sum(map(len, rows)), len(self.spans))
         spans = ({"start": start, "end": end} for start, end in self.spans)
         found = [span | one for span, one in zip(spans, chain.from_iterable(rows))]
-        parts = segments(found, self.record.seconds, self.net.spec.multi_label)
+        spec = self.net.spec
+        parts = segments(found, self.record.seconds, spec.multi_label, spec.label_threshold)
         return {"path": str(self.path), "windows": found, "segments": parts}
 
     def close(self) -> None:
@@ -473,11 +485,11 @@ def _pieces(count: int, workers: int) -> list[range]:
     return [range(first, last) for first, last in pairwise([*firsts, count])]
 
 
-def segments(rows: list[dict], seconds: float, multi_label: bool) -> list[dict]:
+def segments(rows: list[dict], seconds: float, multi_label: bool, threshold: float = CHOSEN) -> list[dict]:
     """`{"start", "end", "class", "score"}` for each run of windows with the same predicted class.
 
     A window counts for what lies nearer to its middle than to another's. `score` is the mean over the run. Where a
-    video may have several classes, each has its own segments: the runs of windows that give it at least `CHOSEN`.
+    video may have several classes, each has its own segments: the runs of windows that give it at least `threshold`.
     """
     middles = [(row["start"] + row["end"]) / 2 for row in rows]
     edges = [0.0, *((a + b) / 2 for a, b in pairwise(middles)), seconds]
@@ -485,7 +497,7 @@ def segments(rows: list[dict], seconds: float, multi_label: bool) -> list[dict]:
     current: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         scores = row.get("scores", {})
-        predicted = [name for name, p in scores.items() if p >= metrics.CHOSEN] if multi_label else list(scores)[:1]
+        predicted = [name for name, p in scores.items() if p >= threshold] if multi_label else list(scores)[:1]
         current = {name: current.get(name, []) for name in predicted}
         for name, run in current.items():
             if not run:
@@ -499,13 +511,18 @@ def segments(rows: list[dict], seconds: float, multi_label: bool) -> list[dict]:
 
 
 def as_rows(predictions: Sequence[dict]) -> list[dict]:
-    """Rows of a table: path, start and end of a window, answer, score, error, and `p:CLASS` for each class."""
+    """Rows of a table: path, start and end of a window, answer, score, error, and `p:CLASS` for each class.
+
+    `labels` where a video may have several, with `;` between them, as in lists.
+    """
     rows = []
     for prediction in predictions:
         whole = {key: value for key, value in prediction.items() if key != "path"}
         for part in prediction.get("windows", [whole]):
             row = {"path": prediction["path"], **part}
             scores = row.pop("scores", None)
+            if "labels" in row:
+                row["labels"] = ";".join(re.sub(r"([\\;])", r"\\\1", name) for name in row["labels"])
             if scores:
                 best, score = next(iter(scores.items()))
                 row |= {"answer": best, "score": score} | {f"p:{name}": p for name, p in sorted(scores.items())}

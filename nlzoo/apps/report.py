@@ -113,7 +113,9 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
         config=config,
         epochs=epochs,
         best_epoch=run_folder.best_epoch(epochs),
-        figures=metrics.full(predictions.scores, predictions.items, spec.classes, spec.multi_label),
+        figures=metrics.full(
+            predictions.scores, predictions.items, spec.classes, spec.multi_label, spec.label_threshold
+        ),
         chance=metrics.chance(spec.classes, scanning.items_in(dataset, TRAIN), predictions.items, spec.multi_label),
         items=dataset.items,
         rule=_rule(events, dataset),
@@ -188,7 +190,7 @@ def _clips(
 
 def _clip(item: Item, scores: np.ndarray, spec: ModelSpec, frames: np.ndarray) -> Clip:
     ranked = [(spec.classes[k], float(scores[k])) for k in scores.argsort(kind="stable")[::-1]]
-    predicted = {name for name, score in ranked if score >= metrics.CHOSEN}
+    predicted = {name for name, score in ranked if score >= spec.label_threshold}
     if not spec.multi_label:
         predicted = {spec.classes[scores.argmax()]}
     missed = [pair for pair in ranked[TOP:] if pair[0] in item.labels][:TOP]

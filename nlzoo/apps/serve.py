@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..core.errors import NlzooError, UsageError, VideoError
+from ..core.model_spec import ModelSpec
 from ..core.progress import Log, Progress, no_progress
 from ..core.stopping import stopping
 from ..core.text import counted, printable
@@ -86,7 +87,7 @@ def serve(
         def answer(sent: dict) -> Iterator[tuple]:
             steps = answers(net, Path(sent["path"]), device, most_seconds, refuse_stopped)
             with answering:
-                yield from _shown(gradio, sent, steps)
+                yield from _shown(gradio, sent, steps, net.spec)
 
         limits = f"A video of at most {most_seconds:g} s and {most_bytes / 2**20:.3g} MiB"
         page = _page(gradio, answer, name, net.spec.classes, limits)
@@ -220,7 +221,7 @@ def _classes(classes: tuple[str, ...]) -> str:
     return f"{counted(len(classes), 'class', 'classes')}: {names}" + (f" · and {more} more" if more > 0 else "")
 
 
-def _shown(gradio: Any, sent: dict, steps: Iterable[Answer]) -> Iterator[tuple]:
+def _shown(gradio: Any, sent: dict, steps: Iterable[Answer], spec: ModelSpec) -> Iterator[tuple]:
     """The steps of `answers` as values of the page's components.
 
     Afterwards the video is removed, and its box is empty for the next.
@@ -230,7 +231,7 @@ def _shown(gradio: Any, sent: dict, steps: Iterable[Answer]) -> Iterator[tuple]:
     try:
         for scores, windows, mp4 in steps:
             best = {printable(name): score for name, score in list(scores.items())[:TOP]}
-            whole, seen = gradio.Label(best, label=title), gradio.Column(visible=True)
+            whole, seen = gradio.Label(best, label=f"{title}{_labels(scores, spec)}"), gradio.Column(visible=True)
             yield skip, whole, _lines(gradio, windows), _player(mp4), seen
         yield None, skip, skip, skip, skip
     except NlzooError as problem:
@@ -243,6 +244,14 @@ def _shown(gradio: Any, sent: dict, steps: Iterable[Answer]) -> Iterator[tuple]:
         with contextlib.suppress(OSError):
             path.unlink()
             path.parent.rmdir()
+
+
+def _labels(scores: dict[str, float], spec: ModelSpec) -> str:
+    """The labels that are predicted, behind the title; nothing where a video has one class."""
+    if not spec.multi_label:
+        return ""
+    labels = [printable(name) for name, score in scores.items() if score >= spec.label_threshold]
+    return f"; labels from {spec.label_threshold:g}: {', '.join(labels) or 'none'}"
 
 
 def _lines(gradio: Any, windows: list[dict]) -> Any:

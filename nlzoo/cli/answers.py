@@ -8,7 +8,20 @@ import typer
 
 from ..core.text import counted, printable
 from . import console, processes
-from .options import Decoder, Device, Json, Model, Val, Videos, Views, fetched, refuse_early
+from .options import (
+    ANSWERS,
+    CLIPS,
+    Decoder,
+    Device,
+    Json,
+    Model,
+    Threshold,
+    Val,
+    Videos,
+    Views,
+    fetched,
+    refuse_early,
+)
 from .processes import Gpus, Part
 from .videos import tell_scan
 
@@ -27,13 +40,23 @@ def eval_(
     control: Annotated[
         bool,
         typer.Option(
-            "--control", help="Also with frames shuffled, and with one frame alone: does the model use motion?"
+            "--control",
+            help="Also with frames shuffled, and with one frame alone: does the model use motion?",
+            rich_help_panel=ANSWERS,
         ),
     ] = False,
     classes: Annotated[
-        str, typer.Option(help="shared: leave out videos of classes that the model does not know. Otherwise all.")
+        str,
+        typer.Option(
+            help="shared: leave out videos of classes that the model does not know. Otherwise all.",
+            rich_help_panel=CLIPS,
+        ),
     ] = "all",
-    out: Annotated[Path | None, typer.Option(help="A row for each video: FILE.csv, .jsonl or .parquet.")] = None,
+    threshold: Threshold = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A row for each video: FILE.csv, .jsonl or .parquet.", rich_help_panel=ANSWERS),
+    ] = None,
     gpus: Gpus = 1,
     decoder: Decoder = "auto",
     device: Device = None,
@@ -50,7 +73,9 @@ def eval_(
     with engine.distributed_errors():
         engine.set_current_gpu()
         here = engine.begin(devices.resolve(device))
-        done = evaluate(model, videos, views, control, classes, out, decoder, here.device, console.progress, here)
+        done = evaluate(
+            model, videos, views, control, classes, out, decoder, here.device, console.progress, here, threshold
+        )
     for note in done.notes:
         console.warn(note)
     for skipped in done.skipped:
@@ -67,22 +92,38 @@ def predict(
         list[Path],
         typer.Argument(help="Video files or folders of frames, folders of them, or - for names on standard input."),
     ],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show; --json and --out have all.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, help="Classes to show; --json and --out have all.", rich_help_panel=ANSWERS)
+    ] = 5,
+    threshold: Threshold = None,
     views: Views = "1x1",
     every: Annotated[
-        str | None, typer.Option(help="Windows over long videos: one every so many seconds (1s), joined into segments.")
+        str | None,
+        typer.Option(
+            help="Windows over long videos: one every so many seconds (1s), joined into segments.",
+            rich_help_panel=CLIPS,
+        ),
     ] = None,
     window: Annotated[
-        str | None, typer.Option(help="Seconds of a window. By default those of the network's clip, or twice --every.")
+        str | None,
+        typer.Option(
+            help="Seconds of a window. By default those of the network's clip, or twice --every.",
+            rich_help_panel=CLIPS,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A row for each video or window: FILE.csv, .jsonl or .parquet; FILE-00003-of-00016 of a shard."
+            help="A row for each video or window: FILE.csv, .jsonl or .parquet; FILE-00003-of-00016 of a shard.",
+            rich_help_panel=ANSWERS,
         ),
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="The inputs of the last layer instead of classes: FILE.safetensors or .parquet.")
+        Path | None,
+        typer.Option(
+            help="The inputs of the last layer instead of classes: FILE.safetensors or .parquet.",
+            rich_help_panel=ANSWERS,
+        ),
     ] = None,
     shard: Part = "1/1",
     gpus: Gpus = 1,
@@ -96,7 +137,7 @@ def predict(
     from ..apps import predict as app
     from ..training import devices, engine
 
-    options = app.Options(views, every, window, out, features, decoder, shard)
+    options = app.Options(views, every, window, out, features, decoder, shard, threshold)
     options.check_file(videos)
     processes.begin(gpus, device, "goes on behind the answers that are there")
     with engine.distributed_errors():
@@ -145,6 +186,8 @@ def _print_prediction(top: int, row: dict) -> None:
         )
     for name, score in list(row.get("scores", {}).items())[:top]:
         lines.append(f"  {score:6.3f}  {printable(name)}")
+    if "labels" in row:
+        lines.append(f"  labels: {', '.join(map(printable, row['labels'])) or 'none'}")
     console.result(None, "\n".join(lines))
 
 
@@ -248,6 +291,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets everybody in your network in.")
     ] = "127.0.0.1",
+    threshold: Threshold = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -259,4 +303,5 @@ def serve(
 
     at = devices.resolve(device)
     net, _ = evaluate.open_network(model, at, "VIDEO", "serve")
+    net = evaluate.with_threshold(net, threshold)
     page.serve(net, at, host, port, model, lambda url: console.result({"url": url}, f"{url}\nCtrl-C ends it"))

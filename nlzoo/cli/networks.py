@@ -10,7 +10,7 @@ from ..core.errors import UsageError
 from ..core.model_spec import Inflation, Named, parse_name
 from ..core.view_spec import ClipSpec
 from . import console
-from .options import Json
+from .options import BLOCKS, INFLATION, UNSAID, Json
 
 
 def inflate(
@@ -19,25 +19,43 @@ def inflate(
     ],
     nl: Annotated[
         str | None,
-        typer.Option(help="Blocks: res4:5, res3:2,res4:3, res4@1,3,5; 5 (the default), 1, 10: the paper's; none."),
+        typer.Option(
+            help="Blocks: res4:5, res3:2,res4:3, res4@1,3,5; 5 (the default), 1, 10: the paper's; none.",
+            rich_help_panel=BLOCKS,
+        ),
     ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(help="2-D weights, .safetensors or .pth, in timm's or torchvision's keys, instead of the Hub's."),
     ] = None,
     arch: Annotated[
-        str | None, typer.Option(help="c2d (no temporal kernels), i3d (3x1x1, the default) or i3d-333 (3x3x3).")
+        str | None,
+        typer.Option(
+            help="c2d (no temporal kernels), i3d (3x1x1, the default) or i3d-333 (3x3x3).", rich_help_panel=INFLATION
+        ),
     ] = None,
     init: Annotated[
-        str, typer.Option(help="centre (starts as the 2-D network on every frame) or mean (the paper's).")
+        str,
+        typer.Option(
+            help="centre (starts as the 2-D network on every frame) or mean (the paper's).", rich_help_panel=INFLATION
+        ),
     ] = "centre",
-    temporal_padding: Annotated[str, typer.Option(help="replicate or zeros.")] = "replicate",
+    temporal_padding: Annotated[str, typer.Option(help="replicate or zeros.", rich_help_panel=INFLATION)] = "replicate",
     pools: Annotated[
-        str | None, typer.Option(help="Temporal strides: none (the default), 8x8 (T/2 after res2) or paper (T/8).")
+        str | None,
+        typer.Option(
+            help="Temporal strides: none (the default), 8x8 (T/2 after res2) or paper (T/8).", rich_help_panel=INFLATION
+        ),
     ] = None,
-    form: Annotated[str, typer.Option(help="Pairwise function: embedded, gaussian, dot or concat.")] = "embedded",
-    span: Annotated[str, typer.Option(help="Which positions a position sees: spacetime, space or time.")] = "spacetime",
-    subsample: Annotated[str, typer.Option(help="Keys pooled 1x2x2: before or after phi and g, or none.")] = "before",
+    form: Annotated[
+        str, typer.Option(help="Pairwise function: embedded, gaussian, dot or concat.", rich_help_panel=BLOCKS)
+    ] = "embedded",
+    span: Annotated[
+        str, typer.Option(help="Which positions a position sees: spacetime, space or time.", rich_help_panel=BLOCKS)
+    ] = "spacetime",
+    subsample: Annotated[
+        str, typer.Option(help="Keys pooled 1x2x2: before or after phi and g, or none.", rich_help_panel=BLOCKS)
+    ] = "before",
     name: Annotated[str | None, typer.Option(help="Folder in weights/.")] = None,
     json: Json = False,
 ) -> None:
@@ -96,23 +114,36 @@ def import_(
     ],
     name: Annotated[str | None, typer.Option(help="Folder in weights/; the file's name.")] = None,
     source: Annotated[
-        str | None, typer.Option("--zoo", help="Where two have the same tensors: authors or slowfast-caffe2.")
+        str | None,
+        typer.Option(
+            "--zoo", help="Where two have the same tensors: authors or slowfast-caffe2.", rich_help_panel=UNSAID
+        ),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Frames a clip; by the file's name, or as published.")
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Frames a clip; by the file's name, or as published.", rich_help_panel=UNSAID
+        ),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Video frames from one to the next; likewise.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Video frames from one to the next; likewise.", rich_help_panel=UNSAID),
     ] = None,
     form: Annotated[
-        str | None, typer.Option(help="Pairwise function, where its tensors fit two: embedded or dot.")
+        str | None,
+        typer.Option(help="Pairwise function, where its tensors fit two: embedded or dot.", rich_help_panel=UNSAID),
     ] = None,
     pools: Annotated[
-        str | None, typer.Option(help="Temporal strides: none, 8x8, authors, mmaction2; as its zoo trains.")
+        str | None,
+        typer.Option(
+            help="Temporal strides: none, 8x8, authors, mmaction2; as its zoo trains.", rich_help_panel=UNSAID
+        ),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Names for its outputs: kinetics400, or a file (a name on each line, or JSON)."),
+        typer.Option(
+            help="Names for its outputs: kinetics400, or a file (a name on each line, or JSON).", rich_help_panel=UNSAID
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

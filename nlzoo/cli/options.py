@@ -13,10 +13,14 @@ from . import console
 
 # panels of the options in help
 NETWORK, CLIPS, TRAINING, RUN = "The network", "Videos and clips", "How it trains", "The run"
-TARGET = "On the Hub"
+TARGET, MACHINE, ANSWERS = "On the Hub", "The machine", "The answers"
+BLOCKS, INFLATION, UNSAID = "Non-local blocks", "Inflation", "What the file does not say"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]  # `app.main` reads it
-Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu; CUDA's GPU when there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cuda, cuda:1, mps or cpu; CUDA's GPU when there is one.", rich_help_panel=MACHINE),
+]
 Videos = Annotated[
     Path,
     typer.Argument(
@@ -26,22 +30,37 @@ Videos = Annotated[
 ]
 Classes = Annotated[
     list[str] | None,
-    typer.Option(help='Only these classes: a,b or "a, with comma",b; may be repeated.'),
+    typer.Option(help='Only these classes: a,b or "a, with comma",b; may be repeated.', rich_help_panel=CLIPS),
 ]
-Decoder = Annotated[str, typer.Option(help="auto, pyav or decord; auto reads every file exactly.")]
+Decoder = Annotated[
+    str, typer.Option(help="auto, pyav or decord; auto reads every file exactly.", rich_help_panel=CLIPS)
+]
 Views = Annotated[
     str,
-    typer.Option(help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 and 10xfull (the paper's)."),
+    typer.Option(
+        help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 and 10xfull (the paper's).",
+        rich_help_panel=CLIPS,
+    ),
 ]
 Val = Annotated[
     str,
     typer.Option(
         help="What to validate on: a share of the videos, whole groups at a time, a fold (2/5), names of groups "
-        "(8,9,10), or another folder or list."
+        "(8,9,10), or another folder or list.",
+        rich_help_panel=CLIPS,
     ),
 ]
 Model = Annotated[
     str, typer.Argument(help="A model folder, a run, a name in weights/ or runs/, or user/name on the Hub.")
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Of a model of several labels: probability from which on a label counts. Default: the model's own.",
+        rich_help_panel=ANSWERS,
+    ),
 ]
 
 

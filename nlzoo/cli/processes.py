@@ -7,9 +7,16 @@ from typing import Annotated
 import typer
 
 from . import console
+from .options import MACHINE
 
-Part = Annotated[str, typer.Option("--shard", help="Only a part, for job arrays: 3/16, the third of sixteen.")]
-Gpus = Annotated[int, typer.Option(min=1, max=64, help="Processes on this machine, each with a GPU and a part.")]
+Part = Annotated[
+    str,
+    typer.Option("--shard", help="Only a part, for job arrays: 3/16, the third of sixteen.", rich_help_panel=MACHINE),
+]
+Gpus = Annotated[
+    int,
+    typer.Option(min=1, max=64, help="Processes on this machine, each with a GPU and a part.", rich_help_panel=MACHINE),
+]
 
 
 def begin(gpus: int, device: str | None, again: str) -> None:

@@ -13,6 +13,7 @@ from ..core.text import printable
 from . import console, processes
 from .options import (
     CLIPS,
+    MACHINE,
     NETWORK,
     RUN,
     TRAINING,
@@ -133,7 +134,9 @@ def finetune(
     decoder: Decoder = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(min=0, max=1024, help="Processes that decode videos. Default: by the CPUs.", rich_help_panel=RUN),
+        typer.Option(
+            min=0, max=1024, help="Processes that decode videos. Default: by the CPUs.", rich_help_panel=MACHINE
+        ),
     ] = None,
     gpus: Annotated[
         int,
@@ -141,7 +144,7 @@ def finetune(
             min=1,
             max=64,
             help="Processes on this machine, each with a GPU and a part of every batch.",
-            rich_help_panel=RUN,
+            rich_help_panel=MACHINE,
         ),
     ] = 1,
     track: Annotated[

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .bounds import between, one_of, text
+from .bounds import between, number, one_of, text
 from .errors import UsageError, WeightsError
 from .view_spec import ClipSpec
 
@@ -24,6 +24,7 @@ SUBSAMPLES = ("before", "after", "none")
 NORMS = ("bn", "none")
 INITS = ("centre", "mean", "imported")
 PADDINGS = ("replicate", "zeros")
+CHOSEN = 0.5  # probability from which on a label counts as predicted, where a video may have several
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,12 @@ class ModelSpec:
     licence: str = ""  # of those weights, where known
     # whether a video may have several classes, or none: a sigmoid for each instead of one softmax
     multi_label: bool = False
+    threshold: float | None = None  # with several labels: the probability from which on one is predicted; None: CHOSEN
+
+    @property
+    def label_threshold(self) -> float:
+        """The probability from which on a label is predicted, where a video may have several."""
+        return CHOSEN if self.threshold is None else self.threshold
 
     def __post_init__(self) -> None:
         text(self.backbone, "backbone", 100)
@@ -116,6 +123,8 @@ class ModelSpec:
         between(self.num_outputs, 1, 100_000, "num_outputs")
         if not isinstance(self.multi_label, bool):
             raise UsageError(f"multi_label must be true or false; it is {self.multi_label!r}")
+        if self.threshold is not None:
+            number(self.threshold, 0, 1, "threshold")
         for name in self.classes:
             text(name, "class name", 1000)
         if self.classes and len(self.classes) != self.num_outputs:
@@ -135,8 +144,11 @@ _NESTED = {"inflation": Inflation, "clip": ClipSpec}
 
 
 def to_json(spec: ModelSpec) -> dict:
-    """The `config.json` of a model folder."""
-    return {"format": FORMAT, **dataclasses.asdict(spec)}
+    """The `config.json` of a model folder; without a threshold earlier versions read it too."""
+    values = {"format": FORMAT, **dataclasses.asdict(spec)}
+    if spec.threshold is None:
+        del values["threshold"]
+    return values
 
 
 def from_json(data: object, where: str) -> ModelSpec:

@@ -226,7 +226,9 @@ def set_head(net: Network, classes: tuple[str, ...], multi_label: bool = False) 
     net.fc = nn.Linear(net.fc.in_features, len(classes), device=old.device, dtype=old.dtype)
     nn.init.zeros_(net.fc.weight)
     nn.init.zeros_(net.fc.bias)
-    net.spec = dataclasses.replace(net.spec, classes=tuple(classes), num_outputs=len(classes), multi_label=multi_label)
+    net.spec = dataclasses.replace(
+        net.spec, classes=tuple(classes), num_outputs=len(classes), multi_label=multi_label, threshold=None
+    )
     return net
 
 

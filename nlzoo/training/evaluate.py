@@ -4,6 +4,7 @@ Each view gets its own softmax (or sigmoids, where a video may have several labe
 mean over its views (paper, section 5).
 """
 
+import copy
 import shlex
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -18,6 +19,7 @@ import torch
 from ..core import tables
 from ..core.bounds import one_of
 from ..core.errors import UsageError, VideoError
+from ..core.model_spec import ModelSpec
 from ..core.progress import Progress, Stages, no_progress, no_stages
 from ..core.recipe_spec import Recipe
 from ..core.skipped import Skipped
@@ -192,7 +194,10 @@ def validate(
     made = predictions(net, source, device, workers, progress, engine, recipe, feed)
     measured = made.scores, made.items, net.spec.classes, net.spec.multi_label
     counts = {"videos": len(made.items), "groups": metrics.num_groups(made.items)}
-    return {**counts, **metrics.brief(*measured), "interval": metrics.interval(*measured)}, made.bad
+    figures = {**counts, **metrics.brief(*measured), "interval": metrics.interval(*measured)}
+    if net.spec.multi_label:
+        figures["threshold"] = metrics.best_threshold(*measured[:3])
+    return figures, made.bad
 
 
 def compare_to_control(
@@ -259,13 +264,15 @@ def evaluate(
     device: str | torch.device | None = None,
     stages: Stages = no_stages,
     engine: Engine | None = None,
+    threshold: float | None = None,
 ) -> Evaluation:
     """Measures a model on labelled videos: on `test` where there is such a split, else on `val`, else on all.
 
     `model`: a network, or what `download.locate` finds. `control`: also with frames shuffled, and with one frame alone.
     `classes`: `shared` leaves out videos of classes that the model does not know. `out`: a file for `as_rows`.
-    `engine`: of several ranks, each of which takes a part of the videos; all return the same. Raises `UsageError` for
-    labels that the model does not know, and for all that cannot be, before a video is opened.
+    `engine`: of several ranks, each of which takes a part of the videos; all return the same. `threshold`: as for
+    `with_threshold`. Raises `UsageError` for labels that the model does not know, and for all that cannot be, before a
+    video is opened.
     """
     views = parse_views(views) if isinstance(views, str) else views
     one_of(classes, CLASSES, "--classes")
@@ -274,6 +281,7 @@ def evaluate(
         tables.check(Path(out), inputs=[Path(videos)])
     engine = engine or Engine(devices.resolve(device))
     net, folder = open_network(model, engine.device, videos, "eval")
+    net = with_threshold(net, threshold)
     names, multi_label = class_names(net), net.spec.multi_label
     with stages("scanning") as progress:
         dataset = scanning.scan(Path(videos), (), progress)
@@ -291,10 +299,10 @@ def evaluate(
 
     made = predicted("true")
     skipped = (*dataset.skipped, *made.bad)
-    figures = metrics.full(made.scores, made.items, names, multi_label)
+    figures = metrics.full(made.scores, made.items, names, multi_label, net.spec.label_threshold)
     figures |= {"views": views.num_views, "look": str(views), "skipped": len(skipped)}
     lists = provenance.training_lists(folder) if folder else []
-    figures |= _without_training_videos(lists, dataset.root, made, names, multi_label)
+    figures |= _without_training_videos(lists, dataset.root, made, names, net.spec)
     if control:
         compared = {order: compare_to_control(made, predicted(order), names, multi_label) for order in metrics.CONTROLS}
         figures["control"] = compared
@@ -336,6 +344,20 @@ def _is_of_videos(path: Path) -> bool:
     if path.is_dir():
         return bool(tree.walk(path).videos)
     return path.suffix.lower() in {*video.EXTENSIONS, ".csv", ".tsv", ".txt"}
+
+
+def with_threshold(net: Network, threshold: float | None) -> Network:
+    """The network with another threshold for its labels; None: its own. Raises `UsageError` where it has none."""
+    if threshold is None:
+        return net
+    if not net.spec.multi_label:
+        raise UsageError(
+            "--threshold is for a model of videos with several labels, and this one gives each video one class",
+            "omit --threshold",
+        )
+    changed = copy.copy(net)  # the same weights
+    changed.spec = replace(net.spec, threshold=threshold)
+    return changed
 
 
 def class_names(net: Network) -> tuple[str, ...]:
@@ -384,7 +406,7 @@ def _refuse_classes(net: Network, names: Sequence[str], shared: Sequence[str], u
 
 
 def _without_training_videos(
-    lists: Sequence[listing.Listing], root: Path, made: Predictions, names: Sequence[str], multi_label: bool
+    lists: Sequence[listing.Listing], root: Path, made: Predictions, names: Sequence[str], spec: ModelSpec
 ) -> dict:
     """`trained_on`: how many of the videos trained the model, None where unknown; `others`: figures of the rest."""
     if not lists:
@@ -393,7 +415,9 @@ def _without_training_videos(
     if not seen.any():
         return {"trained_on": 0}
     others = [item for item, known in zip(made.items, seen) if not known]
-    figures = metrics.full(made.scores[~seen], others, names, multi_label) if others else None
+    figures = None
+    if others:
+        figures = metrics.full(made.scores[~seen], others, names, spec.multi_label, spec.label_threshold)
     return {"trained_on": int(seen.sum()), "others": figures}
 
 

@@ -13,13 +13,14 @@ from functools import partial
 import numpy as np
 
 from ..core.errors import DivergedError, VideoError
+from ..core.model_spec import CHOSEN
 from ..core.text import counted, printable
 from ..videos.listing import Item
 
 BINS = 15  # of confidence, for the calibration
 DRAWS, MAP_DRAWS = 1000, 200  # of a bootstrap; of mean average precision, whose every draw ranks each class anew
 FEW_GROUPS = 10  # below it no interval is drawn: draws of so few groups are too much alike, and it would be too narrow
-CHOSEN = 0.5  # probability from which on a label counts as predicted, where a video may have several
+THRESHOLDS = np.arange(1, 100) / 100  # that are tried for several labels
 CONTROLS = {"shuffled": "frames shuffled", "one": "one frame alone"}  # values of `ViewSpec.order`
 NAMES = {
     "top1": "top-1",
@@ -118,24 +119,49 @@ def brief(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], mul
     return of_several_labels(scores, truth) if multi_label else of_one_label(scores, truth.argmax(1))
 
 
-def full(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], multi_label: bool) -> dict:
+def best_threshold(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str]) -> float:
+    """The threshold of `THRESHOLDS` with the best macro-F1 where a video may have several labels.
+
+    Of equals the one nearest to the middle of their range; `CHOSEN` where no class occurs.
+    """
+    truth = targets(items, classes) > 0
+    occurs = truth.any(0)
+    if not occurs.any():
+        return CHOSEN
+    truth, scores = truth[:, occurs], scores[:, occurs]
+    f1 = np.empty(len(THRESHOLDS))
+    for n, threshold in enumerate(THRESHOLDS):
+        predicted = scores >= threshold
+        f1[n] = (2 * (predicted & truth).sum(0) / np.maximum(predicted.sum(0) + truth.sum(0), 1)).mean()
+    best = THRESHOLDS[f1 >= f1.max() - 1e-12]
+    return float(best[np.abs(best - (best[0] + best[-1]) / 2).argmin()])
+
+
+def full(
+    scores: np.ndarray,
+    items: Sequence[Item],
+    classes: Sequence[str],
+    multi_label: bool,
+    threshold: float = CHOSEN,
+) -> dict:
     """`brief` and all else that can be said of float64 `(N, K)` probabilities for N labelled videos, ready for JSON.
 
     `videos`, `groups`, `macro_f1`; `intervals`: of the main figures; `per_class`: rows of `class`, `videos`,
     `precision`, `recall`, `f1`. One label a video: `confusion` (rows truth, columns predictions), `ece`, `calibration`
-    (rows of `confidence`, `accuracy`, `videos`). Several: `average_precision` in each row. The class predicted is the
-    first of equals here.
+    (rows of `confidence`, `accuracy`, `videos`). Several: `average_precision` in each row,
+    and the `threshold` from which on a label was counted as predicted. The class predicted is the first of equals
+    here.
     """
     groups = _groups(items)
     figures: dict = {"videos": len(items), "groups": num_groups(items), **brief(scores, items, classes, multi_label)}
     truth = targets(items, classes)
-    predicted = scores >= CHOSEN if multi_label else np.eye(len(classes))[scores.argmax(1)] > 0
+    predicted = scores >= threshold if multi_label else np.eye(len(classes))[scores.argmax(1)] > 0
     rows = _per_class(truth, predicted, classes)
     figures |= {"macro_f1": float(np.mean([row["f1"] for row in rows if row["videos"]])), "per_class": rows}
     if multi_label:
         for k, row in enumerate(rows):
             row["average_precision"] = _mean_average_precision(scores[:, [k]], truth[:, [k]]) if row["videos"] else None
-        return figures | {"intervals": {"map": interval(scores, items, classes, True)}}
+        return figures | {"threshold": threshold, "intervals": {"map": interval(scores, items, classes, True)}}
     from sklearn.metrics import confusion_matrix
 
     labels, answers = truth.argmax(1), scores.argmax(1)
@@ -201,6 +227,8 @@ def in_words(figures: dict) -> str:
             ends = intervals.get(name)
             between = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
             values.append(f"{words} {figures[name]:.3f}{between}")
+    if "threshold" in figures:
+        values.append(f"labels counted from a probability of {figures['threshold']:g}")
     scope = f"  on {counted(figures['videos'], 'video')} of {counted(figures['groups'], 'group')}"
     if "look" in figures:
         scope += f", {figures['look']}: {counted(figures['views'], 'view')} of each"

@@ -88,7 +88,10 @@ def _keep(
 ) -> Probe:
     """Writes the files of a finished run."""
     made, classes, multi_label = fitted.predictions, net.spec.classes, net.spec.multi_label
-    figures = metrics.full(made.scores, made.items, classes, multi_label)
+    if multi_label:
+        threshold = metrics.best_threshold(made.scores, made.items, classes)
+        net.spec = replace(net.spec, threshold=threshold)
+    figures = metrics.full(made.scores, made.items, classes, multi_label, net.spec.label_threshold)
     chance = metrics.chance(classes, fitted.train, made.items, multi_label)
     main: dict[str, float | None] = {key: figures.get(key) for key in ("top1", "top5", "mean_class", "map")}
     counts = {"train": len(fitted.train), "val": len(made.items)}

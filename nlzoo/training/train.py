@@ -326,6 +326,8 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
         progress.seen,
         progress.failed + len(bad),
     )
+    if "threshold" in figures:
+        net.spec = dataclasses.replace(net.spec, threshold=figures["threshold"])
     if job.engine.main:
         checkpoints.check_folder()
         _write_epoch(job, line, {name: figures[name] for name in ("groups", "interval")} | {"val": figures["videos"]})

@@ -152,6 +152,23 @@ def test_of_several_labels_each_has_its_own_segments():
     ]
 
 
+def test_labels_are_those_from_the_threshold_on(net, long, tmp_path):
+    several = copy.deepcopy(net)
+    several.spec = dataclasses.replace(net.spec, multi_label=True, classes=("a;b", "c"))
+    (row,) = nlzoo.predict(several, long, device="cpu", threshold=0.0)
+    assert row["labels"] == list(row["scores"])
+    (low, high) = sorted(row["scores"].values())
+    several.spec = dataclasses.replace(several.spec, threshold=(low + high) / 2)
+    (own,) = nlzoo.predict(several, long, device="cpu", out=tmp_path / "out.csv")
+    assert own["labels"] == list(row["scores"])[:1]
+    assert (tmp_path / "out.csv").read_text().startswith("path,answer,score,labels,error,")
+    assert predict.as_rows([row])[0]["labels"].replace("\\;", "") in ("ab;c", "c;ab")
+    (windowed,) = nlzoo.predict(several, long, every=1, device="cpu", threshold=1.0)
+    assert windowed["segments"] == [] and windowed["windows"][0]["labels"] == []
+    with pytest.raises(UsageError, match="--threshold is for a model of videos with several labels"):
+        nlzoo.predict(net, long, device="cpu", threshold=0.3)
+
+
 def test_a_video_that_cannot_be_read_is_an_answer_too(net, tmp_path):
     (tmp_path / "no.mp4").write_bytes(b"no video")
     summary = predict.windows(net, tmp_path / "no.mp4", CPU, predict.Windows(1))

@@ -64,6 +64,7 @@ def example():
         2,
         source="timm/x",
         licence="mit",
+        threshold=0.3,
     )
     return json.loads(json.dumps(model_spec.to_json(whole)))
 

@@ -213,6 +213,26 @@ def test_all_figures_of_several_labels(seed):
     json.dumps(summary, allow_nan=False)
 
 
+def test_the_threshold_of_several_labels_is_the_best_of_a_hundred(seed):
+    rng = np.random.default_rng(seed)
+    wanted = rng.random((40, 4)) < 0.3
+    wanted[:, 3], wanted[0, :3] = False, True
+    scores = np.clip(0.15 + 0.1 * wanted + rng.normal(0, 0.04, wanted.shape), 0, 1)  # an unsure network
+    found = [Item(f"{n}.mp4", tuple(c for c, w in zip("abcd", row) if w)) for n, row in enumerate(wanted)]
+    best = metrics.best_threshold(scores, found, "abcd")
+    values = {
+        t: f1_score(wanted[:, :3], scores[:, :3] >= t, average="macro", zero_division=0)
+        for t in metrics.THRESHOLDS.tolist()
+    }
+    assert values[best] == pytest.approx(max(values.values())) and values[best] > values[0.5] + 0.3
+    summary = metrics.full(scores, found, "abcd", True, best)
+    assert summary["threshold"] == best and summary["macro_f1"] == pytest.approx(values[best])
+    wide = np.where(wanted, 0.9, 0.1)
+    assert metrics.best_threshold(wide, found, "abcd") == 0.5  # the middle of all that are right
+    nothing = [Item(item.path, ()) for item in found]
+    assert metrics.best_threshold(scores, nothing, "abcd") == 0.5
+
+
 def test_the_difference_of_two_networks_on_the_same_videos(seed):
     scores, found = one_label(seed)
     assert metrics.difference(scores, scores, found, CLASSES, False) == [0, 0]

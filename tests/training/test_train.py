@@ -125,7 +125,10 @@ def test_videos_with_several_labels(several, tmp_path, augment):
     config, _ = planned(found, epochs=2, batch=4, lr=1e-3, val="0.4", augment=augment)
     result = train.train(net, found, dataclasses.replace(config, workers=1), tmp_path / "run")
     assert result.top1 is None and 0 < result.map <= 1 and 0 < result.majority < 1
-    assert checkpoint.load_model(tmp_path / "run" / "best").spec.multi_label
+    best = checkpoint.load_model(tmp_path / "run" / "best")
+    assert best.spec.multi_label
+    figures = nlzoo.evaluate(best, tmp_path / "run" / "videos.csv", device="cpu").figures
+    assert figures["threshold"] == best.spec.threshold and 0 < best.spec.threshold < 1
     again = scanning.scan(tmp_path / "run" / "videos.csv")
     assert again.multi_label and sorted(i.labels for i in again.items) == sorted(i.labels for i in found.items)
 
