@@ -37,16 +37,19 @@ def describe(net: Network) -> dict[str, Layer]:
     return found
 
 
-def rebuild(net: Network, fold: bool = False) -> network_nlzoo.ResNet:
-    """`net` in torch alone, with its tensors, on the CPU in eval mode; `fold`: batch norms in their convolutions."""
+def rebuild(net: Network) -> network_nlzoo.ResNet:
+    """`net` in torch alone, with the same tensors, on the CPU in eval mode."""
     layers = describe(net)
     with torch.device("meta"):
         plain = network_nlzoo.build(layers)
     plain.load_state_dict({name: value.detach().cpu() for name, value in net.state_dict().items()}, assign=True)
-    if fold:
-        plain = copy.deepcopy(plain)  # the tensors are those of `net` until here
-        network_nlzoo.fold_batch_norms(plain)
     return plain.requires_grad_(False)
+
+
+def folded(net: Network) -> tuple[network_nlzoo.ResNet, int]:
+    """`(net in torch alone for inference, the batch norms that are now part of a convolution)`."""
+    plain = copy.deepcopy(rebuild(net))  # whose tensors are those of `net`
+    return plain, network_nlzoo.fold_batch_norms(plain)
 
 
 Arguments = Callable[[Any], dict[str, Any]]
