@@ -88,7 +88,7 @@ def command(*words) -> int:
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory, memory_of_videos):
-    """Has imported what a run imports on its way, so that forks of this process need not."""
+    """Has imported what a run imports on its way, so that forks of this process need not; a folder with that run."""
     folder = tmp_path_factory.mktemp("warm")
     draw.write_videos(folder / "videos", draw.CLASSES[:2], 3, seed=1, frames=4, size=(32, 48))
     words = "finetune videos --from weights/start --epochs 1 --frames 4 --size 32 --batch 2 --device cpu"
@@ -97,6 +97,7 @@ def warm(tmp_path_factory, memory_of_videos):
         assert command("inflate", "tiny", "--name", "start") == command(*words.split()) == 0
     gc.collect()
     gc.freeze()  # a fork does not copy what it only looks through
+    return folder
 
 
 @pytest.fixture(scope="session")
