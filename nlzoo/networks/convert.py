@@ -334,7 +334,7 @@ def read(file: Path, options: ImportOptions | None = None) -> Imported:
     options = options or ImportOptions()
     theirs = read_weights(file)
     if not any(zoo.mark in theirs.entries for zoo in ZOOS.values()):
-        theirs = theirs.without_prefix()
+        theirs = theirs.without_prefix({zoo.mark.partition(".")[0] for zoo in ZOOS.values()} - {"backbone"})
     zoo, notes = _recognise(theirs.shapes, options, file)
     names, twins, dropped = _rename(theirs.shapes, zoo, file)
     shapes = {ours: theirs.shapes[name] for ours, name in names.items()}

@@ -12,7 +12,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -44,7 +44,7 @@ MAX_REPEATED = 2**24  # numbers of a tensor that repeats fewer than it has; no l
 FLOATS = ("float16", "bfloat16", "float32", "float64")  # what weights and statistics may be
 COUNTERS = ("int32", "int64")  # what BN's step counter may be
 NESTS = ("state_dict_ema", "state_dict", "model_state_dict", "model_state", "model", "net")  # keys of trainers' files
-PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "encoder.")  # of torch.compile, DataParallel and wrappers
+MAX_WRAPPERS = 4  # around a network: torch.compile's, DataParallel's, a trainer's
 CHUNK = 2**18  # numbers looked at in one piece
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a torch file before version 1.6
 _SAFETENSORS = {
@@ -64,7 +64,12 @@ _SAFETENSORS = {
     "C64": "complex64",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
 }
+_PACKED = {"F4": "float4", "F6_E2M3": "float6_e2m3", "F6_E3M2": "float6_e3m2"}  # of safetensors: several in a byte
+_CONVERT = "convert them to float32 where that is right"
 _ALONE = "where you trust it, save the state dict alone: torch.save(model.state_dict(), 'weights.pth')"
 
 
@@ -82,13 +87,14 @@ class Weights:
         """Name to shape."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
-    def without_prefix(self) -> "Weights":
-        """The same without the prefix of a wrapper (`PREFIXES`) that all names have; a note says so."""
-        prefix = common_prefix(self.entries)
+    def without_prefix(self, known: Collection[str]) -> "Weights":
+        """The same without the prefix that all names have; a note says so. `known` names are no prefixes."""
+        prefix = common_prefix(self.entries, known)
         if not prefix:
             return self
         entries = {name.removeprefix(prefix): entry for name, entry in self.entries.items()}
-        return replace(self, entries=entries, notes=(*self.notes, f"prefix '{prefix}' taken off all names"))
+        note = f"prefix '{printable(prefix)[:60]}' taken off all names"
+        return replace(self, entries=entries, notes=(*self.notes, note))
 
     def load(self, names: Mapping[str, str], like: Mapping[str, Tensor], remark: str = "") -> dict[str, Tensor]:
         """The tensors `{ours: theirs}` as `{ours: tensor}` on the CPU, in dtype and shape of `like[ours]`.
@@ -130,7 +136,7 @@ class Weights:
         if entry.dtype not in accepted:
             raise WeightsError(
                 f"{self.file} holds {entry.dtype} numbers in {ours}{remark}; there it may hold {', '.join(accepted)}",
-                "convert them to float32 where that is right",
+                _CONVERT if accepted == FLOATS else "it counts BatchNorm's steps: convert it to int64, or leave it out",
             )
         if not like.is_floating_point():
             return
@@ -178,12 +184,15 @@ def read_weights(file: Path) -> Weights:
     return Weights(file, entries, checksums, notes)
 
 
-def common_prefix(names: Iterable[str]) -> str:
-    """The wrapper's prefix that all names have, or ""; `module._orig_mod.` where there are several."""
-    prefix, names = "", list(names)
-    for _ in range(3):
-        more = [p for p in PREFIXES if all(name.startswith(prefix + p) for name in names)]
-        prefix += more[0] if more else ""
+def common_prefix(names: Iterable[str], known: Collection[str]) -> str:
+    """The wrappers' parts that all names begin with (`module.encoder_q.`), or ""; parts of the network are `known`."""
+    prefix, rest = "", list(names)
+    for _ in range(MAX_WRAPPERS):
+        parts = {name.partition(".")[0] for name in rest}
+        part = parts.pop()
+        if parts or part in known or not all("." in name for name in rest):
+            break
+        prefix, rest = f"{prefix}{part}.", [name.removeprefix(f"{part}.") for name in rest]
     return prefix
 
 
@@ -263,6 +272,12 @@ def _read_safetensors(file: Path, opened: IO[bytes]) -> Content:
     entries, end = {}, 0
     for name, facts in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         shape, (begin, end_of_this) = tuple(facts["shape"]), facts["data_offsets"]
+        if facts["dtype"] in _PACKED:
+            raise WeightsError(
+                f"{file} holds {_PACKED[facts['dtype']]} numbers in {printable(name[:60])}; "
+                f"there it may hold {', '.join(FLOATS)}",
+                _CONVERT,
+            )
         if facts["dtype"] not in _SAFETENSORS or len(shape) > MAX_DIMENSIONS:
             raise pickle.UnpicklingError(f"it has a tensor of type {str(facts['dtype'])[:20]!r} and shape {shape[:9]}")
         dtype = _SAFETENSORS[facts["dtype"]]

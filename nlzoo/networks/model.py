@@ -166,10 +166,10 @@ def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
 
     Strict but for BN's step counter, which not every exporter writes. Nothing is allocated before names and shapes fit.
     """
-    weights = read_weights(file).without_prefix()
-    given = weights.shapes
     with shapes_only():
         blueprint = plain_resnet(name)
+        weights = read_weights(file).without_prefix(dict(blueprint.named_children()))
+        given = weights.shapes
         head = given.get("fc.weight", ())
         if len(head) == 2 and head[1] == blueprint.fc.in_features and 1 <= head[0] <= MAX_OUTPUTS:
             blueprint.fc = nn.Linear(head[1], head[0], bias="fc.bias" in given)
@@ -193,6 +193,9 @@ def _advice(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ..
         prefix = printable(min(prefixes, key=len)[:60])
         return f"its network seems to lie under '{prefix}': save that part alone, without this prefix"
     body = {key for key in expected if not key.startswith("fc.") and not key.endswith("num_batches_tracked")}
+    odd = [key for key in given if key.endswith("num_batches_tracked") and given[key]]
+    if odd:
+        return f"{printable(odd[0][:60])} counts BatchNorm's steps: one number, or leave it out"
     if all(given.get(key) == expected[key] for key in body):
         more = [key for key in given if key not in expected]
         if more:

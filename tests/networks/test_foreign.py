@@ -46,7 +46,11 @@ def trained():
 
 
 @pytest.mark.parametrize(
-    "prefix", ["_orig_mod.", "module.", "model.", "backbone.", "encoder.", "module._orig_mod.", "module.model.encoder."]
+    "prefix",
+    [
+        *("_orig_mod.", "module.", "model.", "backbone.", "encoder.", "net.", "base_model."),
+        *("module._orig_mod.", "module.model.encoder.", "module.encoder_q.", "student.backbone."),
+    ],
 )
 def test_one_common_prefix_is_taken_off_and_said(trained, tmp_path, prefix):
     torch.save({prefix + key: value for key, value in trained.items()}, tmp_path / "w.pth")
@@ -130,6 +134,7 @@ def test_torchscript_is_named(tmp_path):
         (lambda t: t.update({"fc.weight": torch.zeros(7, 99)}), "the backbone fits, but its head does not"),
         (lambda t: t.update({"ema.decay": torch.zeros(())}), "the backbone fits; save the file again without"),
         (lambda t: t.pop("layer1.0.conv1.weight"), "name the backbone that the file was made for"),
+        (lambda t: t.update({"bn1.num_batches_tracked": torch.zeros(1)}), "bn1.num_batches_tracked counts BatchNorm's"),
     ],
 )
 def test_the_hint_says_what_does_not_fit(trained, tmp_path, change, hint):
@@ -164,6 +169,19 @@ def test_types_that_no_weights_have_are_refused_by_name(trained, tmp_path, kind,
     accepted = "float16, bfloat16, float32, float64"
     with pytest.raises(WeightsError, match=f"holds {kind} numbers in layer1.0.bn1.bias; .* may hold {accepted}"):
         backbone(file)
+
+
+PACKED = {"F4": "float4", "F6_E2M3": "float6_e2m3", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz"}
+
+
+@pytest.mark.parametrize("written", PACKED)
+def test_types_that_only_safetensors_has_are_refused_by_name(tmp_path, written):
+    header = json.dumps({"conv1.weight": {"dtype": written, "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    own = {"conv1.weight": torch.zeros(4)}
+    with pytest.raises(WeightsError, match=f"holds {PACKED[written]} numbers in conv1.weight") as refused:
+        foreign.read_weights(tmp_path / "w.safetensors").load({"conv1.weight": "conv1.weight"}, own)
+    assert refused.value.hint == "convert them to float32 where that is right"
 
 
 NUMBERS = [
@@ -399,7 +417,7 @@ def mutants(count, tmp_path, rng):
             name = names[i % len(names)]
             file = tmp_path / f"{i}{os.path.splitext(name)[1]}"
             file.write_bytes(mutate(wholes[name], rng))
-            asked.append(("import" if i % 2 else "inflate", file))
+            asked.append((("import", "inflate")[i // len(names) % 2], file))
         for (_, file), (seconds, mib, said) in zip(asked, costs(asked), strict=True):
             assert "WeightsError" in said and "\\n" not in said, (file, said)
             worst = [max(worst[0], seconds), max(worst[1], mib)]
