@@ -20,6 +20,7 @@ _MODULES = {
     "finetune": "training.finetune",
     "load": "networks.download",
     "evaluate": "training.evaluate",
+    "export": "apps.export",
     "predict": "apps.predict",
     "probe": "training.probe",
 }

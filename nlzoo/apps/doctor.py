@@ -21,12 +21,14 @@ BF16_ERROR = 2e-2  # of the largest output; rounding the inputs to 8 bits costs 
 HUB_SECONDS = 5.0
 EXTRAS = {  # of the package: what they are for
     "multi": "several GPUs, --track",
+    "onnx": "nlzoo export --to onnx",
     "parquet": "answers and features as .parquet",
     "serve": "nlzoo serve",
 }
 PACKAGES = (  # where nlzoo is not installed and so cannot say what it needs
     *("torch", "torchvision", "timm", "numpy", "safetensors", "huggingface-hub", "av", "decord2", "scikit-learn"),
     *("scipy", "matplotlib", "jinja2", "typer", "rich"),
+    *("onnx; extra == 'onnx'", "onnxruntime; extra == 'onnx'"),
     *("accelerate; extra == 'multi'", "pyarrow; extra == 'parquet'", "gradio; extra == 'serve'"),
 )
 

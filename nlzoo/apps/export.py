@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import __version__
@@ -29,8 +30,9 @@ from ..networks.network import Network
 from ..training import evaluate, metrics, provenance
 from ..videos import items, loader, pool, scanning
 from . import plain
+from .portable import network_nlzoo
 
-FORMATS = ("onnx", "torch")
+FORMATS = ("onnx", "torch", "transformers")
 FOLDER = Path("exports")  # default output, in the working folder
 MOST_ERROR = 1e-4  # relative, of an export in float32; rounding alone gives about 1e-6
 _CPU = torch.device("cpu")
@@ -88,6 +90,21 @@ def export(
         str(place), to, precision, written, job.shapes, job.error, *smallest(net.spec), job.folded, job.validation,
         (*unfinished(folder), *job.notes),
     )  # fmt: skip
+
+
+def in_words(done: Exported) -> str:
+    """What was written and measured, line by line."""
+    clips = ", ".join("x".join(map(str, shape)) for shape in done.shapes)
+    lines = [f"relative error of the logits {done.error:.1e}, on clips of {clips}"]
+    if done.folded:
+        lines.append(f"{done.folded} batch norms are part of their convolutions")
+    if done.validation:
+        key = {"top1": "top-1", "map": "mAP"}[done.validation["figure"]]
+        after, before, videos = (done.validation[name] for name in ("exported", "original", "videos"))
+        lines.append(f"{key} on {videos} validation videos {after:.3f}, of the original {before:.3f}")
+    takes = f"takes clips of {done.least_frames} frames or more, {done.least_size} pixels or more"
+    rows = [f"  {file['path']:24} {file['bytes']:>13,} bytes" for file in done.files]
+    return "\n".join([*lines, takes, f"wrote {printable(done.folder)}", *rows])
 
 
 @dataclass
@@ -225,7 +242,7 @@ def _write_onnx(job: _Job, folder: Path) -> None:
     job.verify(session)
     if job.precision != "float32":
         _validate(job, session)
-    shutil.copyfile(_PORTABLE / "usage_onnx.py", folder / "usage.py")
+    _copy(folder, "onnx")
 
 
 def _validate(job: _Job, exported: nn.Module) -> None:
@@ -262,8 +279,7 @@ def _write_torch(job: _Job, folder: Path) -> None:
     torch.export.save(program, content, extra_files={"about.json": json.dumps(about(job.net.spec))})
     (folder / "model.pt2").write_bytes(content.getvalue())
     job.verify(torch.export.load(folder / "model.pt2").module())
-    for name, file in (("usage_torch.py", "usage.py"), ("video_nlzoo.py", "video_nlzoo.py")):
-        shutil.copyfile(_PORTABLE / name, folder / file)
+    _copy(folder, "torch", "video_nlzoo")
 
 
 def _program(network: nn.Module, spec: ModelSpec) -> torch.export.ExportedProgram:
@@ -272,9 +288,61 @@ def _program(network: nn.Module, spec: ModelSpec) -> torch.export.ExportedProgra
 
     frames, size = smallest(spec)
     dynamic = torch.export.Dim.DYNAMIC
-    example = torch.zeros(2, 3, max(16, 2 * frames), 2 * size, 3 * size)
+    example = torch.zeros(2, 3, 4 * frames, size + 32, size + 64)
     with torch.no_grad(), config.patch(backed_size_oblivious=True):  # or a batch of 1 would need a graph of its own
         return torch.export.export(network, (example,), dynamic_shapes=(dict.fromkeys((0, 2, 3, 4), dynamic),))
 
 
-_WRITERS: dict[str, Callable[[_Job, Path], None]] = {"onnx": _write_onnx, "torch": _write_torch}
+# --- transformers
+
+
+def _write_transformers(job: _Job, folder: Path) -> None:
+    """The folder that `pipeline("video-classification", model=…, trust_remote_code=True)` takes."""
+    spec, layers = job.net.spec, plain.describe(job.net)
+    known = about(spec)
+    config = {
+        "model_type": "nlzoo",
+        "architectures": ["NlzooForVideoClassification"],
+        "auto_map": {
+            "AutoConfig": "modeling_nlzoo.NlzooConfig",
+            "AutoModelForVideoClassification": "modeling_nlzoo.NlzooForVideoClassification",
+        },
+        "problem_type": f"{'multi' if spec.multi_label else 'single'}_label_classification",
+        "num_frames": spec.clip.frames,
+        "image_size": spec.clip.size,
+        "id2label": {str(number): name for number, name in enumerate(known["labels"])},
+        "label2id": {name: number for number, name in enumerate(known["labels"])},
+        "layers": layers,
+    }
+    clip = {key: known[key] for key in ("frames", "stride", "fps", "size", "mean", "std")}
+    processor = {"auto_map": {"AutoVideoProcessor": "video_processing_nlzoo.NlzooVideoProcessor"}, "about": clip}
+    files.write_json(folder / "config.json", config)
+    files.write_json(folder / "video_preprocessor_config.json", processor)
+    tensors = {f"network.{name}": value.contiguous() for name, value in job.net.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors lets nobody else read its file
+    _copy(folder, "transformers", "network_nlzoo", "modeling_nlzoo", "video_nlzoo", "video_processing_nlzoo")
+    job.verify(_from_files(folder))
+
+
+def _from_files(folder: Path) -> Run:
+    """The network that the files of a folder for transformers make, by the code in it, without transformers."""
+    config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    network = network_nlzoo.build(config["layers"])
+    tensors = load_file(folder / "model.safetensors")
+    network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
+    return network
+
+
+def _copy(folder: Path, usage: str, *modules: str) -> None:
+    """The modules that travel with an export, and its usage."""
+    for name in modules:
+        shutil.copyfile(_PORTABLE / f"{name}.py", folder / f"{name}.py")
+    shutil.copyfile(_PORTABLE / f"usage_{usage}.py", folder / "usage.py")
+
+
+_WRITERS: dict[str, Callable[[_Job, Path], None]] = {
+    "onnx": _write_onnx,
+    "torch": _write_torch,
+    "transformers": _write_transformers,
+}

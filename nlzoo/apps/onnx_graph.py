@@ -52,6 +52,11 @@ def write(net: plain.ResNet, metadata: Mapping[str, str]) -> bytes:
     return model.SerializeToString()
 
 
+def operators(content: bytes) -> set[str]:
+    """The names of the operators in a `.onnx` file."""
+    return {node.op_type for node in onnx.load_from_string(content).graph.node}
+
+
 def quantize(file: Path) -> None:
     """Weights of 8 bits, and activations that are rounded to 8 bits while it runs, in place.
 
@@ -65,7 +70,7 @@ def quantize(file: Path) -> None:
 class Session(nn.Module):
     """A `.onnx` file in onnxruntime on the CPU, as a network that can be asked like ours."""
 
-    def __init__(self, file: Path, spec: ModelSpec):
+    def __init__(self, file: Path | bytes, spec: ModelSpec | None = None):
         super().__init__()
         self.spec = spec
         options = onnxruntime.SessionOptions()

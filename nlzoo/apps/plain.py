@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..core.errors import WeightsError
 from ..networks.network import Network
@@ -49,7 +48,8 @@ def rebuild(net: Network) -> network_nlzoo.ResNet:
 def folded(net: Network) -> tuple[network_nlzoo.ResNet, int]:
     """`(net in torch alone for inference, the batch norms that are now part of a convolution)`."""
     plain = copy.deepcopy(rebuild(net))  # whose tensors are those of `net`
-    return plain, network_nlzoo.fold_batch_norms(plain)
+    count = network_nlzoo.fold_batch_norms(plain)
+    return plain.requires_grad_(False), count
 
 
 Arguments = Callable[[Any], dict[str, Any]]

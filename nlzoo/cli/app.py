@@ -74,6 +74,11 @@ _add(
     "nlzoo info nl5-i3d-r50-8x8",
 )  # fmt: skip
 _add(
+    "Networks", "export", networks.export, "Write a model for ONNX, torch.export, transformers or timm.",
+    "nlzoo export runs/videos --to onnx",
+    "nlzoo export runs/videos --to onnx --half",
+)  # fmt: skip
+_add(
     "Videos", "check", videos.check, "Find what is wrong with videos before training.",
     "nlzoo check videos/",
     "nlzoo check list.csv --deep",

@@ -1,4 +1,4 @@
-"""Commands on networks: inflate, import, list, info."""
+"""Commands on networks: inflate, import, list, info, export."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from ..core.errors import UsageError
 from ..core.model_spec import Inflation, Named, parse_name
 from ..core.view_spec import ClipSpec
 from . import console
-from .options import BLOCKS, INFLATION, UNSAID, Json
+from .options import BLOCKS, INFLATION, UNSAID, Json, Model, refuse_early
 
 
 def inflate(
@@ -250,3 +250,24 @@ def info(
         facts = describe.describe(net)
         lines = [str(folder), describe.in_words(net, facts), *describe.trained_lines(net.spec, metrics)]
         console.result({"model": str(folder), **facts, "metrics": metrics}, "\n".join(lines))
+
+
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(help="onnx or torch (torch.export, .pt2).")],
+    out: Annotated[Path | None, typer.Option(help="A new folder; exports/NAME-FORMAT.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="ONNX in half precision, its error measured.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX in 8 bits (dynamic), its error measured.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a model for other programs, for clips of every shape, once it gives the same logits there."""
+    import dataclasses
+
+    refuse_early(model)
+
+    from ..apps import export as exports
+
+    done = exports.export(model, to, out, half, int8, console.progress)
+    for note in done.notes:
+        console.warn(note)
+    console.result(dataclasses.asdict(done), exports.in_words(done))

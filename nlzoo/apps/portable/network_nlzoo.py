@@ -131,7 +131,9 @@ class NonLocal(nn.Module):
     def combine(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """y `(B', Nq, C)` of q `(B', Nq, D)`, k `(B', Nk, D)` and v `(B', Nk, C)`."""
         if self.form in ("gaussian", "embedded"):
-            return F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=self.scale)[:, 0]
+            return F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), scale=self.scale)[
+                :, 0
+            ]
         dtype, (q, k, v) = v.dtype, map(wide, (q, k, v))
         if self.form == "dot":
             return (q @ (k.transpose(1, 2) @ v / k.shape[1])).to(dtype)

@@ -2,7 +2,7 @@
 
     pip install onnxruntime av numpy
 
-Frames are scaled in one step here, and in two by nlzoo: its probabilities differ in the third decimal or so.
+Frames are scaled by other code than nlzoo's, so that probabilities differ a little from those of `nlzoo predict`.
 """
 
 import json
@@ -26,8 +26,15 @@ def clip_of(video: str, frames: int, stride: int, size: int) -> np.ndarray:
     wanted = set(picked.tolist())
     with av.open(video) as container:
         numbered = enumerate(container.decode(video=0))
-        images = {n: f.reformat(size, size, "rgb24").to_ndarray() for n, f in numbered if n in wanted}
+        images = {number: squeezed(frame, size) for number, frame in numbered if number in wanted}
     return np.stack([images[n] for n in picked.tolist()])
+
+
+def squeezed(frame: av.VideoFrame, size: int) -> np.ndarray:
+    """A frame as RGB (S, S, 3): first to a shorter side of 8/7 S, then to the square, as nlzoo does."""
+    ratio = size * 8 / 7 / min(frame.width, frame.height)
+    rgb = frame.reformat(round(frame.width * ratio), round(frame.height * ratio), "rgb24", interpolation="BICUBIC")
+    return rgb.reformat(size, size, interpolation="BILINEAR").to_ndarray()
 
 
 def main(video: str, top: int = 5) -> None:

@@ -1,6 +1,6 @@
 """The classes of a video by model.pt2, with torch alone: python usage.py VIDEO
 
-    pip install torch av numpy
+pip install torch av numpy
 """
 
 import json

@@ -23,11 +23,15 @@ def read_clip(video: str, about: Mapping[str, Any]) -> torch.Tensor:
         raise ValueError(f"{video} has no frames that can be decoded")
     numbers = clip_numbers(len(times), about["frames"], about["stride"], about["fps"], rate_of(video, times))
     images = read_images(video, set(numbers), round(about["size"] * 8 / 7))
-    pixels = torch.from_numpy(np.stack([images[number] for number in numbers])).permute(0, 3, 1, 2)
+    return squeeze(torch.from_numpy(np.stack([images[number] for number in numbers])), about)
+
+
+def squeeze(frames: torch.Tensor, about: Mapping[str, Any]) -> torch.Tensor:
+    """uint8 frames (T, H, W, 3) as a normalised clip (1, 3, T, S, S)."""
     size = about["size"], about["size"]
-    pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).permute(1, 0, 2, 3).float()
+    pixels = F.interpolate(frames.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(about[key]).view(3, 1, 1, 1) * 255 for key in ("mean", "std"))
-    return ((pixels - mean) / std).unsqueeze(0)
+    return ((pixels.permute(1, 0, 2, 3).float() - mean) / std).unsqueeze(0)
 
 
 def clip_numbers(total: int, frames: int, stride: int | None, fps: float | None, rate: float) -> list[int]:
