@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,16 @@ from ..core.errors import DiskError, NlzooError, UsageError
 from ..core.model_spec import POOLS, ModelSpec
 from ..core.progress import Stages, no_stages
 from ..core.text import printable
-from ..networks import checkpoint, download, zoo
+from ..networks import card, checkpoint, download, zoo
+from ..networks import model as models
 from ..networks.model import relative_error
 from ..networks.network import Network
 from ..training import evaluate, metrics, provenance
 from ..videos import items, loader, pool, scanning
-from . import plain
+from . import flatten, plain
 from .portable import network_nlzoo
 
-FORMATS = ("onnx", "torch", "transformers")
+FORMATS = ("onnx", "torch", "transformers", "timm")
 FOLDER = Path("exports")  # default output, in the working folder
 MOST_ERROR = 1e-4  # relative, of an export in float32; rounding alone gives about 1e-6
 _CPU = torch.device("cpu")
@@ -121,11 +123,17 @@ class _Job:
     validation: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def verify(self, run: Run) -> None:
-        """Compares what `run` gives with the network's logits. Raises `NlzooError` where they are not the same."""
+    def verify(self, run: Run, still: bool = False) -> None:
+        """Compares what `run` gives with the network's logits; `still`: on clips of one frame, repeated.
+
+        Raises `NlzooError` where they are not the same.
+        """
         self.shapes = shapes(self.net.spec)
+        errors: list[float] = []
         with self.stages("comparing with the original") as progress:
-            errors = list(_errors(self.net, run, self.shapes, lambda done: progress(done, len(self.shapes))))
+            for number, shape in enumerate(self.shapes, 1):
+                errors.append(_error(self.net, run, shape, still, number))
+                progress(number, len(self.shapes))
         self.error = max(errors)
         most = MOST_ERROR if self.precision == "float32" else float("inf")
         if not all(error <= most for error in errors):  # NaN too
@@ -216,12 +224,12 @@ def shapes(spec: ModelSpec) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _errors(net: Network, run: Run, wanted: Sequence[Sequence[int]], done: Callable[[int], object]) -> Any:
-    source = torch.Generator().manual_seed(0)
-    for number, shape in enumerate(wanted, 1):
-        clips = torch.randn(*shape, generator=source)
-        yield relative_error(run(clips), net(clips))
-        done(number)
+def _error(net: Network, run: Run, shape: Sequence[int], still: bool, seed: int) -> float:
+    """The relative error of `run` on a random clip of that shape."""
+    clips = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    if still:
+        clips = clips[:, :, :1].expand(*shape)
+    return relative_error(run(clips), net(clips))
 
 
 # --- ONNX
@@ -245,7 +253,7 @@ def _write_onnx(job: _Job, folder: Path) -> None:
     _copy(folder, "onnx")
 
 
-def _validate(job: _Job, exported: nn.Module) -> None:
+def _validate(job: _Job, exported: Any) -> None:
     """Measures the exported network and ours on the validation videos of the model's run, where there are any."""
     run = provenance.run_of(job.folder) if job.folder else None
     if run is None:
@@ -284,7 +292,7 @@ def _write_torch(job: _Job, folder: Path) -> None:
 
 def _program(network: nn.Module, spec: ModelSpec) -> torch.export.ExportedProgram:
     """The graph for every batch, number of frames, height and width."""
-    import torch.fx.experimental._config as config
+    config: Any = import_module("torch.fx.experimental._config")
 
     frames, size = smallest(spec)
     dynamic = torch.export.Dim.DYNAMIC
@@ -321,6 +329,10 @@ def _write_transformers(job: _Job, folder: Path) -> None:
     tensors = {f"network.{name}": value.contiguous() for name, value in job.net.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors lets nobody else read its file
+    readme = card.body(
+        spec, checkpoint.read_metrics(job.folder) if job.folder else None, use=card.transformers_usage(card.HERE)
+    )
+    files.write_text(folder / "README.md", readme)
     _copy(folder, "transformers", "network_nlzoo", "modeling_nlzoo", "video_nlzoo", "video_processing_nlzoo")
     job.verify(_from_files(folder))
 
@@ -334,6 +346,25 @@ def _from_files(folder: Path) -> Run:
     return network
 
 
+# --- timm
+
+
+def _write_timm(job: _Job, folder: Path) -> None:
+    """The 2-D network that the network is on every frame."""
+    spec = job.net.spec
+    tensors, by_frame = flatten.flatten(job.net)
+    architecture, arguments = models.architecture(spec.backbone)
+    config = flatten.timm_config(job.net, architecture, arguments, about(spec)["labels"])
+    files.write_json(folder / "config.json", config)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+    _copy(folder, "timm")
+    flat = models.load_timm(folder)
+    job.verify(lambda clips: torch.stack([flat(frame) for frame in clips.unbind(2)]).mean(0), still=not by_frame)
+    if not by_frame:
+        job.notes.append("equal on still clips alone: temporal kernels or strides mix the frames of a moving one")
+
+
 def _copy(folder: Path, usage: str, *modules: str) -> None:
     """The modules that travel with an export, and its usage."""
     for name in modules:
@@ -345,4 +376,5 @@ _WRITERS: dict[str, Callable[[_Job, Path], None]] = {
     "onnx": _write_onnx,
     "torch": _write_torch,
     "transformers": _write_transformers,
+    "timm": _write_timm,
 }

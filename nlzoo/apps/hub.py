@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+import tempfile
 import time
 import unicodedata
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.utils import validate_repo_id
 
 from ..core import files as disk
+from ..core.bounds import one_of
 from ..core.errors import HubError, WeightsError
 from ..core.model_spec import ModelSpec, from_json
 from ..core.text import printable
@@ -28,9 +30,12 @@ from ..networks.download import FILES, NEEDED, looks_like_repo, refuse_revision
 from ..networks.hub_client import LOGIN, MAIN, Repo, RepoState
 from . import hub_card, leaks
 
-_OURS = {"model": FILES, "space": hub_card.SPACE_FILES}  # names that a push writes, or deletes where it has them not
+# names that a push writes, or deletes where it has them not
+_MODELS = {"nlzoo": FILES, "transformers": hub_card.TRANSFORMERS_FILES}  # by their library
 _MAX_HEADER = 100 << 20  # bytes, safetensors' own limit
 _MAX_NAME = 96  # characters of a repository's name
+
+LIBRARIES = tuple(_MODELS)
 
 Contents = Mapping[str, Path | bytes]  # by name; a path for the weights. Text is of memory: what was checked is sent
 
@@ -63,16 +68,27 @@ def push(
     dry_run: bool = False,
     revision: str | None = None,
     tag: str | None = None,
+    to: str = "nlzoo",
 ) -> Pushed:
     """Put the model folder on the Hub as `repo` (`user/name`, or `name`) in one commit; none if it is there already.
 
     `revision`: a branch, made where there is none, instead of main; `tag`: a name for the commit, which must be new
-    or this commit's already. A dry run checks everything that can be checked here and asks the Hub nothing (so a bare
-    name stays bare). Raises `WeightsError` for a folder that is not a sound model; `HubError` for a name that the Hub
-    does not take, text that gives this machine away, a repository whose visibility is not the one asked for or that
-    changed meanwhile, and whatever the Hub refuses.
+    or this commit's already. `to`: `transformers` for what `export` writes for it. A dry run checks everything that
+    can be checked here and asks the Hub nothing (so a bare name stays bare). Raises `WeightsError` for a folder that is
+    not a sound model; `HubError` for a name that the Hub does not take, text that gives this machine away, a repository
+    whose visibility is not the one asked for or that changed meanwhile, and whatever the Hub refuses.
     """
-    return _push(Path(folder), Repo(repo, branch=revision or MAIN), private, dry_run, tag)
+    one_of(to, LIBRARIES, "--to")
+    target = Repo(repo, branch=revision or MAIN, library=to)
+    if to == "nlzoo":
+        return _push(Path(folder), target, private, dry_run, tag)
+    refuse_name(repo)
+
+    from . import export  # torch
+
+    with tempfile.TemporaryDirectory(prefix="nlzoo-") as scratch:
+        exported = Path(export.export(folder, to, Path(scratch) / "model").folder)
+        return _push(Path(folder), target, private, dry_run, tag, exported)
 
 
 def push_space(folder: Path, repo: str, private: bool = True, dry_run: bool = False) -> Pushed:
@@ -83,7 +99,9 @@ def push_space(folder: Path, repo: str, private: bool = True, dry_run: bool = Fa
     return _push(Path(folder), Repo(repo, "space"), private, dry_run)
 
 
-def _push(folder: Path, repo: Repo, private: bool, dry_run: bool, tag: str | None = None) -> Pushed:
+def _push(
+    folder: Path, repo: Repo, private: bool, dry_run: bool, tag: str | None = None, exported: Path | None = None
+) -> Pushed:
     refuse_name(repo.name)
     refuse_revision(repo.branch)
     refuse_revision(tag or MAIN, "--tag")
@@ -92,7 +110,7 @@ def _push(folder: Path, repo: Repo, private: bool, dry_run: bool, tag: str | Non
         raise HubError("this machine is not logged in to the Hub", LOGIN)
     if not dry_run and "/" not in repo.name:
         repo = dataclasses.replace(repo, name=f"{hub_client.whoami()}/{repo.name}")
-    contents = _contents(model, repo)
+    contents = _exported(model, repo, exported) if exported else _contents(model, repo)
     commit, sent = "", 0
     if not dry_run:
         state = _repository(repo, private)
@@ -230,6 +248,18 @@ def _contents(model: _Model, repo: Repo) -> Contents:
     return {FILES[0]: model.folder / FILES[0], **{n: texts[n].encode() for n in FILES if n in texts}}
 
 
+def _exported(model: _Model, repo: Repo, folder: Path) -> Contents:
+    """The files of an export for another library, its README.md with the Hub's front matter."""
+    text = card.body(model.spec, model.metrics, use=card.transformers_usage(repo.name))
+    readme = hub_card.readme(text, repo.name, model.spec, model.metrics, repo.library)
+    texts = {name: (folder / name).read_bytes() for name in _ours(repo)[1:]} | {"README.md": readme.encode()}
+    return {FILES[0]: folder / FILES[0], **texts}
+
+
+def _ours(repo: Repo) -> tuple[str, ...]:
+    return hub_card.SPACE_FILES if repo.kind == "space" else _MODELS[repo.library]
+
+
 def _size(content: Path | bytes) -> int:
     return content.stat().st_size if isinstance(content, Path) else len(content)
 
@@ -240,7 +270,7 @@ def _size(content: Path | bytes) -> int:
 def _state(repo: Repo) -> RepoState | None:
     """The repository at its newest commit, or None where there is none."""
     try:
-        return hub_client.repo_state(repo, None, _OURS[repo.kind])
+        return hub_client.repo_state(repo, None, _ours(repo))
     except HubError as error:
         if type(error.__cause__) is RepositoryNotFoundError:  # not its child for a gated one
             return None
@@ -297,12 +327,12 @@ def _branch(repo: Repo, main: RepoState) -> RepoState:
         hub_client.client().create_branch(repo.name, branch=repo.branch, revision=main.commit, exist_ok=True)
 
     try:
-        return hub_client.repo_state(repo, repo.branch, _OURS[repo.kind])
+        return hub_client.repo_state(repo, repo.branch, _ours(repo))
     except HubError as error:
         if type(error.__cause__) is not RevisionNotFoundError:
             raise
     hub_client.ask(repo, create)
-    return hub_client.repo_state(repo, repo.branch, _OURS[repo.kind])
+    return hub_client.repo_state(repo, repo.branch, _ours(repo))
 
 
 def _refuse_visibility(repo: Repo, state: RepoState, private: bool) -> None:
@@ -321,7 +351,8 @@ def _refuse_visibility(repo: Repo, state: RepoState, private: bool) -> None:
 def _other(repo: Repo, state: RepoState) -> str:
     """What a repository holds that is not ours, in words; empty where nothing is, or an older push."""
     if repo.kind == "model":
-        return f"a model of {state.library}" if state.library not in ("", "nlzoo") else ""
+        ours = repo.library == "nlzoo" or "nlzoo" in state.tags
+        return f"a model of {state.library}" if state.library not in ("", repo.library if ours else "") else ""
     return "an app of another kind" if "app.py" in state.files and "nlzoo" not in state.tags else ""
 
 
@@ -349,7 +380,7 @@ def _commit(repo: Repo, contents: Contents, state: RepoState, private: bool) -> 
         if not moved and not (isinstance(cause, Exception) and hub_client.may_pass(cause)):
             raise failure
         time.sleep(0 if moved or wait is None else wait)
-        state = hub_client.repo_state(repo, _revision(repo), _OURS[repo.kind])  # is it already there?
+        state = hub_client.repo_state(repo, _revision(repo), _ours(repo))  # is it already there?
         if any(_difference(repo, contents, state)) and (moved or state.commit != parent):
             raise _changed(repo) from cause
     if not any(_difference(repo, contents, state)):
@@ -398,4 +429,4 @@ def _changed(repo: Repo) -> HubError:
 def _difference(repo: Repo, contents: Contents, state: RepoState) -> tuple[dict[str, Path | bytes], list[str]]:
     """`(files to send, names to delete)`; only our own names are ever deleted, as metrics.json of an earlier model."""
     changed = {n: c for n, c in contents.items() if n not in state.files or not state.files[n].is_same(c)}
-    return changed, [n for n in _OURS[repo.kind] if n in state.files and n not in contents]
+    return changed, [n for n in _ours(repo) if n in state.files and n not in contents]

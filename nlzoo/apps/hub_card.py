@@ -11,6 +11,10 @@ from ..core.model_spec import ModelSpec
 from ..networks import card
 from ..networks.hub_client import Repo
 
+TRANSFORMERS_FILES = (  # that `export` writes for it, the weights first
+    *("model.safetensors", "config.json", "README.md", "video_preprocessor_config.json", "usage.py"),
+    *("network_nlzoo.py", "modeling_nlzoo.py", "video_nlzoo.py", "video_processing_nlzoo.py"),
+)
 SPACE_FILES = ("app.py", "requirements.txt", "README.md")
 GRADIO, PYTHON = "6.31.0", "3.11"  # that a Space runs on; what the tests run with
 _LICENCES = """
@@ -39,7 +43,7 @@ If the model is private, the Space needs a secret `HF_TOKEN` that may read it.
 _NO_COMMERCE = "\nThe weights that its model was trained from are {}: no commercial use, of this page either.\n"
 
 
-def readme(text: str, repo: str, spec: ModelSpec, metrics: dict) -> str:
+def readme(text: str, repo: str, spec: ModelSpec, metrics: dict, library: str = "nlzoo") -> str:
     """The README.md of a model folder as it is on the Hub: searchable facts and figures in YAML, then the text.
 
     A folder that was pulled has the block of its last push, which is replaced; the rest is kept to the letter.
@@ -47,7 +51,7 @@ def readme(text: str, repo: str, spec: ModelSpec, metrics: dict) -> str:
     results = _eval_results(spec, metrics)
     licence = _licence(spec.licence)
     data = huggingface_hub.ModelCardData(
-        library_name="nlzoo",
+        library_name=library,
         pipeline_tag="video-classification",
         base_model=f"timm/{spec.backbone}" if "." in spec.backbone else None,
         tags=["nlzoo", "non-local"] if spec.non_local else ["nlzoo"],

@@ -76,7 +76,8 @@ _add(
 _add(
     "Networks", "export", networks.export, "Write a model for ONNX, torch.export, transformers or timm.",
     "nlzoo export runs/videos --to onnx",
-    "nlzoo export runs/videos --to onnx --half",
+    "nlzoo export runs/videos --to onnx --int8 --out small/",
+    "nlzoo export runs/videos --to transformers",
 )  # fmt: skip
 _add(
     "Videos", "check", videos.check, "Find what is wrong with videos before training.",

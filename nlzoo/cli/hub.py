@@ -32,6 +32,9 @@ def push(
     tag: Annotated[
         str | None, typer.Option(help="A name for this version, such as v1.0.", rich_help_panel=TARGET)
     ] = None,
+    to: Annotated[
+        str, typer.Option(help="nlzoo, or transformers: for its pipelines.", rich_help_panel=TARGET)
+    ] = "nlzoo",
     space: Annotated[
         bool, typer.Option("--space", help="Also a Space: the web demo of the model.", rich_help_panel=TARGET)
     ] = False,
@@ -46,6 +49,8 @@ def push(
         raise UsageError(f"two names for one push: {repo_id!r} and --repo {repo!r}", "leave one of them out")
     if space and revision:
         raise UsageError("a Space shows what is on main: --space goes without --revision", "push it a second time")
+    if space and to != "nlzoo":
+        raise UsageError(f"a Space runs nlzoo: --space goes without --to {to}", "push it a second time")
     repo = repo or repo_id
     _refuse_swapped(model, repo)
     folder = download.locate(model) if model else zoo.newest_run()
@@ -59,7 +64,7 @@ def push(
     for doubt in doubts:
         console.warn(doubt)
     on_branch = {"revision": revision, "tag": tag}
-    kinds: dict[str, Callable[..., Pushed]] = {"model": partial(hub.push, revision=revision, tag=tag)}
+    kinds: dict[str, Callable[..., Pushed]] = {"model": partial(hub.push, revision=revision, tag=tag, to=to)}
     kinds |= {"space": hub.push_space} if space else {}
     plans = {kind: send(folder, repo, private, dry_run=True) for kind, send in kinds.items()}
     for kind, plan in plans.items():
@@ -75,6 +80,8 @@ def push(
         repo = done[kind].repo
     sent = [f"{pushed.url}\n{pushed.uploaded_bytes:,} bytes sent" for pushed in done.values()]
     fetched = f"nlzoo pull {repo} --revision {tag or revision}" if tag or revision else f"nlzoo.load({repo!r})"
+    if to == "transformers":
+        fetched = f'pipeline("video-classification", model="{repo}", trust_remote_code=True)'
     console.result(_as_json(done), "\n".join([*sent, f"load it with: {fetched}"]))
 
 

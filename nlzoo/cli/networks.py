@@ -254,7 +254,7 @@ def info(
 
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(help="onnx or torch (torch.export, .pt2).")],
+    to: Annotated[str, typer.Option(help="onnx, torch (torch.export, .pt2), transformers or timm (2-D).")],
     out: Annotated[Path | None, typer.Option(help="A new folder; exports/NAME-FORMAT.")] = None,
     half: Annotated[bool, typer.Option("--half", help="ONNX in half precision, its error measured.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="ONNX in 8 bits (dynamic), its error measured.")] = False,

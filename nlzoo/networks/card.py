@@ -31,10 +31,11 @@ _CHECKS = {
 }
 
 
-def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None) -> str:
+def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None, use: str = "") -> str:
     """The text of a model folder's README.md, in Markdown.
 
     `metrics` is what metrics.json holds, fractions in [0, 1]; `checks` what `inflate` computed. Both may lack any key.
+    `use`: how to load it, where not with nlzoo.
     """
     parts = [f"# {title(spec)}", _what(spec)]
     if checks:
@@ -44,7 +45,7 @@ def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None) -> s
         "## Figures",
         _figures(spec, metrics or {}),
         "## Use",
-        usage(HERE),
+        use or usage(HERE),
         "## Limits",
         _limits(spec),
     ]
@@ -60,6 +61,12 @@ def usage(address: str) -> str:
     """The lines that load the model from `address`, a folder or `user/name`, in Markdown."""
     python, shell = usage_lines(address)
     return f"```python\n{python}\n```\n\n```sh\n{shell}\n```"
+
+
+def transformers_usage(address: str) -> str:
+    """The same for the folder, or `user/name`, of an export to transformers."""
+    model = f'pipeline("video-classification", model="{address}", trust_remote_code=True)'
+    return f'```python\nfrom transformers import pipeline\nclassify = {model}\nclassify("video.mp4")\n```'
 
 
 def usage_lines(address: str) -> tuple[str, str]:

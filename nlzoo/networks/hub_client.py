@@ -55,6 +55,7 @@ class Repo:
     name: str  # user/name
     kind: str = "model"  # or "space", "dataset": one of each may have the same name
     branch: str = MAIN  # that a push writes to
+    library: str = "nlzoo"  # that a model is for; or "transformers"
 
     def __str__(self) -> str:
         return {"model": "", "space": "the Space ", "dataset": "the dataset "}[self.kind] + self.name

@@ -70,26 +70,31 @@ def plain_resnet(backbone: str) -> Network:
 
     Raises `UsageError` for a name that timm does not know or that is not one of its ResNets.
     """
-    architecture, arguments = _architecture(backbone)
+    name, arguments = architecture(backbone)
     factory, _ = _import_resnets()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # the same head in every process; no GPU is touched
-        return factory.create_model(architecture, pretrained=False, **arguments)
+        return factory.create_model(name, pretrained=False, **arguments)
 
 
-def _architecture(backbone: str) -> tuple[str, dict[str, Any]]:
+def architecture(backbone: str) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments. Raises `UsageError`, with names that come near."""
     _, registry = _import_resnets()
     name = backbone.partition(".")[0]
     embedded = zoo.EMBEDDED.get(name)
-    architecture, arguments = (embedded.architecture, embedded.arguments) if embedded else (name, {})
+    known_as, arguments = (embedded.architecture, embedded.arguments) if embedded else (name, {})
     known = registry.list_models(module="resnet")
-    if architecture not in known:
+    if known_as not in known:
         raise UsageError(
             f"{backbone!r} is not a ResNet that timm {metadata.version('timm')} knows",
             _what_backbone_was_meant(backbone, [*known, *zoo.EMBEDDED]),
         )
-    return architecture, arguments
+    return known_as, arguments
+
+
+def load_timm(folder: Path) -> Network:
+    """timm's own 2-D network of a folder that holds its `config.json` and `model.safetensors`, in eval mode."""
+    return import_timm().create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
 def _what_backbone_was_meant(name: str, known: list[str]) -> str:
@@ -152,7 +157,7 @@ def _three(values: Iterable[float]) -> tuple[float, float, float]:
 def _pretrained_config(name: str) -> Any:
     """timm's record of a name's weights: Hub repository, tag, mean and std, licence; None for an untrained net."""
     _, registry = _import_resnets()
-    _architecture(name)
+    architecture(name)
     try:
         return registry.get_pretrained_cfg(name)
     except RuntimeError:

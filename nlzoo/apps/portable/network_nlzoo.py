@@ -61,6 +61,8 @@ class SqueezeExcite(nn.Module):
 
     fc1: nn.Conv2d
     fc2: nn.Conv2d
+    act: nn.Module
+    gate: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         weights = x.mean((3, 4)).transpose(1, 2)  # (B, T, C)
@@ -71,6 +73,9 @@ class SqueezeExcite(nn.Module):
 
 class Eca(nn.Module):
     """Channels of a frame are weighed by a convolution over their means in that frame."""
+
+    conv: nn.Conv1d
+    gate: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         means = x.mean((3, 4)).transpose(1, 2)  # (B, T, C)
@@ -146,11 +151,11 @@ class Block(nn.Module):
     """A residual block: its layers in order, the last of them behind the sum with the shortcut."""
 
     def forward(self, x: Tensor) -> Tensor:
-        *layers, last = [layer for name, layer in self._modules.items() if name != "downsample"]
+        *layers, last = [layer for name, layer in self.named_children() if name != "downsample"]
         y = x
         for layer in layers:
             y = layer(y)
-        return last(y + (self.downsample(x) if "downsample" in self._modules else x))
+        return last(y + (self.get_submodule("downsample")(x) if "downsample" in self._modules else x))
 
 
 class ResNet(nn.Module):

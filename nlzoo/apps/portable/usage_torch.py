@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from video_nlzoo import read_clip
+from video_nlzoo import read_clip  # the file beside this one
 
 
 def main(video: str, top: int = 5) -> None:

@@ -13,12 +13,14 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.container import InputContainer
 from av.filter import Graph
+from av.video.stream import VideoStream
 
 
 def read_clip(video: str, about: Mapping[str, Any]) -> torch.Tensor:
     """The clip that a network with `about` (frames, stride, fps, size, mean, std) is shown: float32 (1, 3, T, S, S)."""
-    times = [frame.time for frame in decoded(video)]
+    times: list[float | None] = [frame.time for frame in decoded(video)]
     if not times:
         raise ValueError(f"{video} has no frames that can be decoded")
     numbers = clip_numbers(len(times), about["frames"], about["stride"], about["fps"], rate_of(video, times))
@@ -47,7 +49,7 @@ def clip_numbers(total: int, frames: int, stride: int | None, fps: float | None,
 def rate_of(video: str, times: list[float | None]) -> float:
     """Mean frames a second: the header's, unless the times of the frames say something else."""
     with av.open(video) as container:
-        stream = container.streams.best("video")
+        stream = video_stream(container)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
     known = [time for time in times if time is not None]
     if len(known) < len(times) or len(times) < 2 or known[-1] <= known[0]:
@@ -58,7 +60,8 @@ def rate_of(video: str, times: list[float | None]) -> float:
 
 def read_images(video: str, numbers: set[int], short_side: int) -> dict[int, np.ndarray]:
     """Frames as RGB (H, W, 3), upright, with `short_side` pixels on the shorter side; bicubic, by FFmpeg's filter."""
-    images, graph, kind = {}, None, None
+    images: dict[int, np.ndarray] = {}
+    graph, kind = Graph(), None
     for number, frame in enumerate(decoded(video)):
         if number not in numbers:
             continue
@@ -73,7 +76,15 @@ def read_images(video: str, numbers: set[int], short_side: int) -> dict[int, np.
 def decoded(video: str) -> Iterator[av.VideoFrame]:
     """All frames, in the order in which they are shown."""
     with av.open(video) as container:
-        yield from container.decode(container.streams.best("video"))
+        yield from container.decode(video_stream(container))
+
+
+def video_stream(container: InputContainer) -> VideoStream:
+    """The stream that FFmpeg would play."""
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        raise ValueError(f"{container.name} has no video track")
+    return stream
 
 
 def scaler(frame: av.VideoFrame, short_side: int) -> Graph:
