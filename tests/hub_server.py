@@ -283,7 +283,9 @@ class _Handler(BaseHTTPRequestHandler):
             "siblings": siblings,
         }
         block = re.match(r"---\n(.*?)\n---\n", commit.files.get("README.md", b"").decode(), re.DOTALL)
-        return info | ({"cardData": yaml.safe_load(block[1])} if block and plain != name else {})
+        card = yaml.safe_load(block[1]) if block else {}
+        library = {"library_name": card["library_name"]} if plain == name and "library_name" in card else {}
+        return info | ({"cardData": card} if block else {}) | library
 
     def tree(self, name, revision, content, query):
         commit = self.commit_of(self.repo(name), revision)

@@ -12,9 +12,11 @@ DOORS = {
     "av": {"videos.video", "videos.encode", *(f"apps.portable.{name}" for name in ("usage_onnx", "video_nlzoo"))},
     "onnx": {"apps.onnx_graph"},
     "onnxruntime": {"apps.onnx_graph", "apps.portable.usage_onnx"},
-    "transformers": {f"apps.portable.{name}_nlzoo" for name in ("modeling", "video_processing")},
+    "transformers": {
+        f"apps.portable.{name}" for name in ("modeling_nlzoo", "video_processing_nlzoo", "usage_transformers")
+    },
     "decord": {"videos.video"},
-    "PIL": {"videos.frame_folder"},
+    "PIL": {"videos.frame_folder", "apps.portable.usage_timm"},
     "huggingface_hub": {
         *("apps.hub", "apps.hub_card", "apps.leaks"),
         *("networks.download", "networks.hub_client", "networks.hub_dataset"),

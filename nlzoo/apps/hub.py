@@ -1,8 +1,8 @@
 """Model folders to the Hugging Face Hub, and a page for one.
 
-Unusual: nothing but four named files travels (three of a Space), in one commit on top of the commit that was looked at.
-A push is private unless asked otherwise, and never changes who may see a repository. Since a lost reply looks like a
-failure, every new try of a commit first asks the Hub whether the last one arrived.
+Unusual: nothing but named files travels (four of a model, three of a Space), in one commit on top of the commit that
+was looked at. A push is private unless asked otherwise, and never changes who may see a repository. Since a lost reply
+looks like a failure, every new try of a commit first asks the Hub whether the last one arrived.
 """
 
 import dataclasses

@@ -24,9 +24,11 @@ from packaging.version import Version
 from safetensors.torch import save_file
 
 import nlzoo
+from nlzoo.apps.hub_card import TRANSFORMERS_FILES
 from nlzoo.core.files import VIDEO_EXTENSIONS
 from nlzoo.core.model_spec import ModelSpec, NonLocal, to_json
 from nlzoo.core.view_spec import ClipSpec
+from nlzoo.networks.checkpoint import save_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"top1": 0.9, "top5": 1.0, "majority": 0.2, "train": 30, "val": 10, "epochs": 5}
@@ -1005,3 +1007,28 @@ def test_the_server_can_be_started_by_hand():
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+\n", process.stdout.readline())
         process.terminate()
+
+
+def test_push_to_transformers_is_a_repository_of_its_own(hub, machine, tmp_path):
+    """The files of the export, a card that says transformers; no mixing with the model as nlzoo has it."""
+    net = nlzoo.build(ModelSpec("tiny", clip=ClipSpec(4, None, 32), classes=("a", "b|c"), num_outputs=2))
+    folder = save_model(tmp_path / "small", net, FIGURES)
+    alice = machine()
+    done = alice.do(push(folder, "alice/hf", to="transformers"))
+    (commit,) = commits(hub, "alice/hf")
+    assert (
+        set(commit.files)
+        == {*TRANSFORMERS_FILES, ".gitattributes"}
+        == {f["path"] for f in done["files"]} | {".gitattributes"}
+    )
+    _, block, body = commit.files["README.md"].decode().split("---\n", 2)
+    data = yaml.safe_load(block)
+    assert data["library_name"] == "transformers" and "nlzoo" in data["tags"] and data["model-index"]
+    assert 'model="alice/hf", trust_remote_code=True' in body and "nlzoo.load" not in body
+    config = json.loads(commit.files["config.json"])
+    assert config["id2label"] == {"0": "a", "1": "b|c"} and "AutoModelForVideoClassification" in config["auto_map"]
+    again = alice.do(push(folder, "alice/hf", to="transformers"))
+    assert again["uploaded_bytes"] == 0 and len(commits(hub, "alice/hf")) == 1
+    assert "holds a model of transformers" in alice.refused(push(folder, "alice/hf"))
+    alice.do(push(folder, "alice/small"))
+    assert "holds a model of nlzoo" in alice.refused(push(folder, "alice/small", to="transformers"))
