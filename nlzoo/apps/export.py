@@ -193,6 +193,7 @@ def about(spec: ModelSpec) -> dict[str, Any]:
     return {
         "labels": list(names),
         "multi_label": spec.multi_label,  # sigmoid instead of softmax
+        "threshold": spec.label_threshold if spec.multi_label else None,  # from which on a class is predicted
         "frames": clip.frames,
         "stride": clip.stride,  # null: spread over the whole video
         "fps": clip.fps,

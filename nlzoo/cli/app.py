@@ -74,7 +74,7 @@ _add(
     "nlzoo info nl5-i3d-r50-8x8",
 )  # fmt: skip
 _add(
-    "Networks", "export", networks.export, "Write a model for ONNX, torch.export, transformers or timm.",
+    "Networks", "export", networks.export, "Write a model for ONNX, torch, transformers, timm.",
     "nlzoo export runs/videos --to onnx",
     "nlzoo export runs/videos --to onnx --int8 --out small/",
     "nlzoo export runs/videos --to transformers",
