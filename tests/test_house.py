@@ -27,7 +27,7 @@ DOORS = {
         for name in ("app", "answers", "hub", "machine", "networks", "options", "processes", "training", "videos")
     },
     "torchvision": {"networks.vision"},
-    "sklearn": {"apps.check", "training.metrics", "training.probe", "videos.splits"},
+    "sklearn": {"apps.check", "training.linear", "training.learning_curve", "training.metrics", "videos.splits"},
     "scipy": {"training.metrics"},
     "accelerate": {"training.engine"},
     "matplotlib": {"apps.pictures", "apps.charts"},

@@ -114,7 +114,7 @@ def interval(share: float, bounds: Sequence[float] | None, baseline: float, base
 def curves(
     lines: Mapping[str, Sequence[float]], best: int, share: bool = False, level: tuple[str, float] | None = None
 ) -> bytes:
-    """One or two lines over epochs 1, 2, …, the last one in the accent's colour with a dot at epoch `best`.
+    """One or two lines over epochs 1, 2, …, the last one in the accent's colour with a dot at epoch `best`, if above 0.
 
     `share`: values are fractions, on a scale from 0 to 100 %. `level`: the name and height of a dashed line.
     """
@@ -125,15 +125,31 @@ def curves(
             axes.plot(range(1, len(values) + 1), values, color=colour, label=name, marker=marker, markersize=4)
         if level:
             axes.axhline(level[1], label=level[0], **_DASHED)
-        axes.axvline(best, color=LIGHT.accent, linewidth=0.8, alpha=0.6)
-        dot: dict[str, Any] = {"markersize": 7, "clip_on": False, "zorder": 3, "label": f"best epoch, {best}"}
-        axes.plot([best], [values[best - 1]], "o", color=LIGHT.accent, **dot)
+        if best:
+            axes.axvline(best, color=LIGHT.accent, linewidth=0.8, alpha=0.6)
+            dot: dict[str, Any] = {"markersize": 7, "clip_on": False, "zorder": 3, "label": f"best epoch, {best}"}
+            axes.plot([best], [values[best - 1]], "o", color=LIGHT.accent, **dot)
         axes.set_xlabel("epoch")
         axes.set_ylim(0, 1 if share else 1.05 * max(map(max, lines.values())))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if share:
             axes.yaxis.set_major_formatter(_percent)
         figure.legend(loc="outside upper left", ncols=3, handlelength=1.2, handletextpad=0.5, columnspacing=1.2)
+        return _svg(figure)
+
+
+def learning_curve(points: Sequence[Any]) -> bytes:
+    """Top-1 against training videos a class; `points` are those of `training.learning_curve`."""
+    videos, scores = [p.clips_per_class for p in points], [p.top1 for p in points]
+    with _drawing(2.7) as figure:
+        axes = figure.add_subplot()
+        axes.plot(videos, scores, "o-", color=LIGHT.accent, label="linear probe, cross-validated")
+        for point in points:
+            if point.interval:
+                axes.plot([point.clips_per_class] * 2, point.interval, color=LIGHT.accent, linewidth=6, alpha=0.3)
+        axes.set(xlim=(0, None), ylim=(0, 1), xlabel="training videos a class")
+        axes.yaxis.set_major_formatter(_percent)
+        figure.legend(loc="outside upper left")
         return _svg(figure)
 
 

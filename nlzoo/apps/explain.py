@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.errors import UsageError, VideoError
 from ..core.text import nearest, printable, quoted
+from ..core.view_spec import ViewSpec
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
@@ -123,11 +124,11 @@ def explain(
     at: Sequence[tuple[int, float, float]] = (),
     points: int = POINTS,
 ) -> Explanation:
-    """Explains the clip of a video that `predict` shows the network: see `explain_clip`.
+    """Explains the clip of a video that `predict` shows the network, of several the middle one: see `explain_clip`.
 
     Raises `VideoError` for an unreadable file.
     """
-    source = loader.Clips(Path(), (listing.Item(str(path), ()),), net.spec.clip)
+    source = loader.Clips(Path(), (listing.Item(str(path), ()),), net.spec.clip, views=ViewSpec())
     for _, pixels, bad in loader.load(source, [[(-1, 0)]], 1):  # in a process of its own: a file may crash a decoder
         if pixels is None:
             raise VideoError(bad[0][1], path=path)

@@ -77,7 +77,7 @@ class Windows:
 def predict(
     model: str | Path | Network,
     videos: str | Path | Sequence[str | Path],
-    views: str | ViewSpec = "1x1",
+    views: str | ViewSpec | None = None,
     every: str | float | None = None,
     window: str | float | None = None,
     out: str | Path | None = None,
@@ -112,7 +112,7 @@ class Options:
 
     def __init__(
         self,
-        views: str | ViewSpec = "1x1",
+        views: str | ViewSpec | None = None,
         every: str | float | None = None,
         window: str | float | None = None,
         out: str | Path | None = None,
@@ -131,10 +131,14 @@ class Options:
         self.as_features = features is not None
         self.file = self.shard.file(Path(out or features or "")) if out or features else None  # where the rows go
 
+    def fill_in(self, net: Network) -> None:
+        """The views are the network's own where none were asked for."""
+        self.views = self.views or ViewSpec(net.spec.clip.clips)
+
     @property
     def together(self) -> int:
         """How many videos go through the network together."""
-        return 1 if self.windows else evaluate.videos_at_a_time(self.views)
+        return 1 if self.windows or not self.views else evaluate.videos_at_a_time(self.views)
 
     def check_file(self, inputs: Sequence[Path]) -> None:
         """Raises what else would be found after the work."""
@@ -171,6 +175,7 @@ def answered(
     net = evaluate.with_threshold(net, options.threshold)
     for note in evaluate.model_notes(net, folder):
         on_note(note)
+    options.fill_in(net)
     with closing(_asked(given, options, engine)) as rows:
         before = rows.open(options.file, options.identity(net) if options.file else "", engine.rank)
         if before:
@@ -316,12 +321,12 @@ def failures(rows: Iterable[dict]) -> list[str]:
 
 
 def _windows(
-    every: str | float | None, window: str | float | None, features: str | Path | None, views: ViewSpec
+    every: str | float | None, window: str | float | None, features: str | Path | None, views: ViewSpec | None
 ) -> Windows | None:
     """How windows lie, where they are asked for; None for whole videos."""
     if every is None and window is None:
         return None
-    if every is None or features or views != ViewSpec():
+    if every is None or features or views:
         raise UsageError(
             "these do not go together: --every with --views or --features, --window without --every",
             "leave one of them out",
@@ -450,7 +455,7 @@ class _Long:
         items = tuple(listing.Item(str(path), (), start=start, end=end) for start, end in self.spans)
         for part in _pieces(len(items), workers):
             own = items[part.start : part.stop]
-            source = loader.Clips(Path(), own, net.spec.clip, decoder=decoder, sweep=Sweep(len(own)))
+            source = loader.Clips(Path(), own, net.spec.clip, views=ViewSpec(), decoder=decoder, sweep=Sweep(len(own)))
             self.feeds.append(loader.Loader(source, min(1, workers)))
             self.feeds[-1].prime(evaluate.batches(source))
 

@@ -29,7 +29,7 @@ from ..core.skipped import Skipped
 from ..core.text import counted, printable
 from ..networks import card, checkpoint, describe, zoo
 from ..networks.network import Network
-from ..training import evaluate, metrics, run_folder
+from ..training import evaluate, learning_curve, metrics, run_folder
 from ..videos import clips, loader, scanning, splits
 from ..videos.items import TEST, TRAIN, VAL, Item
 from . import charts, explain, pictures
@@ -67,6 +67,7 @@ class Facts:
     spec: ModelSpec
     config: recipe_spec.TrainConfig
     epochs: tuple[run_folder.Epoch, ...]  # at least one
+    start: run_folder.Epoch | None  # epoch 0: the linear probe that the head started from
     best_epoch: run_folder.Epoch  # whose network is kept
     figures: dict[str, Any]  # `metrics.full` of that network, computed anew
     chance: float  # the majority-class baseline
@@ -74,6 +75,7 @@ class Facts:
     rule: splits.Rule  # of the split
     skipped: tuple[Skipped, ...]  # from before the run
     gone: tuple[Skipped, ...]  # what cannot be read any more
+    curve: learning_curve.Curve | None  # top-1 of the linear probe against videos a class
     best: tuple[Clip, ...]
     worst: tuple[Clip, ...]
     explanations: tuple[tuple[Clip, explain.Explanation], ...]
@@ -94,7 +96,8 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
     `WeightsError` where its model or records are missing or damaged.
     """
     run = Path(run)
-    config, epochs = _config(run), _epochs(run)
+    config, lines = _config(run), _epochs(run)
+    epochs = tuple(line for line in lines if line.epoch)
     net = checkpoint.load_model(run / "best").to(device)
     spec, dataset = net.spec, scanning.scan(run / "videos.csv")
     val = tuple(scanning.items_in(dataset, VAL))
@@ -112,7 +115,8 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
         spec=spec,
         config=config,
         epochs=epochs,
-        best_epoch=run_folder.best_epoch(epochs),
+        start=next((line for line in lines if line.epoch == 0), None),
+        best_epoch=run_folder.best_epoch(lines),
         figures=metrics.full(
             predictions.scores, predictions.items, spec.classes, spec.multi_label, spec.label_threshold
         ),
@@ -121,6 +125,7 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
         rule=_rule(events, dataset),
         skipped=_skipped(run / "skipped.csv"),
         gone=(*dataset.skipped, *predictions.bad),
+        curve=learning_curve.from_json(_object(run / run_folder.CURVE)),
         best=best,
         worst=worst,
         explanations=tuple((clip, _explain(net, clip, device)) for clip in (*best[:1], *worst[:1])),
@@ -142,7 +147,7 @@ def _config(run: Path) -> recipe_spec.TrainConfig:
 
 def _epochs(run: Path) -> tuple[run_folder.Epoch, ...]:
     epochs = tuple(run_folder.read_epochs(run))
-    if not epochs:
+    if not any(epoch.epoch for epoch in epochs):
         raise UsageError(
             f"{printable(run)} has not finished its first epoch, so there is nothing to report yet",
             "the command that started it resumes it",
@@ -329,6 +334,8 @@ def _charts(facts: Facts, result: dict[str, Any]) -> dict[str, dict[str, Markup]
         "loss": _svg(charts.curves(losses, best)),
         "score": _svg(charts.curves(scores, best, share=True, level=(baseline, facts.chance))),
     }
+    if facts.curve:
+        drawn["videos"] = _svg(charts.learning_curve(facts.curve.points))
     if not result["several"]:
         drawn["calibration"] = _svg(charts.calibration(facts.figures["calibration"]))
     return drawn

@@ -36,7 +36,7 @@ _REASONS = 100  # that are told of a table's, which has all
 def eval_(
     model: Model,
     videos: Videos,
-    views: Views = "1x1",
+    views: Views = None,
     control: Annotated[
         bool,
         typer.Option(
@@ -96,7 +96,7 @@ def predict(
         int, typer.Option(min=1, help="Classes to show; --json and --out have all.", rich_help_panel=ANSWERS)
     ] = 5,
     threshold: Threshold = None,
-    views: Views = "1x1",
+    views: Views = None,
     every: Annotated[
         str | None,
         typer.Option(
@@ -219,7 +219,10 @@ def probe_(
     for skipped in made.skipped:
         console.warn(f"skipped {skipped}")
     baseline = f"majority-class baseline: {made.figures['majority']:.3f}"
-    console.result(made.figures, f"{metrics.in_words(made.figures)}\n{baseline}\nmodel {made.figures['model']}")
+    lines = [metrics.in_words(made.figures), baseline, f"model {made.figures['model']}"]
+    if made.curve:
+        lines.append(made.curve.text)
+    console.result(made.figures, "\n".join(lines))
 
 
 def explain_(

@@ -36,9 +36,10 @@ Decoder = Annotated[
     str, typer.Option(help="auto, pyav or decord; auto reads every file exactly.", rich_help_panel=CLIPS)
 ]
 Views = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 and 10xfull (the paper's).",
+        help="Clips x crops of each video, averaged: 1x1 (the whole frame), 10x3 and 10xfull (the paper's); "
+        "the model's own where left out.",
         rich_help_panel=CLIPS,
     ),
 ]
@@ -72,7 +73,7 @@ def picked(options: type, parameters: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_early(
     model: str | None = None,
     videos: Path | None = None,
-    views: str = "1x1",
+    views: str | None = None,
     val: str = "0.25",
     decoder: str = "auto",
 ) -> None:
@@ -92,7 +93,8 @@ def refuse_early(
         hub_dataset.parse(videos)
     elif videos and not (swapped and zoo.find(str(videos))):
         listing.refuse_missing(videos)
-    parse_views(views)
+    if views:
+        parse_views(views)
     splits.check_val(val)
     if decoder != "auto":
         from ..videos import video

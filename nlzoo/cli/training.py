@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import NlzooError
+from ..core.recipe_spec import IMAGENET
 from ..core.text import printable
 from . import console, processes
 from .options import (
@@ -41,7 +42,7 @@ def finetune(
         str | None,
         typer.Option(
             "--from",
-            help="The model or run to start from. Default: the newest in weights/, else resnet50 with --nl 5.",
+            help="The model or run to start from. Default: the newest in weights/, else imagenet (resnet50, --nl 5).",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -113,7 +114,7 @@ def finetune(
     augment: Annotated[
         str | None,
         typer.Option(
-            help="light, medium, strong or paper, with changes: strong,flip=no. Default: by the number of clips.",
+            help="light, few, medium, strong or paper, with changes: strong,flip=no. Default: by the number of clips.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -180,7 +181,7 @@ def finetune(
 
     options = picked(FinetuneOptions, locals()) | {"runs": out}
     if not resume:
-        refuse_early(start, videos)
+        refuse_early(None if start == IMAGENET else start, videos)
     FinetuneOptions(**options)  # refuses what cannot be
     if not resume:
         videos = fetched(videos)
@@ -198,8 +199,11 @@ def finetune(
 _EVENTS = {  # by the code of an event; the values are its own
     "starting_from": "starting from {folder}",
     "inflating": "no model in weights/: inflating {backbone} --nl {nl}",
+    "kinetics_first": "a better start is a network trained on Kinetics-400: nlzoo import {name} (top-1 {top1} there, "
+    "licence {licence}), then this command again; --from imagenet says no",
     "images_only": "it has seen images only; on a small set a network trained on Kinetics is often 10 to 20 points "
     "better: nlzoo list",
+    "no_probe": "no linear probe to compare with: {reason}",
     "resuming": "resuming {run} with the settings that it was started with",
     "videos_gone": "{videos} of its videos cannot be used any more: it will not end as it would have",
     "passed_over": "passed over {name}: {reason}",
@@ -212,6 +216,7 @@ _PHASES = {
     "rehearse": "overfitting one batch",
     "range_test": "range test of the learning rate",
     "validate": "validation",
+    "features": "fitting a linear head",
 }
 
 
@@ -262,6 +267,9 @@ def _step_in_words(step: "Step") -> str:
 
 def _tell_epoch(epoch: "Epoch") -> None:
     figure = "mAP" if epoch.top1 is None else "top-1"
+    if not epoch.epoch:
+        console.log(f"linear head on the start's features: val {figure} {epoch.score:.3f}, val loss {epoch.loss:.3f}")
+        return
     note = f", {epoch.failed} videos unreadable" if epoch.failed else ""
     console.log(
         f"epoch {epoch.epoch}: train loss {epoch.train_loss:.3f}, val {figure} {epoch.score:.3f}, "
@@ -320,9 +328,13 @@ def _result_in_words(result: "Result") -> str:
     figure, value, last = "top-1", result.top1, result.last_top1
     if value is None:
         figure, value, last = "mAP", result.map, result.last_map
+    which = f"epoch {result.best_epoch} of {result.epochs}, the best on these videos; the last had {last:.3f}"
+    if result.best_epoch == 0:
+        which = f"the linear probe that training started from, which no epoch beat; the last had {last:.3f}"
+    elif result.probe is not None:
+        which += f", the linear probe before training {result.probe:.3f}"
     return (
-        f"{figure} {value:.3f} on {result.val} videos (majority-class baseline: {result.majority:.3f}); "
-        f"epoch {result.best_epoch} of {result.epochs}, the best on these videos; the last had {last:.3f}\n"
+        f"{figure} {value:.3f} on {result.val} videos (majority-class baseline: {result.majority:.3f}); {which}\n"
         f"model {result.model}\nnext: nlzoo predict {result.run} VIDEO    nlzoo push {result.run}"
     )
 

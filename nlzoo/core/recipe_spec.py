@@ -14,6 +14,7 @@ SCHEDULES = ("cosine", "step", "constant")
 BALANCES = ("none", "sampler", "loss")
 FREEZES = ("none", "res2", "res3", "res4", "backbone")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+PROBES = ("none", "baseline", "start")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,13 @@ class Recipe:
     milestones: tuple[float, ...] = ()  # shares of the run, of `step`
     warm_up: float = 0.1  # share of the run in which the rate rises in a line; 0: none
     epochs: int = 20
+    passes: int = 1  # over the training clips in an epoch, which ends with a validation
     batch: int = 4  # clips a step
     accumulate: int = 1  # parts that a step's clips are computed in
     dropout: float = 0.5  # before the head
+    # a linear head is fitted to the features first; baseline: it is kept where no epoch beats it; start: training also
+    # starts from it (LP-FT: Kumar et al. 2022, arXiv 2202.10054)
+    probe: str = "none"
     label_smoothing: float = 0.1
     bn: str = "train"  # frozen: statistics and affine of all BN but the non-local blocks' own
     precise_bn: int = 0  # batches over which BN's statistics are computed anew before a validation; 0: none
@@ -54,6 +59,7 @@ class Recipe:
             ("balance", BALANCES),
             ("precision", PRECISIONS),
             ("loss", ("ce", "bce")),
+            ("probe", PROBES),
         ):
             one_of(getattr(self, name), allowed, name)
         for name, low, high in (
@@ -68,7 +74,7 @@ class Recipe:
             ("clip_norm", 0, 1e6),
         ):
             number(getattr(self, name), low, high, name)
-        for name, low in (("epochs", 1), ("batch", 1), ("precise_bn", 0), ("early_stop", 0)):
+        for name, low in (("epochs", 1), ("passes", 1), ("batch", 1), ("precise_bn", 0), ("early_stop", 0)):
             between(getattr(self, name), low, 100_000, name)
         between(self.accumulate, 1, self.batch, f"accumulate, in a batch of {self.batch},")
         for name in ("compile", "checkpointing"):
@@ -132,6 +138,9 @@ LONG_CLIP = 64  # frames; the paper's short clips have up to 32, its long ones 1
 LARGE_SET = 50_000  # training clips from which on the paper's recipe is taken
 CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
 EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
+STEPS = 600  # that a small set trains for at least: fewer do not carry into another place (docs/training.md)
+PROBED = 1000  # training clips up to which a linear probe comes first: of more it takes minutes
+EMA = 0.98  # of a small set
 BATCH, GPU_BATCH = 4, 16
 SIZE, GPU_SIZE = 112, 224  # pixels, of clips of a network that was not trained on videos
 
@@ -202,6 +211,7 @@ class Decision:
         return f"{self.label}: {self.text}"
 
 
+IMAGENET = "imagenet"  # in place of a model to start from: the default network, from ImageNet
 GIVEN = "given"  # the reason of what the user asked for
 
 
@@ -213,11 +223,13 @@ def auto_recipe(
     fresh: bool,
     long: bool,
     multi_label: bool = False,
+    new_head: bool = True,
 ) -> tuple[Recipe, list[Decision]]:
     """The recipe of a run that asked for none, and why each of its settings is what it is.
 
     `batch`: clips a step, None: by the device. `device`: cpu, cuda, … `fresh`: the network never saw a video (it comes
-    from `inflate`). `long`: its clips have `LONG_CLIP` frames or more. Raises `UsageError` for a batch that cannot be.
+    from `inflate`). `long`: its clips have `LONG_CLIP` frames or more. `new_head`: its head was not trained for these
+    classes. Raises `UsageError` for a batch that cannot be.
     """
     few, cpu = training_clips < LARGE_SET, device == "cpu"
     settled = long and not fresh  # its BN knows videos already, and long clips leave room for few of them in a step
@@ -230,6 +242,14 @@ def auto_recipe(
         bn="frozen" if settled else "train",
         epochs=max(MIN_EPOCHS, min(most, -(-CLIPS_SEEN // training_clips))),
     )
+    steps = recipe.epochs * -(-training_clips // recipe.batch)
+    probed = few and new_head and training_clips <= PROBED
+    recipe = dataclasses.replace(
+        recipe,
+        passes=max(1, round(STEPS / steps)) if few else 1,
+        probe="baseline" if probed else "none",
+        ema=EMA if few else 0.0,
+    )
     rule = "by the square root of the batch" if recipe.optimizer == "adamw" else "in proportion to the batch"
     bn = "small sets learn nothing with it frozen" if few else "its statistics over 200 batches before a validation"
     if settled:
@@ -239,11 +259,18 @@ def auto_recipe(
     decisions = [
         Decision("recipe", preset, f"{training_clips} training clips of {classes} classes, {side} {LARGE_SET:,}"),
         Decision("epochs", recipe.epochs, f"for {training_clips} training clips on {device}"),
+        Decision("passes", recipe.passes, f"over the clips in an epoch, for about {STEPS} steps at least"),
         Decision("batch", recipe.batch, f"on {device}" if batch is None else GIVEN),
         Decision("lr", recipe.lr, f"{base.lr:g} for {base.batch} clips a step, {rule}"),
         Decision("bn", recipe.bn, bn),
         Decision("precision", *precision),
     ]
+    if probed:
+        decisions.append(
+            Decision("probe", recipe.probe, f"what fine-tuning must beat, for at most {PROBED:,} training clips")
+        )
+    if recipe.ema:
+        decisions.append(Decision("ema", recipe.ema, "single epochs of a small set jump"))
     if multi_label:
         decisions.append(Decision("loss", "bce", "a video may have several labels"))
     return recipe, decisions

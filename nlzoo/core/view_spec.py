@@ -19,10 +19,12 @@ class ClipSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in [0, 1], subtracted
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB in [0, 1], divided by
     fps: float | None = None  # stride counts frames of the video played at this rate; None: its own frames
+    clips: int = 1  # of a video, evenly in time, whose scores are averaged where a test asks for no other views
 
     def __post_init__(self) -> None:
         between(self.frames, 1, 1024, "frames")
         between(self.size, 16, 2048, "size")
+        between(self.clips, 1, 100, "clips per video")
         if self.stride is not None:
             between(self.stride, 1, 1024, "stride")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -41,7 +43,8 @@ class ClipSpec:
     def __str__(self) -> str:
         step = f"every {self.stride}" if self.stride else "spread over the video"
         step += f" at {self.fps:g} fps" if self.fps else ""
-        return f"{self.frames} frames {step}, {self.size}x{self.size}"
+        several = f", {self.clips} clips a video" if self.clips > 1 else ""
+        return f"{self.frames} frames {step}, {self.size}x{self.size}{several}"
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,15 @@ class Augment:
     mixup: float = 0.0  # alpha of Beta(alpha, alpha) that clips are blended by; 0: never
     cutmix: float = 0.0  # the same for the area that is cut from another clip; with both on, each half the time
     repeats: int = 1  # views of each video in a step, decoded at once
+    # half the time a frame lies somewhere in one with sides up to this share longer, edges repeated; then it is cut
+    zoom_out: float = 0.0
 
     def __post_init__(self) -> None:
         one_of(self.crop, CROPS, "crop")
         number(self.min_area, 0.05, 1, "min_area")
         if not isinstance(self.flip, bool):
             raise UsageError(f"flip must be true or false; it is {self.flip!r}")
+        number(self.zoom_out, 0, 2, "zoom_out")
         number(self.colour, 0, 1, "colour")
         between(self.randaugment, 0, 30, "randaugment")
         number(self.erase, 0, 1, "erase")
@@ -108,26 +114,27 @@ class Augment:
 
 AUGMENTS = {
     "light": Augment(),
+    "few": Augment(colour=0.4, zoom_out=0.5),
     "paper": Augment(crop="jitter"),
     "medium": Augment(colour=0.4, erase=0.25),
     "strong": Augment(min_area=0.3, randaugment=7, erase=0.25, mixup=0.8, cutmix=1.0, repeats=2),
 }
-MANY_CLIPS = 5000  # from here on `medium`; below it only `light` was measured (docs/training.md)
+MANY_CLIPS = 5000  # from here on `medium`; below it `few`, which was measured (docs/training.md)
 
 
 def default_augment(training_clips: int) -> tuple[str, str]:
     """`(preset, reason in words)` for a set of that many training clips."""
     if training_clips < MANY_CLIPS:
-        return "light", f"under {MANY_CLIPS:,} training clips"
+        return "few", f"under {MANY_CLIPS:,} training clips"
     return "medium", f"{MANY_CLIPS:,} training clips or more"
 
 
-def parse_augment(text: str) -> Augment:
-    """`medium`, `flip=no,colour=0.2` (changes to `light`) or `strong,flip=no,mixup=0`; spaces and case do not matter.
+def parse_augment(text: str, usual: str = "light") -> Augment:
+    """`medium`, `flip=no,colour=0.2` (changes to `usual`) or `strong,flip=no,mixup=0`; spaces and case do not matter.
 
     Raises `UsageError` for an unknown preset or key, naming all of them, and for a value out of bounds.
     """
-    first, values = parse_changes("--augment", text, "light", AUGMENTS, Augment, "strong,flip=no,mixup=0")
+    first, values = parse_changes("--augment", text, usual, AUGMENTS, Augment, "strong,flip=no,mixup=0")
     return dataclasses.replace(AUGMENTS[first], **values)
 
 

@@ -75,6 +75,14 @@ def known() -> list[PretrainedModel]:
     return [PretrainedModel(**entry) for entry in _list()["start"]]
 
 
+def recommended() -> PretrainedModel:
+    """The best start for a user's own videos: `finetune`'s default net, trained on Kinetics, free for any use."""
+    fitting = [
+        m for m in known() if m.top1 and m.name.startswith("nl5-i3d-r50-8x8.") and "nc" not in m.licence.split("-")
+    ]
+    return max(fitting, key=lambda m: m.top1 or 0.0)
+
+
 def backbones() -> list[PretrainedBackbone]:
     """ImageNet networks of the list."""
     return [PretrainedBackbone(**entry) for entry in _list()["backbone"]]

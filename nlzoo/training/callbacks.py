@@ -21,7 +21,7 @@ class Event:
 class Step:
     """How far the work is."""
 
-    phase: str  # scan, rehearse, range_test, train or validate
+    phase: str  # scan, rehearse, range_test, features, train or validate
     done: int
     total: int
     epoch: int = 0  # of train, from 1

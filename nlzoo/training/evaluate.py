@@ -82,7 +82,7 @@ def videos_at_a_time(views: ViewSpec) -> int:
 def batches(source: loader.Clips) -> list[list[loader.Key]]:
     """The videos of `source`, as many at a time as give `CLIPS` views."""
     keys = [(-1, index) for index in range(len(source))]
-    count = videos_at_a_time(source.views)
+    count = videos_at_a_time(source.test_views)
     return [keys[start : start + count] for start in range(0, len(keys), count)]
 
 
@@ -189,15 +189,10 @@ def validate(
 ) -> tuple[dict, list[Skipped]]:
     """`(figures, the videos that could not be read)`; see `predictions`.
 
-    The figures: `metrics.brief`, and `videos`, `groups` and `interval` (`metrics.interval`).
+    The figures: `metrics.of_validation`.
     """
     made = predictions(net, source, device, workers, progress, engine, recipe, feed)
-    measured = made.scores, made.items, net.spec.classes, net.spec.multi_label
-    counts = {"videos": len(made.items), "groups": metrics.num_groups(made.items)}
-    figures = {**counts, **metrics.brief(*measured), "interval": metrics.interval(*measured)}
-    if net.spec.multi_label:
-        figures["threshold"] = metrics.best_threshold(*measured[:3])
-    return figures, made.bad
+    return metrics.of_validation(made.scores, made.items, net.spec.classes, net.spec.multi_label), made.bad
 
 
 def compare_to_control(
@@ -256,7 +251,7 @@ class Evaluation:
 def evaluate(
     model: str | Path | Network,
     videos: str | Path,
-    views: str | ViewSpec = "1x1",
+    views: str | ViewSpec | None = None,
     control: bool = False,
     classes: str = "all",
     out: str | Path | None = None,
@@ -268,11 +263,11 @@ def evaluate(
 ) -> Evaluation:
     """Measures a model on labelled videos: on `test` where there is such a split, else on `val`, else on all.
 
-    `model`: a network, or what `download.locate` finds. `control`: also with frames shuffled, and with one frame alone.
-    `classes`: `shared` leaves out videos of classes that the model does not know. `out`: a file for `as_rows`.
-    `engine`: of several ranks, each of which takes a part of the videos; all return the same. `threshold`: as for
-    `with_threshold`. Raises `UsageError` for labels that the model does not know, and for all that cannot be, before a
-    video is opened.
+    `model`: a network, or what `download.locate` finds. `views`: None for the model's own (`ClipSpec.clips`).
+    `control`: also with frames shuffled, and with one frame alone. `classes`: `shared` leaves out videos of classes
+    that the model does not know. `out`: a file for `as_rows`. `engine`: of several ranks, each of which takes a part of
+    the videos; all return the same. `threshold`: as for `with_threshold`. Raises `UsageError` for labels that the model
+    does not know, and for all that cannot be, before a video is opened.
     """
     views = parse_views(views) if isinstance(views, str) else views
     one_of(classes, CLASSES, "--classes")
@@ -287,15 +282,14 @@ def evaluate(
         dataset = scanning.scan(Path(videos), (), progress)
     items = _measurable(dataset, net, names, classes)
     engine.agree("the videos", items)
+    views = views or ViewSpec(net.spec.clip.clips)
     source = loader.Clips(dataset.root, items, net.spec.clip, views=views, decoder=decoder)
     workers = pool.default_workers(str(engine.device))
 
     def predicted(order: str) -> Predictions:
         shown = replace(source, views=replace(views, order=order))
         with stages("evaluating" if order == "true" else f"evaluating, {metrics.CONTROLS[order]}") as progress:
-            return predictions(
-                net, shown, engine.device, workers, progress, engine, together=videos_at_a_time(shown.views)
-            )
+            return predictions(net, shown, engine.device, workers, progress, engine, together=videos_at_a_time(views))
 
     made = predicted("true")
     skipped = (*dataset.skipped, *made.bad)

@@ -137,8 +137,12 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     plan.fit_clip(net, options, engine.device)
     dataset = dataset or scan()
     callbacks.dataset(dataset)
-    plan.fit_head(net, dataset)
-    config, decisions = plan.plan(dataset, str(videos), str(folder), options, engine, fresh, net.spec.clip.frames)
+    span = plan.fit_span(net, options, dataset)
+    new_head = plan.fit_head(net, dataset)
+    frames = net.spec.clip.frames
+    config, decisions = plan.plan(dataset, str(videos), str(folder), options, engine, fresh, frames, new_head)
+    if span:
+        decisions.append(span)
     if options.lr == "auto":
         rate = float(f"{dry_run.find_rate(net, dataset, config, callbacks, engine):.1g}")
         recipe = dataclasses.replace(config.recipe, lr=engine.broadcast(rate))

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +138,16 @@ def best_threshold(scores: np.ndarray, items: Sequence[Item], classes: Sequence[
     return float(best[np.abs(best - (best[0] + best[-1]) / 2).argmin()])
 
 
+def of_validation(
+    scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], multi_label: bool
+) -> dict[str, Any]:
+    """`brief`, and `videos`, `groups` and `interval`; of several labels also `threshold`, the best."""
+    measured = scores, items, classes, multi_label
+    counts = {"videos": len(items), "groups": num_groups(items)}
+    figures = {**counts, **brief(*measured), "interval": interval(*measured)}
+    return figures | {"threshold": best_threshold(*measured[:3])} if multi_label else figures
+
+
 def full(
     scores: np.ndarray,
     items: Sequence[Item],
@@ -195,8 +206,9 @@ def difference(
     """
     for scores in (one, other):
         check_finite(scores, [item.path for item in items])
-    truth, groups = targets(items, classes), _groups(items)
+    truth = targets(items, classes)
     if multi_label:
+        groups = _groups(items)
 
         def gain(weights: np.ndarray) -> float:
             return _mean_average_precision(one, truth, weights) - _mean_average_precision(other, truth, weights)
@@ -204,7 +216,12 @@ def difference(
         return _bootstrap(groups, gain, MAP_DRAWS)
     labels = truth.argmax(1)
     gains = (one.argmax(1) == labels).astype(float) - (other.argmax(1) == labels)
-    return _bootstrap(groups, lambda weights: np.average(gains, weights=weights))
+    return mean_interval(gains, items)
+
+
+def mean_interval(values: np.ndarray, items: Sequence[Item]) -> Interval:
+    """The 95 % interval of the mean of float `values` `(N,)`, one of each video; None below `FEW_GROUPS` groups."""
+    return _bootstrap(_groups(items), lambda weights: np.average(values, weights=weights))
 
 
 def too_few(videos: int, groups: int) -> str:

@@ -1,7 +1,9 @@
 """What a run will be: the settings that were not given are filled in, each with its reason."""
 
 import dataclasses
+import math
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from ..core.model_spec import Inflation
 from ..core.recipe_spec import (
     GIVEN,
+    IMAGENET,
     LONG_CLIP,
     Decision,
     TrainConfig,
@@ -21,7 +24,7 @@ from ..core.recipe_spec import (
 )
 from ..core.text import printable
 from ..core.view_spec import Augment, default_augment, parse_augment
-from ..networks import card, checkpoint, download, model, zoo
+from ..networks import card, checkpoint, download, model, pretrained, zoo
 from ..networks.network import Network
 from ..videos import listing, pool, scanning
 from . import devices, tuning
@@ -30,19 +33,33 @@ from .callbacks import Callbacks, Event
 from .engine import Engine
 from .options import FinetuneOptions
 
+LONG_VIDEO = 7.0  # seconds from which on clips are windows of a video
+SPAN, RATE = 64, 30  # frames that a window of them lies over (the field's 8x8 and 16x4), at so many a second
+MOST_WINDOWS = 5  # of a video in validation
+
 _SIDED = re.compile(r"left|right|clockwise", re.IGNORECASE)  # classes that a mirror swaps
 # those that it may not swap, but a user should think of it
 _DIRECTED = re.compile(r"open|clos|push|pull|enter|exit|towards|away|forward|backward", re.IGNORECASE)
 
 
 def starting_model(start: str | None, callbacks: Callbacks) -> tuple[Path, Network]:
-    """`(folder, network)`: the one asked for, the newest in weights/, or the default, made now."""
+    """`(folder, network)`: the one asked for, the newest in weights/, or the default, made now.
+
+    `imagenet` asks for that default, which is made once; who does not ask is told of a start from Kinetics first.
+    """
     models = zoo.models()
-    if start:
+    made = [folder for folder in models if folder.name.partition(".")[0] == "nl5-i3d-resnet50"]  # behind it timm's tag
+    if start and start != IMAGENET:
         folder = download.locate(start)
-    elif models:
+    elif models and not start:
         folder = models[0]
+    elif made:
+        folder = made[0]
     else:
+        if not start:
+            kinetics = pretrained.recommended()
+            values = {"name": kinetics.name, "top1": kinetics.top1, "licence": kinetics.licence}
+            callbacks.log(Event("kinetics_first", values))
         callbacks.log(Event("inflating", {"backbone": "resnet50", "nl": "5"}))
         net, checks = model.inflate("resnet50", None, Inflation(), "5", download.backbone_weights)
         readme = card.body(net.spec, None, checks.summary())
@@ -69,10 +86,32 @@ def fit_clip(net: Network, options: FinetuneOptions, device: torch.device) -> No
         model.add_blocks(net, options.nl)
 
 
-def fit_head(net: Network, dataset: scanning.Dataset) -> None:
-    """Gives `net` a fresh head where its own is for other classes, in place."""
-    if (net.spec.classes, net.spec.multi_label) != (dataset.classes, dataset.multi_label):
-        model.set_head(net, dataset.classes, dataset.multi_label)
+def fit_span(net: Network, options: FinetuneOptions, dataset: scanning.Dataset) -> Decision | None:
+    """Where nobody said how long a clip is and videos are long, gives `net` windows of them, in place, and says why.
+
+    Frames spread over a video show what happens in it once; of a hand that moves for 15 seconds, 8 of them show 8
+    hands. A network that was trained on videos keeps what it knows.
+    """
+    clip = net.spec.clip
+    asked = options.stride is not None or options.fps is not None
+    seconds = statistics.median(item.seconds for item in dataset.items)
+    if asked or clip.stride is not None or net.spec.classes or seconds < LONG_VIDEO:
+        return None
+    stride, length = max(1, SPAN // clip.frames), SPAN / RATE
+    count = min(MOST_WINDOWS, math.ceil(seconds / length))
+    net.spec = dataclasses.replace(
+        net.spec, clip=dataclasses.replace(clip, stride=stride, fps=float(RATE), clips=count)
+    )
+    reason = f"half of the videos are {seconds:.0f} s or longer: spread over them, {clip.frames} frames miss movements"
+    return Decision("clip", f"windows of {length:.1f} s; {count} of a video, averaged", reason)
+
+
+def fit_head(net: Network, dataset: scanning.Dataset) -> bool:
+    """Gives `net` a fresh head where its own is for other classes, in place; whether it did."""
+    if (net.spec.classes, net.spec.multi_label) == (dataset.classes, dataset.multi_label):
+        return False
+    model.set_head(net, dataset.classes, dataset.multi_label)
+    return True
 
 
 def plan(
@@ -83,15 +122,20 @@ def plan(
     engine: Engine,
     fresh: bool = True,
     frames: int = 8,
+    new_head: bool = True,
 ) -> tuple[TrainConfig, list[Decision]]:
     """The run's config, with what was not asked for filled in, and the decisions.
 
-    `fresh`: the network never saw a video; `frames`: of its clips.
+    `fresh`: the network never saw a video; `frames`: of its clips; `new_head`: it was not trained for these classes.
     """
     total = len(scanning.items_in(dataset, listing.TRAIN))
     kind = engine.device.type
     num_classes, several = len(dataset.classes), dataset.multi_label
-    auto, decisions = auto_recipe(total, num_classes, options.batch, kind, fresh, frames >= LONG_CLIP, several)
+    long = frames >= LONG_CLIP
+    auto, decisions = auto_recipe(total, num_classes, options.batch, kind, fresh, long, several, new_head)
+    if options.epochs is not None or "epochs=" in (options.recipe or ""):  # who says how often means the clips
+        auto = dataclasses.replace(auto, passes=1)
+        decisions = [decision for decision in decisions if decision.code != "passes"]
     given = options.given()
     if options.recipe:
         recipe = change_recipe(for_labels(parse_recipe(options.recipe, auto), several), **given)
@@ -131,7 +175,7 @@ def plan(
 def augmentation(text: str | None, training_clips: int, classes: Sequence[str]) -> tuple[Augment, Decision]:
     """What is changed in training clips: by default little for few clips, no mirroring where a class names a side."""
     preset, reason = default_augment(training_clips)
-    changes, reasons = parse_augment(text or preset), [GIVEN if text else reason]
+    changes, reasons = parse_augment(text or preset, preset), [GIVEN if text else reason]
     if "flip" not in (text or ""):
         sided = [name for name in classes if _SIDED.search(name)]
         directed = [name for name in classes if _DIRECTED.search(name)]

@@ -1,37 +1,24 @@
 """`nlzoo.probe`, the fast baseline: a linear classifier on the features of a network that is left as it is.
 
-Unusual: it becomes the network's head. Standardising and a linear map are one linear map, so what is measured here is
-what the model folder predicts. The run folder is that of `finetune`, after one epoch.
+It becomes the network's head (`linear`), and the run folder is that of `finetune`, after one epoch.
 """
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..core import files, lock
-from ..core.errors import VideoError
-from ..core.progress import Progress, Stages, no_progress, no_stages
+from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
 from ..core.text import as_json
 from ..networks import card, checkpoint, hub_dataset, zoo
-from ..networks.model import set_head
 from ..networks.network import Network
-from ..videos import listing, loader, pool, scanning, video
-from ..videos.listing import Item
-from . import devices, evaluate, metrics, run_folder
-
-STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: the smaller, the stronger the regularisation
-FOLDS = 5  # of the training groups, to choose C by
-NEVER = -10.0  # bias of a class without training videos
-
-Head = tuple[np.ndarray, np.ndarray]  # weights (K, D), biases (K,)
+from ..videos import pool, scanning, video
+from . import devices, evaluate, learning_curve, linear, metrics, run_folder
 
 
 @dataclass(frozen=True)
@@ -40,6 +27,7 @@ class Probe:
 
     figures: dict  # ready for JSON (docs/answers.md)
     skipped: tuple[Skipped, ...]  # videos that could not be read
+    curve: learning_curve.Curve | None = None  # top-1 against videos a class; None where there is none
 
 
 def probe(
@@ -79,12 +67,12 @@ def probe(
     on_scan(dataset)
     with lock.hold(run):
         with stages("computing features") as progress:
-            fitted = fit_head(net, dataset, device, workers, decoder, progress)
+            fitted = linear.fit_head(net, dataset, device, workers, decoder, progress)
         return _keep(run, net, dataset, config, fitted, time.monotonic() - began)
 
 
 def _keep(
-    run: Path, net: Network, dataset: scanning.Dataset, config: TrainConfig, fitted: "Fitted", seconds: float
+    run: Path, net: Network, dataset: scanning.Dataset, config: TrainConfig, fitted: linear.Fitted, seconds: float
 ) -> Probe:
     """Writes the files of a finished run."""
     made, classes, multi_label = fitted.predictions, net.spec.classes, net.spec.multi_label
@@ -109,150 +97,9 @@ def _keep(
     shared = {"run": str(run), "model": str(run / "best"), "classes": list(classes), **counts}
     last = {"best_epoch": 1, "last_top1": main["top1"], "last_map": main["map"], "seconds": round(seconds, 1)}
     result = {**shared, "epochs": 1, **main, "majority": chance, **last, "resumed_from": None, "C": fitted.strength}
+    curve = asdict(fitted.curve) if fitted.curve else None
+    if curve:
+        files.write_json(run / run_folder.CURVE, curve)
     files.write_json(run / run_folder.RESULT, result)
-    return Probe({**shared, "majority": chance, "C": fitted.strength, **figures}, skipped)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A head that was fitted, and what it is worth."""
-
-    strength: float  # C that was chosen
-    predictions: evaluate.Predictions  # for the validation videos
-    train: tuple[Item, ...]  # videos that it was fitted to
-    train_loss: float  # mean log loss on them
-    bad: tuple[Skipped, ...]  # training videos that could not be read
-
-
-def fit_head(
-    net: Network,
-    dataset: scanning.Dataset,
-    device: torch.device,
-    workers: int = 0,
-    decoder: str = "auto",
-    progress: Progress = no_progress,
-) -> Fitted:
-    """Fits a new head for the classes of `dataset` (split) to the features of its training videos, in place.
-
-    C is chosen by cross-validation over the training groups. Raises `VideoError` where too few videos could be read.
-    """
-    parts = {part: scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL)}
-    source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip, decoder=decoder)
-    rows, bad = _features(net, source, device, workers, progress)
-    items = [source.items[index] for index in rows]
-    features = np.stack(list(rows.values())) if rows else np.empty((0, 1))
-    train, val = ([n for n, item in enumerate(items) if item.split == part] for part in parts)
-    truth = metrics.targets(items, dataset.classes)
-    if not val or len(np.unique(truth[train], axis=0)) < 2:
-        raise VideoError(
-            f"{len(train)} training and {len(val)} validation videos could be read: too few for a linear probe",
-            "nlzoo check shows what is wrong",
-        )
-    metrics.check_finite(features, [item.path for item in items])
-    measured = [items[n] for n in train]
-    strength = _set_fitted_head(net, dataset, features[train], truth[train], [item.group for item in measured])
-    scores = _head_scores(net, features)
-    train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
-    bad_train, bad_val = _by_side(bad, {item.path for item in parts[listing.VAL]})
-    predictions = evaluate.Predictions(tuple(items[n] for n in val), scores[val], bad_val)
-    return Fitted(strength, predictions, tuple(measured), train_loss, tuple(bad_train))
-
-
-def _by_side(bad: Sequence[Skipped], held: set[str]) -> tuple[list[Skipped], list[Skipped]]:
-    """What could not be read of the training videos, and of those of validation, whose paths are `held`."""
-    return [one for one in bad if one.path not in held], [one for one in bad if one.path in held]
-
-
-def _set_fitted_head(
-    net: Network, dataset: scanning.Dataset, features: np.ndarray, truth: np.ndarray, groups: Sequence[str]
-) -> float:
-    """Gives `net` the head that fits training features (N, D) best, in place; its C."""
-    mean, scale = features.mean(0), features.std(0) + 1e-6
-    strength, weights, biases = fit((features - mean) / scale, truth, groups, dataset.multi_label)
-    set_head(net, dataset.classes, dataset.multi_label)
-    with torch.no_grad():
-        net.fc.weight.copy_(torch.from_numpy(weights / scale))
-        net.fc.bias.copy_(torch.from_numpy(biases - (weights / scale) @ mean))
-    return strength
-
-
-@torch.no_grad()
-def _head_scores(net: Network, features: np.ndarray) -> np.ndarray:
-    """float64 (N, K) probabilities that the head of `net` gives to features (N, D)."""
-    logits = net.fc(torch.from_numpy(features).to(net.fc.weight)).double().cpu()
-    return (logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)).numpy()
-
-
-def _features(
-    net: Network, source: loader.Clips, device: torch.device, workers: int, progress: Progress
-) -> tuple[dict[int, np.ndarray], list[Skipped]]:
-    """float64 (D,) features by index, in order, and the videos that could not be read."""
-    rows: dict[int, np.ndarray] = {}
-    bad = []
-    net.eval().to(device)
-    for done, (index, row, reason) in enumerate(evaluate.features(net, source, device, workers), 1):
-        progress(done, len(source))
-        if row is None:
-            bad.append(Skipped(source.items[index].path, scanning.UNREADABLE, reason))
-        else:
-            rows[index] = row
-    return dict(sorted(rows.items())), bad
-
-
-def fit(
-    x: np.ndarray, truth: np.ndarray, groups: Sequence[str], multi_label: bool
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """`(C, weights (K, D), biases (K,))` of scikit-learn's logistic regression.
-
-    `x`: float (N, D). `truth`: (N, K) of 0 and 1. C has the least log loss over folds of the groups. Several labels:
-    one regression for each class, all with one C.
-    """
-    from sklearn.model_selection import GroupKFold
-
-    count = len(set(groups))
-    folds = list(GroupKFold(min(FOLDS, count)).split(x, groups=groups)) if count > 1 else []
-
-    def loss(strength: float) -> float:
-        total = 0.0
-        for train, val in folds:
-            head = _head(x[train], truth[train], strength, multi_label)
-            total += _loss(head, x[val], truth[val], multi_label)
-        return total
-
-    strength = min(STRENGTHS, key=loss) if folds else 1e-2
-    return strength, *_head(x, truth, strength, multi_label)
-
-
-def _head(x: np.ndarray, truth: np.ndarray, strength: float, multi_label: bool) -> Head:
-    if multi_label:
-        weights, biases = zip(*(_regression(x, column, strength) for column in truth.T))
-        return np.concatenate(weights), np.concatenate(biases)
-    labels = truth.argmax(1)
-    present = np.unique(labels)
-    weight, bias = _regression(x, labels, strength)
-    if len(present) < 3:  # one row: how much likelier the second class is than the first
-        weight = np.concatenate([-weight, weight])[-len(present) :] / 2
-        bias = np.concatenate([-bias, bias])[-len(present) :] / 2
-    all_weights, all_biases = np.zeros((truth.shape[1], x.shape[1])), np.full(truth.shape[1], NEVER)
-    all_weights[present], all_biases[present] = weight, bias
-    return all_weights, all_biases
-
-
-def _regression(x: np.ndarray, y: np.ndarray, strength: float) -> Head:
-    """Rows of weights and biases; where all of `y` are equal, a bias alone."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    if len(set(y)) < 2:
-        return np.zeros((1, x.shape[1])), np.array([-NEVER if y[0] else NEVER])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of weights that are hardly regularised
-        fitted = LogisticRegression(C=strength, max_iter=1000).fit(x, y)
-    return fitted.coef_, fitted.intercept_
-
-
-def _loss(head: Head, x: np.ndarray, truth: np.ndarray, multi_label: bool) -> float:
-    """The sum over the videos."""
-    weights, biases = head
-    loss = F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy
-    return loss(torch.from_numpy(x @ weights.T + biases), torch.from_numpy(truth).double(), reduction="sum").item()
+    figures |= {"learning_curve": curve}
+    return Probe({**shared, "majority": chance, "C": fitted.strength, **figures}, skipped, fitted.curve)

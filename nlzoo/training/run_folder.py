@@ -21,21 +21,22 @@ import torch
 
 from ..core import files, tables
 from ..core.errors import WeightsError
-from ..core.model_spec import to_json
-from ..core.recipe_spec import Decision, Recipe, TrainConfig
+from ..core.model_spec import from_json, to_json
+from ..core.recipe_spec import Decision, TrainConfig, train_config
 from ..core.text import printable
 from ..networks.network import Network
 from ..videos import listing, scanning
 from .state import versions
 
 CONFIG, RESULT, METRICS, EVENTS = "config.json", "result.json", "metrics.jsonl", "events.jsonl"
+CURVE = "learning_curve.json"
 
 
 @dataclass(frozen=True)
 class Epoch:
     """One line of metrics.jsonl."""
 
-    epoch: int  # from 1
+    epoch: int  # from 1; 0: the linear probe that the head started from
     train_loss: float
     top1: float | None  # None where videos may have several labels; their figure is map
     top5: float | None
@@ -85,6 +86,7 @@ class Result:
     last_map: float | None
     seconds: float
     resumed_from: int | None = None  # step
+    probe: float | None = None  # what the linear probe scored that the head started from; best_epoch 0: none beat it
 
 
 @dataclass(frozen=True)
@@ -212,10 +214,13 @@ def read_decisions(run: Path) -> list[Decision]:
 
 def difference(run: Path, config: TrainConfig, spec: dict[str, Any], dataset: scanning.Dataset) -> list[str]:
     """What differs between the settings of the run at `run` and these, a line each. Raises `WeightsError`."""
-    then: Any = files.read_json(run / CONFIG)
-    if isinstance(then, dict) and isinstance(then.get("train"), dict) and isinstance(then["train"].get("recipe"), dict):
-        usual = dataclasses.asdict(Recipe())  # of a key that the run's version did not have yet
-        then["train"]["recipe"] = usual | then["train"]["recipe"]
+    recorded = files.read_json(run / CONFIG)
+    recorded = recorded if isinstance(recorded, dict) else {}
+    then: Any = {  # with the defaults of settings that are younger than the run
+        "train": dataclasses.asdict(train_config(recorded.get("train"))),
+        "model": to_json(from_json(recorded.get("model"), str(run / CONFIG))),
+    }
+    then = json.loads(json.dumps(then))
     now = json.loads(json.dumps({"train": dataclasses.asdict(config), "model": spec}))
     before, after = dict(_flat(then)), dict(_flat(now))
     lines = [

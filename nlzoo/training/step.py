@@ -235,6 +235,12 @@ def prepare(
 
 def batches(job: Job, epoch: int) -> list[list[loader.Key]]:
     """Keys of an epoch, `batch` clips at a time over all ranks: views of one video count as so many clips."""
+    passes = job.config.recipe.passes
+    return [batch for n in range(passes) for batch in _pass(job, epoch * passes + n)]
+
+
+def _pass(job: Job, epoch: int) -> list[list[loader.Key]]:
+    """Keys of the `epoch`-th time that all clips are shown."""
     config = job.config
     size = max(1, config.recipe.batch // config.augment.repeats)
     if config.recipe.balance != "sampler":

@@ -25,7 +25,7 @@ from ..core.stopping import SIGNALS, stopping
 from ..networks import card, checkpoint
 from ..networks.network import Network
 from ..videos import clips, frame_cache, loader, records, scanning
-from . import devices, evaluate, metrics, run_folder, state
+from . import devices, evaluate, linear, metrics, run_folder, state
 from . import recipe as recipes
 from .callbacks import Callbacks, Event, Step
 from .engine import Engine
@@ -135,9 +135,61 @@ def _begin(job: Job, checkpoints: _Checkpoints, dataset: scanning.Dataset, decis
         _check_room(dataset, job, Path(job.config.cache))
     if job.engine.main and job.run:
         run_folder.start(job.run, job.net, dataset, job.config, decisions)
+        (job.run / run_folder.METRICS).unlink(missing_ok=True)  # a start that was killed may have left epoch 0
     job.log("started", grouped_by=dataclasses.asdict(dataset.grouped_by))
     sanity_check(job)
+    if job.config.recipe.probe != "none":
+        _begin_with_probe(job, dataset)
     checkpoints.save()
+
+
+def _begin_with_probe(job: Job, dataset: scanning.Dataset) -> None:
+    """What a linear probe of the start is worth stands as epoch 0, to be beaten; training may start from it."""
+    line: Epoch | None = None
+    head: dict[str, torch.Tensor] = {}
+    if job.engine.main:
+        try:
+            line, head = _probe(job, dataset)
+        except VideoError as error:  # training says whether it can go on
+            job.log("no_probe", reason=error.message)
+    line, head = job.engine.broadcast((line, head))
+    if line is None:
+        return
+    if job.config.recipe.probe == "start":
+        for net in {job.net, job.learner.kept}:
+            net.fc.load_state_dict(head)
+    job.progress.lines = [dataclasses.asdict(line)]
+    job.callbacks.epoch(line)
+
+
+def _probe(job: Job, dataset: scanning.Dataset) -> tuple[Epoch, dict[str, torch.Tensor]]:
+    """Fits a head and writes the model of it: `(epoch 0, the head)`; the network is afterwards what it was."""
+    began = time.monotonic()
+
+    def look(done: int, total: int) -> None:
+        job.callbacks.step(Step("features", done, total))
+        if job.stop.signal and job.engine.world == 1:  # other ranks would wait for this one
+            name = signal.Signals(job.stop.signal).name
+            raise Stopped(
+                f"stopped by {name} before the first step", "the same command starts again", 128 + job.stop.signal
+            )
+
+    config, net, spec = job.config, job.net, job.net.spec
+    before = {name: value.clone() for name, value in net.fc.state_dict().items()}
+    fitted = linear.fit_head(net, dataset, job.engine.device, config.workers, config.decoder, look)
+    made = fitted.predictions
+    figures = metrics.of_validation(made.scores, made.items, spec.classes, spec.multi_label)
+    failed, seconds = len(fitted.bad) + len(made.bad), time.monotonic() - began
+    line = _epoch_line(0, fitted.train_loss, figures, seconds, 0.0, len(fitted.train), failed)
+    if job.run:
+        if fitted.curve:
+            files.write_json(job.run / run_folder.CURVE, dataclasses.asdict(fitted.curve))
+        if "threshold" in figures:
+            net.spec = dataclasses.replace(spec, threshold=figures["threshold"])
+        _write_epoch(job, line, figures, net)
+    head = {name: value.cpu().clone() for name, value in net.fc.state_dict().items()}
+    net.fc.load_state_dict(before)
+    return line, head
 
 
 def _check_room(dataset: scanning.Dataset, job: Job, cache: Path) -> None:
@@ -177,7 +229,7 @@ def _finish(job: Job, resumed: int | None) -> Result:
         list(spec.classes),
         len(job.train_clips),
         len(job.val_clips),
-        len(epochs),
+        job.progress.epoch,
         best.top1,
         best.top5,
         best.mean_class,
@@ -188,6 +240,7 @@ def _finish(job: Job, resumed: int | None) -> Result:
         last.map,
         round(job.progress.spent, 1),
         resumed,
+        epochs[0].score if epochs[0].epoch == 0 else None,
     )
     if job.engine.main and job.run:
         files.write_json(job.run / run_folder.RESULT, dataclasses.asdict(result))
@@ -251,9 +304,10 @@ def _train_epoch(job: Job, checkpoints: _Checkpoints, epoch: int) -> None:
             if checkpoints.due and n < len(all_batches):
                 checkpoints.save()
             asked = time.monotonic()
-    if progress.failed > scanning.MOST_BAD * len(job.train_clips):
+    shown = len(job.train_clips) * config.recipe.passes
+    if progress.failed > scanning.MOST_BAD * shown:
         raise VideoError(
-            f"{progress.failed} of {len(job.train_clips)} training videos could not be read in epoch {epoch + 1}",
+            f"{progress.failed} of {shown} training videos could not be read in epoch {epoch + 1}",
             "nlzoo check shows which, and why; nlzoo doctor the decoders",
         )
 
@@ -313,16 +367,12 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
             f"the loss of validation is {figures['loss']} after epoch {progress.epoch + 1}, step {progress.step}",
             f"best and the last checkpoint are kept; try --lr {config.recipe.lr / 3:.1g}",
         )
-    line = Epoch(
+    line = _epoch_line(
         progress.epoch + 1,
         progress.total / progress.seen,
-        figures.get("top1"),
-        figures.get("top5"),
-        figures.get("mean_class"),
-        figures.get("map"),
-        figures["loss"],
-        round(progress.seconds, 2),
-        round(progress.waited, 2),
+        figures,
+        progress.seconds,
+        progress.waited,
         progress.seen,
         progress.failed + len(bad),
     )
@@ -330,25 +380,45 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
         net.spec = dataclasses.replace(net.spec, threshold=figures["threshold"])
     if job.engine.main:
         checkpoints.check_folder()
-        _write_epoch(job, line, {name: figures[name] for name in ("groups", "interval")} | {"val": figures["videos"]})
+        _write_epoch(job, line, figures, net)
     job.engine.log(dataclasses.asdict(line), progress.step)
     progress.next_epoch(line)
     job.callbacks.epoch(line)
 
 
-def _write_epoch(job: Job, line: Epoch, validated: dict[str, Any]) -> None:
-    """The line, `last`, and `best` where this epoch is the best. `validated`: of metrics.json, on the validation."""
+def _epoch_line(
+    epoch: int, train_loss: float, figures: dict[str, Any], seconds: float, waited: float, clips: int, failed: int
+) -> Epoch:
+    """`figures`: of `evaluate.validate`."""
+    return Epoch(
+        epoch,
+        train_loss,
+        figures.get("top1"),
+        figures.get("top5"),
+        figures.get("mean_class"),
+        figures.get("map"),
+        figures["loss"],
+        round(seconds, 2),
+        round(waited, 2),
+        clips,
+        failed,
+    )
+
+
+def _write_epoch(job: Job, line: Epoch, validated: dict[str, Any], net: Network) -> None:
+    """The line, `last`, and `best` where this epoch is the best. `validated`: the figures of `evaluate.validate`."""
     assert job.run
     figures = {"top1": line.top1, "top5": line.top5, "map": line.map}
     summary = {name: value for name, value in figures.items() if value is not None} | {
-        **validated,
+        "groups": validated["groups"],
+        "interval": validated["interval"],
+        "val": validated["videos"],
         "majority": _chance(job),
         "train": len(job.train_clips),
         "epochs": line.epoch,
         "step": job.progress.step,
     }
     run_folder.append(job.run / run_folder.METRICS, dataclasses.asdict(line))
-    net = job.learner.kept
     readme = card.body(net.spec, summary)
     checkpoint.save_model(job.run / "last", net, summary, readme)
     if run_folder.best_epoch([*job.progress.epochs, line]) == line:

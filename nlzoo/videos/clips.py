@@ -19,13 +19,16 @@ from ..core.view_spec import Augment, ClipSpec, ViewSpec
 DECODE_RATIO = 8 / 7
 MIN_WINDOW = 0.8  # of the video, that the spread frames of a training clip lie in
 JITTER = (256 / 224, 320 / 224)  # shorter side of the frame, per pixel of the crop (paper)
-FLIP = 0.5
+FLIP = ZOOM_OUT = 0.5
 ONE_VIEW = ViewSpec()
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of a video at once: which frames, and which rectangle of each, in fractions of height and width."""
+    """What is shown of a video at once: which frames, and which rectangle of each, in fractions of height and width.
+
+    A rectangle that reaches beyond the frame shows its edges repeated there.
+    """
 
     indices: tuple[int, ...]  # T frame numbers
     top: float = 0.0
@@ -152,6 +155,8 @@ def training_view(
 ) -> View:
     """Random frames, a random rectangle (`augment.crop` says which) and, with `augment.flip`, a flip half the time.
 
+    With `augment.zoom_out` the rectangle may reach beyond the frame.
+
     `aspect`: width / height of the frames; `fps`: their mean rate.
     """
     indices = frame_indices(total, clip, rng, fps)
@@ -160,7 +165,23 @@ def training_view(
     else:
         height, width = _area(augment.min_area, rng)
     top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
-    return View(indices, top, left, height, width, flip=augment.flip and rng.random() < FLIP)
+    view = View(indices, top, left, height, width, flip=augment.flip and rng.random() < FLIP)
+    if not augment.zoom_out or rng.random() < ZOOM_OUT:
+        return view
+    return _zoomed_out(view, rng.uniform(0, augment.zoom_out), rng)
+
+
+def _zoomed_out(view: View, share: float, rng: np.random.Generator) -> View:
+    """The view of a frame whose sides are longer by `share`, somewhere in which the video's own lies."""
+    above, before = share * rng.random(2)
+    side = 1 + share
+    return replace(
+        view,
+        top=view.top * side - above,
+        left=view.left * side - before,
+        height=view.height * side,
+        width=view.width * side,
+    )
 
 
 def _area(least: float, rng: np.random.Generator) -> tuple[float, float]:
@@ -181,13 +202,20 @@ def cut(frames: np.ndarray, view: View, size: int | tuple[int, int]) -> torch.Te
     `size`: a side or (height, width), in pixels.
     """
     _, height, width, _ = frames.shape
-    top, left = round(view.top * height), round(view.left * width)
-    bottom = min(height, top + max(1, round(view.height * height)))
-    right = min(width, left + max(1, round(view.width * width)))
-    part = torch.from_numpy(frames[:, top:bottom, left:right]).permute(0, 3, 1, 2)
+    rows, columns = _pixels(view.top, view.height, height), _pixels(view.left, view.width, width)
+    part = torch.from_numpy(frames[:, rows][:, :, columns]).permute(0, 3, 1, 2)
     part = F.interpolate(part, size, mode="bilinear", antialias=True)
     part = part.permute(0, 2, 3, 1)
     return part.flip(2).contiguous() if view.flip else part.contiguous()
+
+
+def _pixels(first: float, share: float, length: int) -> np.ndarray:
+    """The pixels of `length` that lie in a part, given in fractions; those beyond the ends are the ends again."""
+    start = round(first * length)
+    end = start + max(1, round(share * length))
+    if first >= -1e-9 and first + share <= 1 + 1e-9:  # rounding adds no pixel
+        end = min(length, end)
+    return np.arange(start, end).clip(0, length - 1)
 
 
 def to_input(clips: torch.Tensor, clip: ClipSpec) -> torch.Tensor:

@@ -48,7 +48,7 @@ class Clips:
     items: tuple[Item, ...]
     clip: ClipSpec
     augment: Augment = Augment()  # of training epochs
-    views: ViewSpec = ViewSpec()  # of validation
+    views: ViewSpec | None = None  # of a test; None: the network's own (`ClipSpec.clips`)
     seed: int = 0
     decoder: str = "auto"
     cache: Path | None = None  # folder of decoded frames
@@ -57,10 +57,15 @@ class Clips:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def test_views(self) -> ViewSpec:
+        """What a test shows of each video."""
+        return self.views or ViewSpec(self.clip.clips)
+
     def shape(self, epoch: int) -> tuple[int, ...]:
         """Of what `read` gives: (V, T, S, S, 3); not for whole frames, which are of many shapes."""
         if epoch < 0:
-            side, count = clips.view_side(self.clip, self.views), self.views.num_views
+            side, count = clips.view_side(self.clip, self.test_views), self.test_views.num_views
         else:
             side, count = self.clip.size, self.augment.repeats
         return count, self.clip.frames, side, side, 3
@@ -83,7 +88,7 @@ class Clips:
             frames = self._frames(info, [first + number for view in views for number in view.indices])
         per_view = frames.reshape(len(views), self.clip.frames, *frames.shape[1:])
         height, width = self.shape(epoch)[2:4]
-        if epoch < 0 and self.views.crops == "full":
+        if epoch < 0 and self.test_views.crops == "full":
             height, width = frames.shape[1:3]
         cuts = [clips.cut(f, view, (height, width)) for f, view in zip(per_view, views)]
         if epoch >= 0:
@@ -99,12 +104,12 @@ class Clips:
         """Of the frames that the views of an item show, in their true order."""
         item = self.items[index]
         first, total = video.span(info, item.start, item.end)
-        views = clips.views(total, self.clip, self.views, info.width / info.height, self._rate(info, item))
+        views = clips.views(total, self.clip, self.test_views, info.width / info.height, self._rate(info, item))
         return [first + number for view in views for number in view.indices]
 
     def _test_views(self, total: int, aspect: float, fps: float | None, rng: np.random.Generator) -> list[clips.View]:
-        views = clips.views(total, self.clip, self.views, aspect, fps)
-        return [clips.in_order(view, self.views.order, rng) for view in views]
+        views = clips.views(total, self.clip, self.test_views, aspect, fps)
+        return [clips.in_order(view, self.test_views.order, rng) for view in views]
 
     def _training_views(
         self, total: int, aspect: float, fps: float | None, rng: np.random.Generator
@@ -172,7 +177,7 @@ class Loader:
 
     def _begin(self, batches: list[list[Key]]) -> Generator[Batch, None, None]:
         epoch, _ = batches[0][0]
-        if self.source.views.crops == "full" and epoch < 0:
+        if self.source.test_views.crops == "full" and epoch < 0:
             return _one_by_one(self.source, batches, self.workers)
         shape = self.source.shape(epoch)
         workers = max(1, self.workers)

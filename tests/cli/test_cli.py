@@ -495,6 +495,7 @@ def test_a_probe_is_a_model(nlzoo, trained):
         "environment.json",
         "metrics.jsonl",
         "result.json",
+        "learning_curve.json",
     }
     result = json.loads((Path(summary["run"]) / "result.json").read_text())
     assert result.pop("C") == summary["C"] and run_folder.Result(**result).top1 == summary["top1"]

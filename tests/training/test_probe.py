@@ -12,7 +12,7 @@ from nlzoo.apps import draw
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import VideoError
 from nlzoo.networks import model
-from nlzoo.training import evaluate, metrics, probe
+from nlzoo.training import evaluate, linear, metrics
 from nlzoo.videos import listing, loader, scanning
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def blobs(seed, classes, count=90):
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_head_gives_scikit_learns_probabilities(seed, classes):
     x, y, groups = blobs(seed, classes)
-    strength, weights, biases = probe.fit(x, np.eye(classes)[y], groups, False)
+    strength, weights, biases = linear.fit(x, np.eye(classes)[y], groups, False)
     expected = LogisticRegression(C=strength, max_iter=1000).fit(x, y).predict_proba(x)
     got = torch.from_numpy(x @ weights.T + biases).softmax(-1).numpy()
     assert np.allclose(got, expected, atol=1e-6) and (got.argmax(1) == y).mean() > 0.6
@@ -40,7 +40,7 @@ def test_the_head_gives_scikit_learns_probabilities(seed, classes):
 def test_of_several_labels_each_class_is_a_regression_and_one_that_never_occurs_is_never_given(seed):
     x, y, groups = blobs(seed, 2)
     wanted = np.stack([y, np.random.default_rng(seed).random(90) < 0.5, 0 * y, 0 * y + 1], 1)
-    strength, weights, biases = probe.fit(x, wanted, groups, True)
+    strength, weights, biases = linear.fit(x, wanted, groups, True)
     for c in (0, 1):
         one = LogisticRegression(C=strength, max_iter=1000).fit(x, wanted[:, c])
         assert np.allclose(x @ weights[c] + biases[c], one.decision_function(x), atol=1e-6)
@@ -49,7 +49,7 @@ def test_of_several_labels_each_class_is_a_regression_and_one_that_never_occurs_
 
 def test_a_class_without_training_videos_is_never_answered(seed):
     x, y, groups = blobs(seed, 2)
-    _, weights, biases = probe.fit(x, np.eye(3)[y * 2], groups, False)
+    _, weights, biases = linear.fit(x, np.eye(3)[y * 2], groups, False)
     assert set((x @ weights.T + biases).argmax(1)) <= {0, 2}
 
 
@@ -64,7 +64,7 @@ def test_what_was_measured_is_what_the_network_answers(tmp_path, seed, multi_lab
     net = model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32)))
     torch.manual_seed(seed)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    done = probe.fit_head(net, found, CPU)
+    done = linear.fit_head(net, found, CPU)
     assert (
         [s.path for s in done.bad] == [bad.path]
         and len(done.train) == 8
@@ -83,4 +83,4 @@ def test_too_few_videos_are_a_sentence(tmp_path):
     for item in scanning.items_in(found, listing.VAL):
         (found.root / item.path).unlink()
     with pytest.raises(VideoError, match="too few for a linear probe"):
-        probe.fit_head(model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32))), found, CPU)
+        linear.fit_head(model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32))), found, CPU)

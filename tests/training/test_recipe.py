@@ -205,8 +205,10 @@ def test_the_loss_follows_the_labels():
             "cpu",
             True,
             False,
-            "small",
+            "small,passes=3,probe=baseline,ema=0.98",
             [
+                "passes: 3 (over the clips in an epoch, for about 600 steps at least)",
+                "probe: baseline (what fine-tuning must beat, for at most 1,000 training clips)",
                 "batch: 4 (on cpu)",
                 "BatchNorm: trainable (",
                 "precision: fp32 (on a CPU)",
@@ -219,12 +221,20 @@ def test_the_loss_follows_the_labels():
             "cuda",
             True,
             False,
-            "small,batch=16,epochs=30",
+            "small,batch=16,epochs=30,passes=7,probe=baseline,ema=0.98",
             ["epochs: 30 (for 35 training clips on cuda)", "learning rate: 0.001 (0.0005 for 4 clips a step"],
         ),
-        (35, 9, "cpu", False, False, "small,batch=9", ["learning rate: 0.00075", "by the square root of the batch"]),
-        (20_000, None, "cuda", True, False, "small,batch=16,epochs=5", ["epochs: 5 ("]),
-        (49_999, None, "cpu", True, True, "small,epochs=5", []),
+        (
+            35,
+            9,
+            "cpu",
+            False,
+            False,
+            "small,batch=9,passes=8,probe=baseline,ema=0.98",
+            ["learning rate: 0.00075", "by the square root of the batch"],
+        ),
+        (20_000, None, "cuda", True, False, "small,batch=16,epochs=5,ema=0.98", ["epochs: 5 (", "ema: 0.98 ("]),
+        (49_999, None, "cpu", True, True, "small,epochs=5,ema=0.98", []),
         (
             50_000,
             None,
@@ -236,7 +246,15 @@ def test_the_loss_follows_the_labels():
         ),
         (50_000, 32, "cuda", True, True, "paper,batch=32,epochs=5", ["BatchNorm: trainable ("]),
         (50_000, 8, "cuda", False, True, "paper-long,batch=8,epochs=5", ["BatchNorm: frozen ("]),
-        (400, None, "cuda", False, True, "small,batch=16,epochs=30,bn=frozen", ["BatchNorm: frozen (long clips"]),
+        (
+            400,
+            None,
+            "cuda",
+            False,
+            True,
+            "small,batch=16,epochs=30,bn=frozen,probe=baseline,ema=0.98",
+            ["BatchNorm: frozen (long clips"],
+        ),
     ],
 )
 def test_what_is_chosen_where_nothing_was_asked(clips, batch, device, fresh, long, expected, words):
@@ -244,12 +262,16 @@ def test_what_is_chosen_where_nothing_was_asked(clips, batch, device, fresh, lon
     assert chosen == recipe_spec.parse_recipe(expected)
     lines = list(map(str, decisions))
     assert all(any(w in line for line in lines) for w in words), lines
-    assert [d.code for d in decisions] == ["recipe", "epochs", "batch", "lr", "bn", "precision"]
-    values = {d.code: d.value for d in decisions if d.code in ("epochs", "batch", "lr", "bn")}
+    codes = ["recipe", "epochs", "passes", "batch", "lr", "bn", "precision"]
+    codes += ["probe"] * (chosen.probe == "baseline") + ["ema"] * (chosen.ema > 0)
+    assert [d.code for d in decisions] == codes
+    values = {d.code: d.value for d in decisions if d.code in ("epochs", "passes", "batch", "lr", "bn", "probe", "ema")}
     assert values == {name: getattr(chosen, name) for name in values}
     several, decisions = recipe_spec.auto_recipe(clips, 5, batch, device, fresh, long, multi_label=True)
     assert several == recipe_spec.for_labels(chosen, True)
     assert str(decisions[-1]) == "loss: bce (a video may have several labels)"
+    trained, decisions = recipe_spec.auto_recipe(clips, 5, batch, device, fresh, long, new_head=False)
+    assert trained == dataclasses.replace(chosen, probe="none") and "probe" not in [d.code for d in decisions]
 
 
 # -- rates ------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import nlzoo
 from nlzoo.apps import draw
 from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import DiskError, DivergedError, Stopped, UsageError, VideoError
-from nlzoo.networks import checkpoint, model, zoo
-from nlzoo.training import dry_run, evaluate, plan, recipe, step, train
+from nlzoo.networks import checkpoint, download, model, zoo
+from nlzoo.training import dry_run, evaluate, linear, metrics, plan, recipe, run_folder, step, train
 from nlzoo.training.callbacks import Callbacks
 from nlzoo.training.engine import Engine
 from nlzoo.training.options import FinetuneOptions
@@ -72,6 +72,7 @@ def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, 
         "metrics.jsonl",
         "events.jsonl",
         "result.json",
+        "learning_curve.json",
         *(f"{kind}/{n}" for kind in ("last", "best") for n in model_files),
     }
     assert [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
@@ -83,7 +84,7 @@ def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, 
         loader.Clips(found.root, tuple(scanning.items_in(found, listing.VAL)), again.spec.clip),
         torch.device("cpu"),
     )
-    best = lines[result.best_epoch - 1]
+    (best,) = (line for line in lines if line.epoch == result.best_epoch)
     assert not bad and (scores["top1"], scores["loss"]) == (best.top1, pytest.approx(best.loss))
     assert result.top1 == max(line.top1 for line in lines) and result.majority == 0.5
     listed = scanning.split(
@@ -141,7 +142,7 @@ def test_mixed_and_repeated_views_train_and_repeat(videos, tmp_path):
         lines = []
         train.train(net, found, config, tmp_path / name, Callbacks(lines.append))
         files.append((tmp_path / name / "last" / "model.safetensors").read_bytes())
-        assert lines[0].clips == 12  # two views of each of six videos
+        assert [line.clips for line in lines] == [6, 12, 12]  # the probe's, and two views of each of six videos
     assert files[0] == files[1]
 
 
@@ -161,7 +162,7 @@ def test_mirroring_follows_the_class_names(classes, asked, flip, words):
 
 
 def test_nan_stops_before_the_step_and_names_step_and_files(videos, tmp_path):
-    net, found, config, _ = prepared(videos)
+    net, found, config, _ = prepared(videos, recipe="small,probe=none")
     net.layer4[1].conv2.weight.data[0, 0] = float("inf")
     before = {k: v.clone() for k, v in net.named_parameters()}
     with pytest.raises(DivergedError, match=r"at step 1, on .*\.mp4") as caught:
@@ -217,14 +218,15 @@ def test_what_was_asked_is_kept_and_what_was_filled_in_is_said(videos):
         return config.recipe, {d.code: (d.value, d.reason) for d in decisions}
 
     recipe, decisions = decided(epochs=None, batch=None, lr=None)
-    assert recipe == recipe_spec.Recipe()
+    small = recipe_spec.Recipe(probe="baseline", ema=0.98)
+    assert recipe == dataclasses.replace(small, passes=15)
     assert decisions["recipe"] == ("small", "6 training clips of 2 classes, under 50,000")
     assert decisions["lr"] == (5e-4, "0.0005 for 4 clips a step, by the square root of the batch")
     recipe, decisions = decided(epochs=7, batch=16, lr=None)
-    assert recipe == recipe_spec.Recipe(epochs=7, batch=16, lr=1e-3)  # the rate by the root of the batch
-    assert decisions["epochs"] == (7, "given") and decisions["batch"] == (16, "given")
+    assert recipe == dataclasses.replace(small, epochs=7, batch=16, lr=1e-3)  # the rate by the root of the batch
+    assert decisions["epochs"] == (7, "given") and decisions["batch"] == (16, "given") and "passes" not in decisions
     recipe, decisions = decided(epochs=7, batch=16, lr="0.5")
-    assert recipe == recipe_spec.Recipe(epochs=7, batch=16, lr=0.5) and decisions["lr"] == (0.5, "given")
+    assert recipe == dataclasses.replace(small, epochs=7, batch=16, lr=0.5) and decisions["lr"] == (0.5, "given")
     recipe, decisions = decided(recipe="paper", epochs=7, batch=16, lr=None)
     assert recipe == recipe_spec.change_recipe(recipe_spec.RECIPES["paper"], epochs=7, batch=16)
     assert recipe.lr == pytest.approx(0.0025)
@@ -455,7 +457,8 @@ def test_resume_without_a_name_finds_the_only_unfinished_run(videos, tmp_path, m
     checkpoint.save_model("weights/images", network())
 
     def stop(epoch):
-        signal.raise_signal(signal.SIGTERM)
+        if epoch.epoch:  # 0 is the probe's
+            signal.raise_signal(signal.SIGTERM)
 
     def begun(name):
         common = {"epochs": 2, "device": "cpu", "frames": 2, "size": 32, "batch": 8}
@@ -519,3 +522,89 @@ def test_few_validation_videos_are_warned_of(videos, tmp_path, monkeypatch):
     nlzoo.finetune(videos, "images", Callbacks(warn=said.append), **options)
     (event,) = (event for event in said if event.code == "too_few")
     assert event.values == {"videos": 2, "groups": 1}
+
+
+@pytest.mark.parametrize("kind", ["baseline", "start"])
+def test_a_probe_stands_as_epoch_0_and_is_kept_where_nothing_beats_it(videos, tmp_path, kind):
+    """At a rate of almost nothing a head from zero stays there, and one from the probe stays the probe."""
+    net, found, config, _ = prepared(videos, lr=1e-8, recipe=f"small,probe={kind},ema=0.9")
+    alone = network(found.classes)
+    fitted = linear.fit_head(alone, found, torch.device("cpu"))
+    lines = []
+    result = train.train(net, found, config, tmp_path / "run", Callbacks(lines.append))
+    kept = run_folder.read_epochs(tmp_path / "run")
+    assert lines == kept and [line.epoch for line in kept] == [0, 1, 2]
+    figures = metrics.brief(fitted.predictions.scores, fitted.predictions.items, found.classes, False)
+    assert (kept[0].top1, kept[0].loss) == (figures["top1"], figures["loss"]) and kept[0].clips == 6
+    assert result.epochs == 2 and result.probe == kept[0].top1
+    best = run_folder.best_epoch(kept)
+    assert (result.best_epoch, result.top1) == (best.epoch, best.top1)
+    state = checkpoint.load_model(tmp_path / "run" / "best").state_dict()
+    equal = all(torch.equal(state[name], value) for name, value in alone.state_dict().items())
+    assert equal == (best.epoch == 0)
+    weight = checkpoint.load_model(tmp_path / "run" / "last").fc.weight
+    assert torch.allclose(weight, alone.fc.weight if kind == "start" else torch.zeros(()), atol=1e-4)
+
+
+def test_a_start_that_was_killed_before_its_first_checkpoint_starts_again(videos, tmp_path):
+    net, found, config, _ = prepared(videos, epochs=1, recipe="small,probe=baseline")
+
+    def stop(event):
+        if event.phase == "features":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(net, found, config, tmp_path / "run", Callbacks(step=stop))
+    assert (tmp_path / "run" / "config.json").is_file()
+    result = train.train(network(found.classes), found, config, tmp_path / "run")
+    assert [line.epoch for line in run_folder.read_epochs(tmp_path / "run")] == [0, 1] and result.resumed_from is None
+
+
+def test_a_signal_while_the_head_is_fitted_stops_at_once(videos, tmp_path):
+    net, found, config, _ = prepared(videos, epochs=1, recipe="small,probe=baseline")
+
+    def stop(event):
+        if event.phase == "features" and event.done == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM before the first step") as stopped:
+        train.train(net, found, config, tmp_path / "run", Callbacks(step=stop))
+    assert stopped.value.exit_code == 143
+
+
+def test_of_long_videos_a_clip_is_a_window_and_several_are_averaged(tmp_path):
+    """Frames spread over ten seconds miss what moves; short videos, a chosen stride and trained networks stay."""
+    items = [listing.Item(f"{n}.mp4", (str(n % 2),), seconds=n) for n in (2, 12, 13)]
+    found = scanning.Dataset(tmp_path, tuple(items), (), 0)
+    short = dataclasses.replace(found, items=(items[0], items[0], items[2]))
+
+    def fitted(dataset=found, trained=False, **options):
+        net = network()
+        net.spec = dataclasses.replace(net.spec, classes=("x", "y") if trained else (), clip=view_spec.ClipSpec(8))
+        return plan.fit_span(net, FinetuneOptions(**options), dataset), net.spec.clip
+
+    decision, clip = fitted()
+    assert (clip.stride, clip.fps, clip.clips) == (8, 30, 5) and clip.frames == 8
+    assert str(decision).startswith("clip: windows of 2.1 s; 5 of a video, averaged (half of the videos are 12 s")
+    for case in (fitted(dataset=short), fitted(stride=4), fitted(trained=True)):
+        assert case[0] is None and (case[1].stride, case[1].clips) == (None, 1)
+
+
+def test_who_names_no_start_is_told_of_kinetics_and_who_says_imagenet_is_not(tmp_path, monkeypatch):
+    """The default is inflated once; later it is found by the same word."""
+    monkeypatch.chdir(tmp_path)
+    made = model.inflate("tiny", None, model_spec.Inflation(), "res4:1", download.backbone_weights)
+    monkeypatch.setattr(model, "inflate", lambda *words: made)  # the network that would be fetched
+    monkeypatch.setattr(zoo, "default_name", lambda spec: "nl5-i3d-resnet50.tag")
+    events = []
+    say = Callbacks(log=events.append)
+    for start, expected in ((None, ["kinetics_first", "inflating"]), ("imagenet", ["inflating"]), ("imagenet", [])):
+        if start is None or expected:
+            shutil.rmtree("weights", ignore_errors=True)
+        folder, _ = plan.starting_model(start, say)
+        assert folder == Path("weights/nl5-i3d-resnet50.tag")
+        assert [event.code for event in events] == [*expected, "starting_from"]
+        values = events[0].values
+        if start is None:
+            assert values["name"].startswith("nl5-i3d-r50-8x8.") and "nc" not in values["licence"]
+        events.clear()

@@ -197,6 +197,7 @@ def test_any_description_reads_back(seed):
             float(rng.uniform(0.01, 10)),
             float(rng.integers(2)),
             int(rng.integers(1, 17)),
+            float(rng.uniform(0, 2)),
         )
         assert parse_augment(str(made)) == made
 
@@ -206,6 +207,9 @@ def test_texts_that_are_understood():
     strong = dataclasses.replace(AUGMENTS["strong"], flip=False, mixup=0.0)
     assert parse_augment("strong,flip=no,mixup=0") == parse_augment(" Strong , FLIP = no,mixup=0.0") == strong
     assert parse_augment("flip=no") == parse_augment("light,flip=no") == Augment(flip=False)
+    assert (
+        parse_augment("flip=no", "few") == parse_augment("few,flip=no") == Augment(flip=False, colour=0.4, zoom_out=0.5)
+    )
     assert parse_augment("crop=jitter") == AUGMENTS["paper"]
 
 
@@ -257,5 +261,5 @@ def test_values_of_another_type_are_refused():
 
 
 def test_the_default_goes_by_the_size_of_the_set():
-    assert default_augment(35) == ("light", "under 5,000 training clips") and default_augment(4999)[0] == "light"
+    assert default_augment(35) == ("few", "under 5,000 training clips") and default_augment(4999)[0] == "few"
     assert default_augment(5000) == ("medium", "5,000 training clips or more") and default_augment(10**6)[0] == "medium"

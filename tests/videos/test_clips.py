@@ -198,8 +198,30 @@ def test_training_rectangles_lie_inside(name, seed):
     for _ in range(200):
         aspect = float(np.exp(rng.uniform(-1.5, 1.5)))
         v = clips.training_view(30, ClipSpec(), AUGMENTS[name], rng, aspect)
-        assert v.top >= 0 and v.left >= 0 and 0 < v.height and 0 < v.width
-        assert v.top + v.height <= 1 + 1e-9 and v.left + v.width <= 1 + 1e-9
+        beyond = AUGMENTS[name].zoom_out + 1e-9  # of the frame, where it lies in a larger one
+        assert v.top >= -beyond and v.left >= -beyond and 0 < v.height and 0 < v.width
+        assert v.top + v.height <= 1 + beyond and v.left + v.width <= 1 + beyond
+
+
+def test_zoomed_out_half_the_time_and_then_as_in_a_frame_with_its_edges_repeated(seed):
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (3, 40, 60, 3)).astype(np.uint8)
+    padded = np.pad(frames, ((0, 0), (40, 40), (60, 60), (0, 0)), mode="edge")
+    views = [clips.training_view(30, ClipSpec(), Augment(zoom_out=1), rng, 1.5) for _ in range(300)]
+    out = [v for v in views if v.top < 0 or v.left < 0 or v.top + v.height > 1 or v.left + v.width > 1]
+    assert 0.35 < len(out) / len(views) < 0.6
+    for view in out[:20]:
+        top, left = round(view.top * 40) + 40, round(view.left * 60) + 60
+        height, width = max(1, round(view.height * 40)), max(1, round(view.width * 60))
+        part = torch.from_numpy(padded[:, top : top + height, left : left + width]).permute(0, 3, 1, 2)
+        expected = F.interpolate(part, 16, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+        assert torch.equal(clips.cut(frames, view, 16), expected.flip(2) if view.flip else expected)
+
+
+def test_a_rectangle_that_misses_the_frame_shows_its_edge():
+    frames = np.zeros((1, 8, 8, 3), np.uint8)
+    frames[:, -1:] = 200
+    assert (clips.cut(frames, clips.View((0,), 1.5, 0, 1, 1), 4) == 200).all()
 
 
 @pytest.mark.parametrize("least", [0.05, 0.3, 0.5, 1])
