@@ -18,7 +18,7 @@ from ..core.errors import VideoError
 from ..core.progress import Log, Progress, no_log, no_progress
 from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
-from ..videos import records, scanning, splits
+from ..videos import records, scanning, splits, video
 from ..videos.items import Item, Listing
 from ..videos.records import Record
 
@@ -387,7 +387,7 @@ def _shortcuts(pairs: list[Pair]) -> Iterator[Finding]:
     groups = [item.group for item, _ in pairs]
     numbers = {
         "shape": [record.width / record.height for _, record in pairs],
-        "duration": [item.seconds for item, _ in pairs],
+        "duration": _durations(pairs),
     }
     for name, values in numbers.items():
         shortcut = find_shortcut(values, labels, groups)
@@ -400,6 +400,12 @@ def _shortcuts(pairs: list[Pair]) -> Iterator[Finding]:
                 "a network may learn this shortcut and not the action: give all classes videos of one kind, "
                 "or leave the class out",
             )
+
+
+def _durations(pairs: list[Pair]) -> list[float]:
+    """Seconds; frames where folders of frames are among the videos, whose rate nobody knows."""
+    known = all(record.container != video.FOLDER or item.fps for item, record in pairs)
+    return [item.seconds if known else item.frames for item, _ in pairs]
 
 
 # --- shortcuts

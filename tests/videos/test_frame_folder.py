@@ -523,3 +523,38 @@ def test_predict_takes_a_folder_of_frames_as_one_video(tmp_path):
     assert list(predict.find([clip])) == [clip]
     assert list(predict.find([root / "a"])) == [clip, root / "a" / "ay"]
     assert not frame_folder.is_frame_folder(root) and not frame_folder.is_frame_folder(root / "nothing")
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_pictures_are_frames_or_a_sentence(tmp_path):
+    """Whatever became of the bytes; a picture that is given has the size that the probe says."""
+    rng, kinds = np.random.default_rng(0), {}
+    picture = Image.fromarray(drawing(frames=1)[0])
+    for name, mode, options in [
+        ("1.jpg", "RGB", {}),
+        ("1.jpeg", "CMYK", {}),
+        ("1.png", "P", {}),
+        ("1.webp", "RGB", {}),
+        ("1.bmp", "L", {}),
+        ("a.webp", "RGB", {"save_all": True, "append_images": [picture.rotate(90)]}),
+    ]:
+        picture.convert(mode).save(tmp_path / name, **options)
+        kinds[name] = np.frombuffer((tmp_path / name).read_bytes(), np.uint8)
+        (tmp_path / name).unlink()
+    read = 0
+    for _ in range(300):
+        name = list(kinds)[rng.integers(len(kinds))]
+        data = kinds[name].copy()
+        data[rng.integers(len(data), size=rng.integers(1, 6))] = rng.integers(256)
+        data = data[: rng.integers(len(data))] if rng.random() < 0.2 else data
+        (tmp_path / name).write_bytes(data.tobytes())
+        target = tmp_path / name if name == "a.webp" else tmp_path
+        try:
+            info = video.probe_uncached(str(target), 0, 0)
+            frames = video.read_frames(target, range(info.frames), info=info)
+            assert frames.shape == (info.frames, info.height, info.width, 3)
+            read += 1
+        except VideoError as error:
+            assert error.reason and error.hint
+        (tmp_path / name).unlink()
+    assert 50 < read < 250
