@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import sys
+import tracemalloc
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from forked import ranks
 from safetensors.numpy import load_file
 
 import nlzoo
-from nlzoo.apps import draw, journal, prepare
-from nlzoo.core import lock, model_spec, shard, view_spec
+from nlzoo.apps import draw, journal, predict, prepare
+from nlzoo.core import lock, model_spec, shard, tables, view_spec
 from nlzoo.core.errors import UsageError
 from nlzoo.networks import checkpoint, model
 
@@ -71,8 +73,8 @@ def test_shards_have_the_same_columns_and_features_too(net, here, tmp_path, monk
     assert heads == ["path,answer,score,error,p:a,p:b"] * 2  # one has a video that could not be read, the other none
     import pyarrow.parquet
 
-    tables = [pyarrow.parquet.read_table(tmp_path / f"out-0000{n}-of-00002.parquet") for n in (1, 2)]
-    assert tables[0].schema == tables[1].schema and sum(map(len, tables)) == 27
+    read = [pyarrow.parquet.read_table(tmp_path / f"out-0000{n}-of-00002.parquet") for n in (1, 2)]
+    assert read[0].schema == read[1].schema and sum(map(len, read)) == 27
     parts = [load_file(tmp_path / f"out-0000{n}-of-00002.safetensors")["features"] for n in (1, 2)]
     assert np.array_equal(np.concatenate(parts), np.stack([row["features"] for row in whole if "features" in row]))
 
@@ -88,6 +90,49 @@ def test_a_video_that_is_named_twice_is_in_one_shard(net, here, tmp_path, monkey
 def test_what_is_no_shard_is_refused(net, text):
     with pytest.raises(UsageError, match="is no part of a whole"):
         nlzoo.predict(net, "a.mp4", shard=text, device="cpu")
+
+
+def memory(count, folder):
+    """Bytes of python's objects while so many names are read, answered, kept and written: the peak, and all rows'."""
+    tracemalloc.start()
+    try:
+        with closing(journal.Journal(f"/videos/of/a/folder/{number:09}.mp4" for number in range(count))) as rows:
+            rows.keep(shard.WHOLE, 8)
+            rows.open(folder / f"{count}.csv", "")
+            numbers = np.zeros(16, np.float32)
+            for names in rows.missing(most=64):
+                for name in names:
+                    rows.add({"path": name, "features": numbers, "answer": "a", "score": 0.5})
+            predict.write_features(folder / "f.safetensors", rows)
+            predict.write_features(folder / "f.parquet", rows)
+            plain = Plain(rows)
+            for ending in (".csv", ".jsonl", ".parquet"):
+                tables.write(folder / f"t{ending}", plain)
+            before, peak = tracemalloc.get_traced_memory()
+            held = list(rows)
+            assert len(rows) == len(held) == count
+            return peak, tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+class Plain:
+    """`rows` without their features, any number of times."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return ({key: value for key, value in row.items() if key != "features"} for row in self.rows)
+
+
+def test_memory_does_not_grow_with_the_number_of_videos(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "GROUP", 1000)
+    tables.check(tmp_path / "a.parquet")  # imports pyarrow, before objects are counted
+    (few, _), (many, held) = memory(250, tmp_path), memory(1500, tmp_path)
+    assert many < few + 300_000 and held > 1_000_000, (few, many, held)
+    assert len(load_file(tmp_path / "f.safetensors")["features"]) == 1500
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 1501
 
 
 # --- ranks
