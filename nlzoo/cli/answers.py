@@ -57,6 +57,12 @@ def eval_(
         Path | None,
         typer.Option(help="A row for each video: FILE.csv, .jsonl or .parquet.", rich_help_panel=ANSWERS),
     ] = None,
+    predicted: Annotated[
+        str | None,
+        typer.Option(
+            help="Open no video: FILE.jsonl of nlzoo predict, or 'PATTERN' of its shards.", rich_help_panel=CLIPS
+        ),
+    ] = None,
     gpus: Gpus = 1,
     decoder: Decoder = "auto",
     device: Device = None,
@@ -74,7 +80,18 @@ def eval_(
         engine.set_current_gpu()
         here = engine.begin(devices.resolve(device))
         done = evaluate(
-            model, videos, views, control, classes, out, decoder, here.device, console.progress, here, threshold
+            model,
+            videos,
+            views,
+            control,
+            classes,
+            out,
+            decoder,
+            here.device,
+            console.progress,
+            here,
+            threshold,
+            predicted,
         )
     for note in done.notes:
         console.warn(note)

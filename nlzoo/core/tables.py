@@ -4,6 +4,8 @@ A file is there whole or not at all. Names are written as they are; whoever show
 """
 
 import csv
+import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -66,6 +68,21 @@ def write(file: Path, rows: Iterable[dict], columns: Sequence[str] = ()) -> None
         writer = csv.DictWriter(text, list(kinds))
         writer.writeheader()
         writer.writerows(plain)
+
+
+def read_lines(file: Path) -> Iterator[dict]:
+    """The rows of a .jsonl file with a `path` each, one at a time in memory. Raises `UsageError` for anything else."""
+    with open(file, "rb") as opened:
+        for number, line in enumerate(opened, 1):
+            try:
+                row = json.loads(line)
+                os.fspath(row["path"])
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise UsageError(
+                    f"line {number} of {printable(file)} is no row of answers",
+                    "nlzoo predict --out FILE.jsonl writes them",
+                ) from None
+            yield row
 
 
 def write_parquet(file: Path, types: dict[str, str], rows: Iterable[dict], cells: int = 0) -> None:

@@ -5,6 +5,8 @@ mean over its views (paper, section 5).
 """
 
 import copy
+import glob
+import os
 import shlex
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -260,20 +262,23 @@ def evaluate(
     stages: Stages = no_stages,
     engine: Engine | None = None,
     threshold: float | None = None,
+    predicted: str | Path | None = None,
 ) -> Evaluation:
     """Measures a model on labelled videos: on `test` where there is such a split, else on `val`, else on all.
 
     `model`: a network, or what `download.locate` finds. `views`: None for the model's own (`ClipSpec.clips`).
     `control`: also with frames shuffled, and with one frame alone. `classes`: `shared` leaves out videos of classes
     that the model does not know. `out`: a file for `as_rows`. `engine`: of several ranks, each of which takes a part of
-    the videos; all return the same. `threshold`: as for `with_threshold`. Raises `UsageError` for labels that the model
-    does not know, and for all that cannot be, before a video is opened.
+    the videos; all return the same. `threshold`: as for `with_threshold`. `predicted`: a .jsonl file of
+    `nlzoo.predict`, or a pattern of several, those of shards: no video is opened. Raises `UsageError` for labels that
+    the model does not know, and for all that cannot be, before a video is opened.
     """
     views = parse_views(views) if isinstance(views, str) else views
     one_of(classes, CLASSES, "--classes")
     video.check_decoder(decoder)
+    files_read = _prediction_files(predicted, control)
     if out:
-        tables.check(Path(out), inputs=[Path(videos)])
+        tables.check(Path(out), inputs=[Path(videos), *files_read])
     engine = engine or Engine(devices.resolve(device))
     net, folder = open_network(model, engine.device, videos, "eval")
     net = with_threshold(net, threshold)
@@ -286,19 +291,19 @@ def evaluate(
     source = loader.Clips(dataset.root, items, net.spec.clip, views=views, decoder=decoder)
     workers = pool.default_workers(str(engine.device))
 
-    def predicted(order: str) -> Predictions:
+    def predict(order: str) -> Predictions:
         shown = replace(source, views=replace(views, order=order))
         with stages("evaluating" if order == "true" else f"evaluating, {metrics.CONTROLS[order]}") as progress:
             return predictions(net, shown, engine.device, workers, progress, engine, together=videos_at_a_time(views))
 
-    made = predicted("true")
+    made = read_predictions(files_read, dataset.root, items, names) if predicted else predict("true")
     skipped = (*dataset.skipped, *made.bad)
     figures = metrics.full(made.scores, made.items, names, multi_label, net.spec.label_threshold)
     figures |= {"views": views.num_views, "look": str(views), "skipped": len(skipped)}
     lists = provenance.training_lists(folder) if folder else []
     figures |= _without_training_videos(lists, dataset.root, made, names, net.spec)
     if control:
-        compared = {order: compare_to_control(made, predicted(order), names, multi_label) for order in metrics.CONTROLS}
+        compared = {order: compare_to_control(made, predict(order), names, multi_label) for order in metrics.CONTROLS}
         figures["control"] = compared
     if out and engine.main:
         tables.write(Path(out), as_rows(made, names, dataset.skipped))
@@ -311,6 +316,61 @@ def evaluate(
     if left_out:
         notes.append(f"left out {counted(left_out, 'video')} of classes that the model does not know")
     return Evaluation(figures, made, skipped, tuple(notes))
+
+
+def _prediction_files(pattern: str | Path | None, control: bool) -> list[Path]:
+    """The files that a pattern names. Raises `UsageError` where there are none, or one that is no JSON lines."""
+    if pattern is None:
+        return []
+    if control:
+        raise UsageError("--predicted goes without --control, which opens the videos", "leave one of them out")
+    found = [Path(pattern)] if Path(pattern).is_file() else [Path(name) for name in sorted(glob.glob(str(pattern)))]
+    if not found:
+        raise UsageError(f"there is no file {printable(pattern)}", "for example --predicted 'answers-*-of-00016.jsonl'")
+    if wrong := [file for file in found if file.suffix.lower() != ".jsonl"]:
+        raise UsageError(f"{printable(wrong[0])} is no .jsonl", "nlzoo predict --out FILE.jsonl writes one")
+    return found
+
+
+def read_predictions(found: Sequence[Path], root: Path, items: Sequence[Item], names: Sequence[str]) -> Predictions:
+    """The predictions for `items` from JSON lines of `nlzoo.predict`, whichever shards they are of.
+
+    Raises `UsageError` where a video is missing, another model has answered, or an item is a part of a video.
+    """
+    if any(item.start is not None or item.end is not None for item in items):
+        raise UsageError(
+            "the list has parts of videos, and predict answers whole ones", "nlzoo eval without --predicted"
+        )
+    position = {os.path.abspath(root / item.path): number for number, item in enumerate(items)}
+    scores = np.full((len(items), len(names)), np.nan)
+    reasons: dict[int, str] = {}
+    for file in found:
+        for row in tables.read_lines(file):
+            number = position.get(os.path.abspath(row["path"]))
+            if number is None:
+                continue
+            if "error" in row:
+                reasons[number] = row["error"]
+                continue
+            if {key for key in row if key.startswith("p:")} != {f"p:{name}" for name in names}:
+                raise UsageError(f"{printable(file)} has answers of another model", "name the model that gave them")
+            scores[number] = [row[f"p:{name}"] for name in names]
+    good = ~np.isnan(scores).any(1)
+    missing = [item for number, item in enumerate(items) if not good[number] and number not in reasons]
+    if missing:
+        count = counted(len(missing), "video")
+        raise UsageError(
+            f"{count} of {len(items):,} have no prediction, the first {printable(missing[0].path)}",
+            "is a shard missing? nlzoo predict on the same videos, with --shard K/N for each K",
+        )
+    if not good.any():
+        raise VideoError(f"none of the {len(items)} videos to evaluate on could be read", "nlzoo check shows why")
+    bad = [
+        Skipped(item.path, scanning.UNREADABLE, reasons[number])
+        for number, item in enumerate(items)
+        if not good[number]
+    ]
+    return Predictions(tuple(item for item, known in zip(items, good) if known), scores[good], bad)
 
 
 def open_network(

@@ -1,6 +1,8 @@
 """Parts of a work: shards, which know nothing of one another, and ranks. Together they give what one process gives."""
 
+import copy
 import csv
+import dataclasses
 import io
 import json
 import sys
@@ -19,6 +21,7 @@ from nlzoo.apps import draw, journal, predict, prepare
 from nlzoo.core import lock, model_spec, shard, tables, view_spec
 from nlzoo.core.errors import UsageError
 from nlzoo.networks import checkpoint, model
+from nlzoo.videos import video
 
 BAD = "b/broken.mp4"
 
@@ -133,6 +136,29 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path, monkeypatch):
     assert many < few + 300_000 and held > 1_000_000, (few, many, held)
     assert len(load_file(tmp_path / "f.safetensors")["features"]) == 1500
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1501
+
+
+def test_predictions_of_shards_are_measured_as_if_the_videos_were(net, here, tmp_path, monkeypatch):
+    monkeypatch.chdir(here)
+    alone = nlzoo.evaluate(net, "videos", device="cpu")
+    for number in (1, 2):
+        nlzoo.predict(net, "videos", out=tmp_path / "out.jsonl", device="cpu", shard=f"{number}/2")
+    monkeypatch.setattr(video, "read_frames", None)
+    pattern = tmp_path / "out-*-of-00002.jsonl"
+    done = nlzoo.evaluate(net, "videos", device="cpu", predicted=pattern)
+    assert done.figures == alone.figures and done.skipped == alone.skipped
+    other = copy.deepcopy(net)
+    other.spec = dataclasses.replace(net.spec, classes=("b", "c"))
+    refused = [
+        ({"model": other, "classes": "shared"}, "has answers of another model"),
+        ({"predicted": tmp_path / "out-00001-of-00002.jsonl"}, "have no prediction, the first b/"),
+        ({"predicted": "none-*.jsonl"}, "there is no file none"),
+        ({"control": True}, "without --control"),
+    ]
+    for changed, words in refused:
+        asked = {"model": net, "videos": "videos", "device": "cpu", "predicted": pattern} | changed
+        with pytest.raises(UsageError, match=words):
+            nlzoo.evaluate(**asked)
 
 
 # --- ranks
