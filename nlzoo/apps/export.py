@@ -24,7 +24,7 @@ from ..core.bounds import one_of
 from ..core.errors import DiskError, NlzooError, UsageError
 from ..core.model_spec import POOLS, ModelSpec
 from ..core.progress import Stages, no_stages
-from ..core.text import printable
+from ..core.text import counted, printable
 from ..networks import card, checkpoint, download, zoo
 from ..networks import model as models
 from ..networks.model import relative_error
@@ -37,6 +37,10 @@ from .portable import network_nlzoo
 FORMATS = ("onnx", "torch", "transformers", "timm")
 FOLDER = Path("exports")  # default output, in the working folder
 MOST_ERROR = 1e-4  # relative, of an export in float32; rounding alone gives about 1e-6
+MOST_FRAMES, MOST_SIZE = (
+    32,
+    256,
+)  # of the clips that it is compared on: an exported graph may hold all pairs of positions
 _CPU = torch.device("cpu")
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 _PORTABLE = Path(__file__).with_name("portable")
@@ -104,7 +108,7 @@ def in_words(done: Exported) -> str:
         key = {"top1": "top-1", "map": "mAP"}[done.validation["figure"]]
         after, before, videos = (done.validation[name] for name in ("exported", "original", "videos"))
         lines.append(f"{key} on {videos} validation videos {after:.3f}, of the original {before:.3f}")
-    takes = f"takes clips of {done.least_frames} frames or more, {done.least_size} pixels or more"
+    takes = f"takes clips of {counted(done.least_frames, 'frame')} or more, {done.least_size} pixels or more"
     rows = [f"  {file['path']:24} {file['bytes']:>13,} bytes" for file in done.files]
     return "\n".join([*lines, takes, f"wrote {printable(done.folder)}", *rows])
 
@@ -219,8 +223,9 @@ def shapes(spec: ModelSpec) -> list[list[int]]:
     """Of the clips that an export is compared on: the network's own, and two of other batch, frames and size."""
     frames, size = smallest(spec)
     clip = spec.clip
-    own, other = max(clip.frames, frames), max(clip.frames // 2 + 1, frames)
-    side = max(size, clip.size)
+    count = min(clip.frames, MOST_FRAMES)
+    own, other = max(count, frames), max(count // 2 + 1, frames)
+    side = max(size, min(clip.size, MOST_SIZE))
     return [[1, 3, own, side, side], [2, 3, other, size, 2 * size], [3, 3, own + 3, 2 * size, size]]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UsageError
-from ..networks.inflate import InflatedConv3d
+from ..networks.inflate import LAYER, InflatedConv3d
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
 
@@ -26,7 +26,7 @@ def flatten(net: Network) -> tuple[dict[str, Tensor], bool]:
     for name, module in net.named_modules():
         if isinstance(module, NonLocalBlock):
             if not _is_identity(module):
-                raise _not_flat(f"the non-local block {name} has been trained")
+                raise _not_flat(f"the non-local block {_paper(name)} has been trained")
             tensors = {key: value for key, value in tensors.items() if not key.startswith(f"{name}.")}
         elif isinstance(module, InflatedConv3d):
             weight, alone = _flat_kernel(name, module)
@@ -44,12 +44,17 @@ def _flat_kernel(name: str, conv: InflatedConv3d) -> tuple[Tensor, bool]:
         return middle.clone(), True
     if conv.replicate and all(torch.equal(tap, middle) for tap in kernel.unbind(2)):
         return middle * taps, False
-    raise _not_flat(f"the temporal kernel {name} has been trained")
+    raise _not_flat(f"the temporal kernel {_paper(name)} has been trained")
 
 
 def _is_identity(block: NonLocalBlock) -> bool:
     last: Mapping[str, Tensor] = dict((block.bn if block.norm == "bn" else block.w_z).named_parameters())
     return not any(value.any() for value in last.values())
+
+
+def _paper(name: str) -> str:
+    """`res3.nl1` of `layer2.nl1`."""
+    return next((name.replace(layer, stage, 1) for stage, layer in LAYER.items() if name.startswith(layer)), name)
 
 
 def _not_flat(reason: str) -> UsageError:

@@ -5,7 +5,9 @@ milliseconds, has no shape of an example in it and none but operators that every
 what it computes with the network.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from ..core.errors import WeightsError
+from ..core.errors import NlzooError, WeightsError
 from ..core.model_spec import ModelSpec
 from .portable import network_nlzoo as plain
 
@@ -64,7 +66,11 @@ def quantize(file: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(file, file, weight_type=QuantType.QUInt8)
+    logging.disable(logging.WARNING)  # it recommends a step that is for graphs of other exporters
+    try:
+        quantize_dynamic(file, file, weight_type=QuantType.QUInt8)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class Session(nn.Module):
@@ -76,10 +82,22 @@ class Session(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        with _in_words():
+            self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.session.run([OUTPUT], {INPUT: clips.contiguous().numpy()})[0])
+        with _in_words():
+            return torch.from_numpy(self.session.run([OUTPUT], {INPUT: clips.contiguous().numpy()})[0])
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """An error of onnxruntime's, whose kinds have nothing in common, as one of ours."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())[:300]
+        raise NlzooError(f"onnxruntime {onnxruntime.__version__} cannot run the exported network: {reason}") from error
 
 
 class _Writer:

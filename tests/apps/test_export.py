@@ -327,7 +327,7 @@ def test_what_has_learnt_in_time_stays_three_dimensional(tmp_path):
         assert not list(tmp_path.iterdir())
 
     c2d = Inflation("c2d")
-    refused(network(c2d), "the non-local block layer2.nl1 has been trained")
+    refused(network(c2d), "the non-local block res3.nl1 has been trained")
     spec = ModelSpec("tiny", c2d, (), CLIP, NAMES, 3)
     assert export.export(randomised(model.build(spec)), "timm", tmp_path / "flat").error < 1e-5
     shutil.rmtree(tmp_path / "flat")

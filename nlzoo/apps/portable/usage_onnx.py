@@ -14,15 +14,17 @@ import numpy as np
 import onnxruntime
 
 
-def clip_of(video: str, frames: int, stride: int, size: int) -> np.ndarray:
-    """uint8 (T, S, S, 3): `frames` frames of the middle, `stride` apart, or with stride 0 spread over the video."""
+def clip_of(video: str, frames: int, stride: int | None, fps: float | None, size: int) -> np.ndarray:
+    """uint8 (T, S, S, 3): frames of the middle, `stride` apart (at `fps`), else spread over the video."""
     with av.open(video) as container:
         total = sum(1 for _ in container.decode(video=0))
-    length = (frames - 1) * stride + 1
+        rate = float(container.streams.video[0].average_rate or 25)
+    step = (stride or 0) * (rate / fps if fps else 1.0)
+    length = round((frames - 1) * step) + 1
     if not stride or length > total:
         picked = ((np.arange(frames) + 0.5) * total / frames).astype(int)
     else:
-        picked = (total - length) // 2 + stride * np.arange(frames)
+        picked = (total - length) // 2 + np.round(step * np.arange(frames)).astype(int)
     wanted = set(picked.tolist())
     with av.open(video) as container:
         numbered = enumerate(container.decode(video=0))
@@ -41,8 +43,8 @@ def main(video: str, top: int = 5) -> None:
     """Prints the likeliest classes of a video."""
     session = onnxruntime.InferenceSession(str(Path(__file__).with_name("model.onnx")))
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    pixels = clip_of(video, about["frames"], about["stride"] or 0, about["size"]) / 255
-    clip = ((pixels - about["mean"]) / about["std"]).transpose(3, 0, 1, 2)[None].astype(np.float32)
+    pixels = clip_of(video, *(about[key] for key in ("frames", "stride", "fps", "size")))
+    clip = ((pixels / 255 - about["mean"]) / about["std"]).transpose(3, 0, 1, 2)[None].astype(np.float32)
     logits = session.run(["logits"], {"clips": clip})[0][0].astype(np.float64)
     scores = 1 / (1 + np.exp(-logits)) if about["multi_label"] else np.exp(logits - logits.max())
     scores = scores if about["multi_label"] else scores / scores.sum()
