@@ -247,7 +247,7 @@ def _refuse_splits_as_classes(root: Path, labelled: list[Item]) -> None:
 def _named_error(where: str, splits: list[str], others: list[str]) -> VideoError:
     """The error for folders that are named like splits, with what was probably meant."""
     unknown = [name for name in splits if name.lower() not in SPLITS]
-    advice = [f"rename {quoted(unknown)} to train, val or test"] if unknown else []
+    advice = [f"rename {quoted(unknown)} to train, val or test, or move it away"] if unknown else []
     if others:
         advice.append(f"move {quoted(others)} away, or name it train, val or test")
     if not advice:

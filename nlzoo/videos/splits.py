@@ -196,6 +196,12 @@ def doubts(items: Sequence[Item], val: str, rule: Rule) -> list[str]:
         sentences.append(
             f"{both} groups of clips are on both sides of the split that was given: its figures will flatter"
         )
+    trained = {label for item in items if item.split == TRAIN for label in item.labels}
+    if unseen := sorted(trained - {label for item in held for label in item.labels}):
+        sentences.append(
+            f"{counted(len(unseen), 'class has', 'classes have')} no video to validate on: {quoted(unseen, 3)}; "
+            "the figures leave that out"
+        )
     share = None if rule.code == "given" else _share(val)
     total = sum(item.split != TEST for item in items)
     if share and abs(len(held) - share * total) > _tolerance(share * total):

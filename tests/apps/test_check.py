@@ -131,7 +131,7 @@ def test_parts_of_one_file_are_no_copies_and_several_labels_no_conflict(folder):
     assert result.classes["a"].seconds[0] == pytest.approx(0.08)
     shutil.copy(root / "b" / "0.mp4", root / "b" / "copy.mp4")
     (root / "list.csv").write_text("path,label\nb/0.mp4,a;b\nb/copy.mp4,b\na/1.mp4,a\n")
-    assert kinds(report(root / "list.csv")) == {"duplicates", "few"}
+    assert kinds(report(root / "list.csv")) == {"duplicates", "few", "split"}
 
 
 def test_a_part_outside_its_video_is_skipped(folder):

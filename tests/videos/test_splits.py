@@ -218,6 +218,10 @@ def test_what_is_doubtful_of_a_split(seed):
     assert splits.doubts(result, "0.25", rule) == [
         "2 groups of clips are on both sides of the split that was given: its figures will flatter"
     ]
+    alone = [*given, *(Item(f"{n}.mp4", (f"only{n}",), f"g{n}", splits.TRAIN) for n in range(4))]
+    assert splits.doubts(alone, "0.25", rule)[1:] == [
+        "4 classes have no video to validate on: 'only0', 'only1', 'only2' and 1 more; the figures leave that out"
+    ]
 
 
 def test_groups_whose_names_hold_commas_can_be_named():
