@@ -35,7 +35,6 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="nlzoo",
     cls=_Commands,
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

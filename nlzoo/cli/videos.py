@@ -104,7 +104,7 @@ def tell_scan(dataset: "scanning.Dataset") -> None:
     )
     for label in dataset.classes[:_CLASSES]:
         counts = " ".join(f"{clips[label, part]:6} {part}" for part in parts)
-        console.log(f"  {printable(label)[:40]:40} {counts}")
+        console.log(f"  {printable(label):40} {counts}")
     if len(dataset.classes) > _CLASSES:
         console.log(f"  … and {len(dataset.classes) - _CLASSES} more classes")
     train, held = (

@@ -1,6 +1,7 @@
 """Help that a person can use, and one kind of error for whatever is wrong with a command line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -106,6 +107,17 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     assert done.stdout.splitlines()[-1] == "[]" and "finetune" in done.stdout
 
 
+def test_a_shell_completes_commands_without_anything_heavy(tmp_path):
+    """What `--install-completion` writes asks so; a Tab must not take the seconds that torch does."""
+    code = (
+        "import sys; sys.argv = ['nlzoo']\nfrom nlzoo.cli import app as cli\n"
+        f"try: cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
+    )
+    env = os.environ | {"_NLZOO_COMPLETE": "complete_bash", "COMP_WORDS": "nlzoo pre", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True, env=env)
+    assert done.stdout.split() == ["prepare", "predict", "[]"]
+
+
 def test_the_list_needs_nothing_heavy(tmp_path):
     code = (
         "import sys; sys.argv = ['nlzoo', 'list']\nfrom nlzoo.cli import app as cli\n"
@@ -153,11 +165,18 @@ TORCH_FREE = [  # words, exit code, what stands in the output
     ("serve mm", 2, "did you mean m?"),
     ("info mm", 2, "did you mean m?"),
     ("push mm", 2, "did you mean m?"),
+    ("push m alice/a--b", 6, "for example nlzoo push weights/m alice/a-b"),
+    ("push alice/m m", 2, "nlzoo push m alice/m"),
+    ("push m --tag a..b", 2, "is not a name for a branch or a tag"),
+    ("pull alice/m --revision ../x", 2, "is not a name for a branch or a tag"),
+    ("import x.pth --labels nowhere.txt", 2, "nowhere.txt is no file"),
+    ("finetune v --freeze res9", 2, "res4, backbone"),
+    ("--show-completion bash", 0, "_NLZOO_COMPLETE"),
     *((f"{command} nowhere", 3, "nowhere does not exist") for command in ("eval m", "probe m", "check")),
     ("prepare nowhere out", 3, "nowhere does not exist"),
     ("eval m v --views 3", 2, "3"),
     ("predict m v --decoder vlc", 2, "there is no decoder"),
-    ("probe m v --val 3/2", 2, "is no share, fold or group"),
+    ("probe m v --val 3/2", 2, "is no share, fold, group or folder"),
     ("check v --val 2.5", 2, "is no share"),
     ("report nothing", 2, "is not a run"),
     ("import nl5-i3d-r5", 2, "neither a file nor a pretrained model"),
