@@ -191,7 +191,7 @@ def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
 class Decision:
     """A setting that was filled in, and why; kept in a run's config.json."""
 
-    code: str  # the setting: recipe, epochs, batch, lr, freeze, bn, precision, loss, augment, memory
+    code: str  # the setting: recipe, epochs, passes, batch, lr, baseline, ema, clip, freeze, bn, precision, loss, augment, memory
     value: str | int | float
     reason: str
 
@@ -267,7 +267,7 @@ def auto_recipe(
     ]
     if probed:
         decisions.append(
-            Decision("probe", recipe.probe, f"what fine-tuning must beat, for at most {PROBED:,} training clips")
+            Decision("baseline", "linear probe", f"which fine-tuning must beat, for at most {PROBED:,} training clips")
         )
     if recipe.ema:
         decisions.append(Decision("ema", recipe.ema, "single epochs of a small set jump"))

@@ -208,7 +208,7 @@ def test_the_loss_follows_the_labels():
             "small,passes=3,probe=baseline,ema=0.98",
             [
                 "passes: 3 (over the clips in an epoch, for about 600 steps at least)",
-                "probe: baseline (what fine-tuning must beat, for at most 1,000 training clips)",
+                "baseline: linear probe (which fine-tuning must beat, for at most 1,000 training clips)",
                 "batch: 4 (on cpu)",
                 "BatchNorm: trainable (",
                 "precision: fp32 (on a CPU)",
@@ -263,15 +263,15 @@ def test_what_is_chosen_where_nothing_was_asked(clips, batch, device, fresh, lon
     lines = list(map(str, decisions))
     assert all(any(w in line for line in lines) for w in words), lines
     codes = ["recipe", "epochs", "passes", "batch", "lr", "bn", "precision"]
-    codes += ["probe"] * (chosen.probe == "baseline") + ["ema"] * (chosen.ema > 0)
+    codes += ["baseline"] * (chosen.probe == "baseline") + ["ema"] * (chosen.ema > 0)
     assert [d.code for d in decisions] == codes
-    values = {d.code: d.value for d in decisions if d.code in ("epochs", "passes", "batch", "lr", "bn", "probe", "ema")}
+    values = {d.code: d.value for d in decisions if d.code in ("epochs", "passes", "batch", "lr", "bn", "ema")}
     assert values == {name: getattr(chosen, name) for name in values}
     several, decisions = recipe_spec.auto_recipe(clips, 5, batch, device, fresh, long, multi_label=True)
     assert several == recipe_spec.for_labels(chosen, True)
     assert str(decisions[-1]) == "loss: bce (a video may have several labels)"
     trained, decisions = recipe_spec.auto_recipe(clips, 5, batch, device, fresh, long, new_head=False)
-    assert trained == dataclasses.replace(chosen, probe="none") and "probe" not in [d.code for d in decisions]
+    assert trained == dataclasses.replace(chosen, probe="none") and "baseline" not in [d.code for d in decisions]
 
 
 # -- rates ------------------------------------------------------------------------------------------------------------
