@@ -241,7 +241,7 @@ def _callbacks() -> Iterator["Callbacks"]:
 
 def event_in_words(event: "Event") -> str:
     """A sentence or several lines; "" for what need not be said."""
-    from ..training import metrics
+    from ..training import learning_curve, metrics
 
     values = event.values
     if event.code == "planned":
@@ -250,6 +250,9 @@ def event_in_words(event: "Event") -> str:
     if event.code == "other_versions":
         changes = "; ".join(f"{key} {then} then, {now} now" for key, (then, now) in values["changed"].items())
         return f"the checkpoint was written by other versions ({changes}): the last bits may differ"
+    if event.code == "learning_curve":
+        curve = learning_curve.from_json(values)
+        return curve.text if curve else ""
     if event.code == "too_few":
         return metrics.too_few(**values)
     if event.code == "time_left":

@@ -191,7 +191,8 @@ def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
 class Decision:
     """A setting that was filled in, and why; kept in a run's config.json."""
 
-    code: str  # the setting: recipe, epochs, passes, batch, lr, baseline, ema, clip, freeze, bn, precision, loss, augment, memory
+    # the setting: recipe, epochs, passes, batch, lr, baseline, ema, clip, freeze, bn, precision, loss, augment, memory
+    code: str
     value: str | int | float
     reason: str
 

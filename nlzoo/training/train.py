@@ -183,7 +183,9 @@ def _probe(job: Job, dataset: scanning.Dataset) -> tuple[Epoch, dict[str, torch.
     line = _epoch_line(0, fitted.train_loss, figures, seconds, 0.0, len(fitted.train), failed)
     if job.run:
         if fitted.curve:
-            files.write_json(job.run / run_folder.CURVE, dataclasses.asdict(fitted.curve))
+            curve = dataclasses.asdict(fitted.curve)
+            files.write_json(job.run / run_folder.CURVE, curve)
+            job.callbacks.log(Event("learning_curve", curve))
         if "threshold" in figures:
             net.spec = dataclasses.replace(spec, threshold=figures["threshold"])
         _write_epoch(job, line, figures, net)
