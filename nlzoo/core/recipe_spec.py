@@ -243,14 +243,7 @@ def auto_recipe(
         bn="frozen" if settled else "train",
         epochs=max(MIN_EPOCHS, min(most, -(-CLIPS_SEEN // training_clips))),
     )
-    steps = recipe.epochs * -(-training_clips // recipe.batch)
-    probed = few and new_head and training_clips <= PROBED
-    recipe = dataclasses.replace(
-        recipe,
-        passes=max(1, round(STEPS / steps)) if few else 1,
-        probe="baseline" if probed else "none",
-        ema=EMA if few else 0.0,
-    )
+    recipe, more = _for_few(recipe, training_clips, new_head) if few else (recipe, [])
     rule = "by the square root of the batch" if recipe.optimizer == "adamw" else "in proportion to the batch"
     bn = "small sets learn nothing with it frozen" if few else "its statistics over 200 batches before a validation"
     if settled:
@@ -260,21 +253,30 @@ def auto_recipe(
     decisions = [
         Decision("recipe", preset, f"{training_clips} training clips of {classes} classes, {side} {LARGE_SET:,}"),
         Decision("epochs", recipe.epochs, f"for {training_clips} training clips on {device}"),
-        Decision("passes", recipe.passes, f"over the clips in an epoch, for about {STEPS} steps at least"),
         Decision("batch", recipe.batch, f"on {device}" if batch is None else GIVEN),
         Decision("lr", recipe.lr, f"{base.lr:g} for {base.batch} clips a step, {rule}"),
         Decision("bn", recipe.bn, bn),
         Decision("precision", *precision),
+        *more,
     ]
-    if probed:
-        decisions.append(
-            Decision("baseline", "linear probe", f"which fine-tuning must beat, for at most {PROBED:,} training clips")
-        )
-    if recipe.ema:
-        decisions.append(Decision("ema", recipe.ema, "single epochs of a small set jump"))
     if multi_label:
         decisions.append(Decision("loss", "bce", "a video may have several labels"))
     return recipe, decisions
+
+
+def _for_few(recipe: Recipe, training_clips: int, new_head: bool) -> tuple[Recipe, list[Decision]]:
+    """What a small set gets beside its preset (docs/training.md), and why."""
+    steps = recipe.epochs * -(-training_clips // recipe.batch)
+    passes = max(1, round(STEPS / steps))
+    decisions = [
+        Decision("passes", passes, f"over the clips in an epoch, for about {STEPS} steps at least"),
+        Decision("ema", EMA, "single epochs of a small set jump"),
+    ]
+    if not new_head or training_clips > PROBED:
+        return dataclasses.replace(recipe, passes=passes, ema=EMA), decisions
+    reason = f"which fine-tuning must beat, for at most {PROBED:,} training clips"
+    decisions.append(Decision("baseline", "linear probe", reason))
+    return dataclasses.replace(recipe, passes=passes, ema=EMA, probe="baseline"), decisions
 
 
 @dataclass(frozen=True)

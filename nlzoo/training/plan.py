@@ -15,6 +15,7 @@ from ..core.recipe_spec import (
     IMAGENET,
     LONG_CLIP,
     Decision,
+    Recipe,
     TrainConfig,
     auto_recipe,
     change_recipe,
@@ -133,26 +134,11 @@ def plan(
     num_classes, several = len(dataset.classes), dataset.multi_label
     long = frames >= LONG_CLIP
     auto, decisions = auto_recipe(total, num_classes, options.batch, kind, fresh, long, several, new_head)
-    if options.epochs is not None or "epochs=" in (options.recipe or ""):  # who says how often means the clips
-        auto = dataclasses.replace(auto, passes=1)
-        decisions = [decision for decision in decisions if decision.code != "passes"]
-    given = options.given()
-    if options.recipe:
-        recipe = change_recipe(for_labels(parse_recipe(options.recipe, auto), several), **given)
-        decisions = [Decision("recipe", str(recipe), GIVEN)]
-    else:
-        recipe = change_recipe(auto, **({"lr": auto.lr} | given))  # the automatic rate knows the batch already
-        decisions = [decision for decision in decisions if decision.code not in given]
-        decisions += [Decision(name, value, GIVEN) for name, value in given.items()]
-    workers = pool.default_workers(kind) if options.workers is None else options.workers
+    recipe, decisions = _as_asked(options, auto, decisions, several)
+    workers = pool.default_workers(kind)
     if options.tuned:
-        named = [name for name in ("precision", "compile") if f"{name}=" in (options.recipe or "")]
-        recipe, workers = tuning.tuned(recipe, workers, engine.device, named)
-        workers = workers if options.workers is None else options.workers
-        decisions.append(Decision("tuned", f"compile={recipe.compile}, workers={workers}", "measured by nlzoo bench"))
-        if "precision" not in named:
-            decisions = [d for d in decisions if d.code != "precision"]
-            decisions.append(Decision("precision", recipe.precision, "measured by nlzoo bench"))
+        recipe, workers, decisions = _as_tuned(options, recipe, workers, engine.device, decisions)
+    workers = workers if options.workers is None else options.workers
     kind_of_number = Decision("precision", *devices.precision(recipe, engine.device))
     decisions = [kind_of_number if (d.code, d.value) == ("precision", "auto") else d for d in decisions]
     changes, decision = augmentation(options.augment, total, dataset.classes)
@@ -170,6 +156,36 @@ def plan(
         world=engine.world,
     )
     return config, [*decisions, decision]
+
+
+def _as_asked(
+    options: FinetuneOptions, auto: Recipe, decisions: list[Decision], several: bool
+) -> tuple[Recipe, list[Decision]]:
+    """The automatic recipe with what the options change, and the decisions that are left."""
+    given = options.given()
+    if options.epochs is not None or "epochs=" in (options.recipe or ""):  # who says how often means the clips
+        auto = dataclasses.replace(auto, passes=1)
+        decisions = [decision for decision in decisions if decision.code != "passes"]
+    if options.recipe:
+        recipe = change_recipe(for_labels(parse_recipe(options.recipe, auto), several), **given)
+        return recipe, [Decision("recipe", str(recipe), GIVEN)]
+    recipe = change_recipe(auto, **({"lr": auto.lr} | given))  # the automatic rate knows the batch already
+    kept = [decision for decision in decisions if decision.code not in given]
+    return recipe, [*kept, *(Decision(name, value, GIVEN) for name, value in given.items())]
+
+
+def _as_tuned(
+    options: FinetuneOptions, recipe: Recipe, workers: int, device: torch.device, decisions: list[Decision]
+) -> tuple[Recipe, int, list[Decision]]:
+    """Recipe, workers and decisions with what `nlzoo bench` found and nobody named."""
+    named = [name for name in ("precision", "compile") if f"{name}=" in (options.recipe or "")]
+    recipe, workers = tuning.tuned(recipe, workers, device, named)
+    used = workers if options.workers is None else options.workers
+    tuned = Decision("tuned", f"compile={recipe.compile}, workers={used}", "measured by nlzoo bench")
+    if "precision" in named:
+        return recipe, workers, [*decisions, tuned]
+    kept = [decision for decision in decisions if decision.code != "precision"]
+    return recipe, workers, [*kept, tuned, Decision("precision", recipe.precision, "measured by nlzoo bench")]
 
 
 def augmentation(text: str | None, training_clips: int, classes: Sequence[str]) -> tuple[Augment, Decision]:

@@ -262,8 +262,8 @@ def test_what_is_chosen_where_nothing_was_asked(clips, batch, device, fresh, lon
     assert chosen == recipe_spec.parse_recipe(expected)
     lines = list(map(str, decisions))
     assert all(any(w in line for line in lines) for w in words), lines
-    codes = ["recipe", "epochs", "passes", "batch", "lr", "bn", "precision"]
-    codes += ["baseline"] * (chosen.probe == "baseline") + ["ema"] * (chosen.ema > 0)
+    codes = ["recipe", "epochs", "batch", "lr", "bn", "precision"]
+    codes += ["passes", "ema"] * (clips < 50_000) + ["baseline"] * (chosen.probe == "baseline")
     assert [d.code for d in decisions] == codes
     values = {d.code: d.value for d in decisions if d.code in ("epochs", "passes", "batch", "lr", "bn", "ema")}
     assert values == {name: getattr(chosen, name) for name in values}
