@@ -68,7 +68,7 @@ def test_the_examples_are_commands_that_there_are(name):
     "words, message, hint",
     [
         (["fintune", "videos"], "there is no command 'fintune'", "did you mean finetune?"),
-        (["xyzzy"], "there is no command 'xyzzy'", "the commands: inflate, import, list, info, check, prepare"),
+        (["xyzzy"], "there is no command 'xyzzy'", "the commands: inflate, import, list, info, export, check, prepare"),
         (["finetune", "v", "--epoch", "3"], "no such option: --epoch", "did you mean --epochs"),
         (["predict", "--xyzzy"], "no such option: --xyzzy", "nlzoo predict --help"),
         (["--xyzzy"], "no such option: --xyzzy", "nlzoo --help"),
