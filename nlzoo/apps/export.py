@@ -107,7 +107,7 @@ def in_words(done: Exported) -> str:
     if done.validation:
         key = {"top1": "top-1", "map": "mAP"}[done.validation["figure"]]
         after, before, videos = (done.validation[name] for name in ("exported", "original", "videos"))
-        lines.append(f"{key} on {videos} validation videos {after:.3f}, of the original {before:.3f}")
+        lines.append(f"{key} on {counted(videos, 'validation video')} {after:.3f}, of the original {before:.3f}")
     takes = f"takes clips of {counted(done.least_frames, 'frame')} or more, {done.least_size} pixels or more"
     rows = [f"  {file['path']:24} {file['bytes']:>13,} bytes" for file in done.files]
     return "\n".join([*lines, takes, f"wrote {printable(done.folder)}", *rows])

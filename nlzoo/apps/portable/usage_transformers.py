@@ -1,6 +1,6 @@
 """The classes of a video by the model in this folder, in transformers: python usage.py VIDEO
 
-pip install "transformers>=5.12" torch torchvision av pillow
+pip install "transformers>=5.24" torch torchvision av pillow
 """
 
 import sys
