@@ -28,22 +28,15 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
     tree = _tree(root)
     layout = _layout(root, tree.videos)
     labelled, outside = _labelled(tree, layout)
-    bare = [entry for entry in outside if entry.code == items.PICTURES]
     labels = {item.labels[0] for item in labelled}
-    found = _lists_in(root)
-    if found and len(labels) < 2:
+    if found := _lists_instead(root, layout, labels):
         return lists.read(root, found, classes)
-    described = not found and _metadata_in(root)
-    if described:
-        return lists.read(root, described, classes)
-    if found and not layout:
-        raise _two_ways(root, labels, found)
     if not labelled:
         raise _nothing_in(root, tree)
     if not layout and not classes:
         _refuse_splits_as_classes(root, labelled)
     items.refuse_clashes(root, labels)
-    lost = _lost(tree, layout, labels, bare)
+    lost = _lost(tree, layout, labels, outside)
     names_lost = {entry.path for entry in lost}
     there = labels | names_lost
     chosen = items.choose(root, classes, there) or there
@@ -57,6 +50,18 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
         levels=levels,
         lost=tuple(entry for entry in lost if entry.path in chosen),
     )
+
+
+def _lists_instead(root: Path, layout: dict[str, str], labels: set[str]) -> list[tuple[Path, str]]:
+    """`[(file, split)]` of the lists that say what the folders do not. Raises `VideoError` where both say it."""
+    found = _lists_in(root)
+    if not found:
+        return _metadata_in(root)
+    if len(labels) < 2:
+        return found
+    if not layout:
+        raise _two_ways(root, labels, found)
+    return []
 
 
 def _tree(root: Path) -> Tree:
@@ -154,11 +159,12 @@ def _metadata_in(root: Path) -> list[tuple[Path, str]]:
 # --- what contributes nothing
 
 
-def _lost(tree: Tree, layout: dict[str, str], labels: set[str], bare: list[Skipped]) -> list[Skipped]:
-    """Class folders without a video of their own; `bare` are those with pictures directly in them."""
+def _lost(tree: Tree, layout: dict[str, str], labels: set[str], outside: list[Skipped]) -> list[Skipped]:
+    """Class folders without a video of their own, also those with pictures directly in them, which are `outside`."""
     levels = 2 if layout else 1
     endings = tree.endings(levels)
     folders: dict[str, list[str]] = defaultdict(list)  # label → its folders
+    bare = [entry for entry in outside if entry.code == items.PICTURES]
     unreadable = {entry.path: entry for entry in (*bare, *tree.links, *tree.closed)}
     for path in {*tree.folders, *unreadable}:
         parts = path.split("/")
