@@ -141,6 +141,15 @@ def series(path: str) -> tuple[Series, np.ndarray]:
 
     Optical flow beside the frames is left out (`flow_x_00001.jpg`).
     """
+    prefix, suffix, texts = _alone(path)
+    there = np.array(sorted(_numbers(path, prefix, suffix, texts)), np.int64)
+    places = there - there[0]
+    step = int(np.gcd.reduce(places)) or 1
+    return Series(prefix, min(map(len, texts)), suffix, int(there[0]), step), places // step
+
+
+def _alone(path: str) -> tuple[str, str, list[str]]:
+    """Prefix, suffix and numbers, as they are written, of the one series of a folder. Raises `VideoError`."""
     found = _by_name(path)
     frames = {key: numbers for key, numbers in found.items() if not _FLOW.fullmatch(key[0].strip("_-. "))} or found
     if not frames:
@@ -151,6 +160,11 @@ def series(path: str) -> tuple[Series, np.ndarray]:
         names = [f"{prefix}*{suffix}" for prefix, suffix in sorted(frames)]
         raise VideoError(f"holds {len(names)} series of pictures: {quoted(names, 3)}", "keep one in the folder", path)
     ((prefix, suffix), texts) = frames.popitem()
+    return prefix, suffix, texts
+
+
+def _numbers(path: str, prefix: str, suffix: str, texts: list[str]) -> list[int]:
+    """The numbers. Raises `VideoError` where one is there twice, or where they are written in several ways."""
     numbers = {int(text): text for text in texts}
     if len(numbers) < len(texts):
         twice = next(text for text in texts if numbers[int(text)] != text)
@@ -161,10 +175,7 @@ def series(path: str) -> tuple[Series, np.ndarray]:
     if odd:
         both = quoted([f"{prefix}{min(texts, key=len)}{suffix}", f"{prefix}{odd}{suffix}"])
         raise VideoError(f"numbers its pictures in several ways: {both}", "rename them alike", path)
-    there = np.array(sorted(numbers), np.int64)
-    places = there - there[0]
-    step = int(np.gcd.reduce(places)) or 1
-    return Series(prefix, width, suffix, int(there[0]), step), places // step
+    return list(numbers)
 
 
 def _by_name(path: str) -> dict[tuple[str, str], list[str]]:
