@@ -47,42 +47,42 @@ def push(
 
     if repo and repo_id and repo != repo_id:
         raise UsageError(f"two names for one push: {repo_id!r} and --repo {repo!r}", "leave one of them out")
-    if space and revision:
-        raise UsageError("a Space shows what is on main: --space goes without --revision", "push it a second time")
-    if space and to != "nlzoo":
-        raise UsageError(f"a Space runs nlzoo: --space goes without --to {to}", "push it a second time")
+    if space:
+        _refuse_beside_space(revision, to)
     repo = repo or repo_id
     _refuse_swapped(model, repo)
     folder = download.locate(model) if model else zoo.newest_run()
 
     from ..apps import hub
 
-    in_run = folder.name in ("best", "last")
-    repo = repo or (folder.parent.name if in_run else folder.name)
-    hub.refuse_name(repo, f"nlzoo push {shlex.quote(str(folder.parent if in_run else folder))} ")
+    run = _run_of(folder)
+    repo = repo or run.name
+    hub.refuse_name(repo, f"nlzoo push {shlex.quote(str(run))} ")
     doubts = _doubts(folder)
     for doubt in doubts:
         console.warn(doubt)
-    on_branch = {"revision": revision, "tag": tag}
     kinds: dict[str, Callable[..., Pushed]] = {"model": partial(hub.push, revision=revision, tag=tag, to=to)}
     kinds |= {"space": hub.push_space} if space else {}
     plans = {kind: send(folder, repo, private, dry_run=True) for kind, send in kinds.items()}
-    for kind, plan in plans.items():
-        console.log(_plan_in_words(folder, _NAMES[kind], plan, private, on_branch if kind == "model" else {}))
+    _tell_plans(folder, plans, private, {"revision": revision, "tag": tag})
     if dry_run:
         return console.result(_as_json(plans), "nothing was sent (--dry-run)")
     if not yes:
         _confirm("send it?", *(f"{doubt}; send it all the same?" for doubt in doubts))
-    done = {}
-    for kind, send in kinds.items():
-        console.log(f"sending the {_NAMES[kind]} {repo} to the Hub")
-        done[kind] = send(folder, repo, private)
-        repo = done[kind].repo
-    sent = [f"{pushed.url}\n{pushed.uploaded_bytes:,} bytes sent" for pushed in done.values()]
-    fetched = f"nlzoo pull {repo} --revision {tag or revision}" if tag or revision else f"nlzoo.load({repo!r})"
-    if to == "transformers":
-        fetched = f'pipeline("video-classification", model="{repo}", trust_remote_code=True)'
-    console.result(_as_json(done), "\n".join([*sent, f"load it with: {fetched}"]))
+    done = _send(kinds, folder, repo, private)
+    console.result(_as_json(done), _sent_in_words(done, tag or revision, to))
+
+
+def _refuse_beside_space(revision: str | None, to: str) -> None:
+    if revision:
+        raise UsageError("a Space shows what is on main: --space goes without --revision", "push it a second time")
+    if to != "nlzoo":
+        raise UsageError(f"a Space runs nlzoo: --space goes without --to {to}", "push it a second time")
+
+
+def _run_of(folder: Path) -> Path:
+    """The run whose model this is, or else the folder itself."""
+    return folder.parent if folder.name in ("best", "last") else folder
 
 
 def _refuse_swapped(model: str | None, repo: str | None) -> None:
@@ -103,13 +103,18 @@ def _doubts(folder: Path) -> list[str]:
     """Why somebody may not want to publish this model, as sentences."""
     from ..networks import zoo
 
-    doubts = []
-    if folder.name in ("best", "last") and zoo.is_unfinished(folder.parent):
-        doubts.append(f"the run {printable(folder.parent)} is unfinished: this is its best model so far")
+    doubts, run = [], _run_of(folder)
+    if run != folder and zoo.is_unfinished(run):
+        doubts.append(f"the run {printable(run)} is unfinished: this is its best model so far")
     spec = zoo.read_spec(folder)
     if spec.inflation.init != "imported" and not spec.classes:
         doubts.append(f"{printable(folder)} has never been trained on videos")
     return doubts
+
+
+def _tell_plans(folder: Path, plans: dict[str, "Pushed"], private: bool, on_branch: dict[str, str | None]) -> None:
+    for kind, plan in plans.items():
+        console.log(_plan_in_words(folder, _NAMES[kind], plan, private, on_branch if kind == "model" else {}))
 
 
 def _plan_in_words(folder: Path, kind: str, plan: "Pushed", private: bool, where: dict[str, str | None]) -> str:
@@ -126,6 +131,26 @@ def _confirm(*questions: str) -> None:
     for question in questions:
         if not typer.confirm(question, err=True):
             raise typer.Exit(0)
+
+
+def _send(kinds: dict[str, Callable[..., "Pushed"]], folder: Path, repo: str, private: bool) -> dict[str, "Pushed"]:
+    """One after another, the later ones to the user/name that the Hub gave the first."""
+    done = {}
+    for kind, send in kinds.items():
+        console.log(f"sending the {_NAMES[kind]} {repo} to the Hub")
+        done[kind] = send(folder, repo, private)
+        repo = done[kind].repo
+    return done
+
+
+def _sent_in_words(done: dict[str, "Pushed"], version: str | None, to: str) -> str:
+    """Where each went, and how the model is loaded: `version` is its tag or branch, None for main."""
+    sent = [f"{pushed.url}\n{pushed.uploaded_bytes:,} bytes sent" for pushed in done.values()]
+    repo = list(done.values())[-1].repo
+    fetched = f"nlzoo pull {repo} --revision {version}" if version else f"nlzoo.load({repo!r})"
+    if to == "transformers":
+        fetched = f'pipeline("video-classification", model="{repo}", trust_remote_code=True)'
+    return "\n".join([*sent, f"load it with: {fetched}"])
 
 
 def _as_json(pushed: dict[str, "Pushed"]) -> dict:
