@@ -8,7 +8,7 @@ import copy
 import glob
 import os
 import shlex
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
@@ -307,12 +307,8 @@ def evaluate(
         figures["control"] = compared
     if out and engine.main:
         tables.write(Path(out), as_rows(made, names, dataset.skipped))
+    notes = [*model_notes(net, folder), *scanning.left_out(dataset), *_notes_of_training(folder, lists)]
     left_out = len(_items(dataset)) - len(items)
-    notes = [*model_notes(net, folder), *scanning.left_out(dataset)]
-    gone = sum(len(found.skipped) for found in lists)
-    if gone or (folder and provenance.run_of(folder) and not lists):
-        which = counted(gone, "video") if lists else "the videos"
-        notes.append(f"{which} of the model's run cannot be found: copies of them are not recognised here")
     if left_out:
         notes.append(f"left out {counted(left_out, 'video')} of classes that the model does not know")
     return Evaluation(figures, made, skipped, tuple(notes))
@@ -344,25 +340,13 @@ def read_predictions(found: Sequence[Path], root: Path, items: Sequence[Item], n
     position = {os.path.abspath(root / item.path): number for number, item in enumerate(items)}
     scores = np.full((len(items), len(names)), np.nan)
     reasons: dict[int, str] = {}
-    for file in found:
-        for row in tables.read_lines(file):
-            number = position.get(os.path.abspath(row["path"]))
-            if number is None:
-                continue
-            if "error" in row:
-                reasons[number] = row["error"]
-                continue
-            if {key for key in row if key.startswith("p:")} != {f"p:{name}" for name in names}:
-                raise UsageError(f"{printable(file)} has answers of another model", "name the model that gave them")
-            scores[number] = [row[f"p:{name}"] for name in names]
+    for number, answer, reason in _answers(found, position, names):
+        if answer is None:
+            reasons[number] = reason
+        else:
+            scores[number] = answer
     good = ~np.isnan(scores).any(1)
-    missing = [item for number, item in enumerate(items) if not good[number] and number not in reasons]
-    if missing:
-        count = counted(len(missing), "video")
-        raise UsageError(
-            f"{count} of {len(items):,} have no prediction, the first {printable(missing[0].path)}",
-            "is a shard missing? nlzoo predict on the same videos, with --shard K/N for each K",
-        )
+    _refuse_unanswered(items, good, reasons)
     if not good.any():
         raise VideoError(f"none of the {len(items)} videos to evaluate on could be read", "nlzoo check shows why")
     bad = [
@@ -371,6 +355,33 @@ def read_predictions(found: Sequence[Path], root: Path, items: Sequence[Item], n
         if not good[number]
     ]
     return Predictions(tuple(item for item, known in zip(items, good) if known), scores[good], bad)
+
+
+def _answers(found: Sequence[Path], position: Mapping[str, int], names: Sequence[str]) -> Iterator[Row]:
+    """The lines of videos in `position`, which has their indices by path, as rows. Raises `UsageError`."""
+    columns = [f"p:{name}" for name in names]
+    for file in found:
+        for row in tables.read_lines(file):
+            number = position.get(os.path.abspath(row["path"]))
+            if number is None:
+                continue
+            if "error" in row:
+                yield number, None, row["error"]
+                continue
+            if {key for key in row if key.startswith("p:")} != {*columns}:
+                raise UsageError(f"{printable(file)} has answers of another model", "name the model that gave them")
+            yield number, np.array([row[column] for column in columns], float), ""
+
+
+def _refuse_unanswered(items: Sequence[Item], good: np.ndarray, reasons: Mapping[int, str]) -> None:
+    """Raises `UsageError` where an item has neither scores (`good`) nor a reason why there are none."""
+    missing = [item for number, item in enumerate(items) if not good[number] and number not in reasons]
+    if missing:
+        count = counted(len(missing), "video")
+        raise UsageError(
+            f"{count} of {len(items):,} have no prediction, the first {printable(missing[0].path)}",
+            "is a shard missing? nlzoo predict on the same videos, with --shard K/N for each K",
+        )
 
 
 def open_network(
@@ -473,6 +484,14 @@ def _without_training_videos(
     if others:
         figures = metrics.full(made.scores[~seen], others, names, spec.multi_label, spec.label_threshold)
     return {"trained_on": int(seen.sum()), "others": figures}
+
+
+def _notes_of_training(folder: Path | None, lists: Sequence[listing.Listing]) -> Iterator[str]:
+    """Whether copies of the videos that trained the model may be among those of `_without_training_videos`."""
+    gone = sum(len(found.skipped) for found in lists)
+    if gone or (folder and provenance.run_of(folder) and not lists):
+        which = counted(gone, "video") if lists else "the videos"
+        yield f"{which} of the model's run cannot be found: copies of them are not recognised here"
 
 
 def model_notes(net: Network, folder: Path | None) -> Iterator[str]:
