@@ -104,15 +104,20 @@ def _chosen(repo: "Repo", state: "RepoState", folder: str) -> list[str]:
     chosen = sorted(file for file in below if _is_wanted(file))
     if any(os.path.splitext(file)[1].lower() in _MEDIA for file in chosen) or folder in chosen:
         return chosen
+    raise _nothing_in(repo, folder, below)
+
+
+def _nothing_in(repo: "Repo", folder: str, below: list[str]) -> HubError:
+    """What is wrong where none of the files below the folder is a video or a frame."""
     where = f"{folder} of {repo}" if folder else str(repo)
     if not below:
-        raise HubError(f"there is no {printable(where)} on the Hub", f"its files are at {repo.url}/tree/main")
+        return HubError(f"there is no {printable(where)} on the Hub", f"its files are at {repo.url}/tree/main")
     endings = Counter(os.path.splitext(file)[1].lower() or "no ending" for file in below).most_common(3)
     words = ", ".join(f"{number} {printable(ending)}" for ending, number in endings)
     hint = f"look at {repo.url}/tree/main"
     if any(file.lower().endswith(_ARCHIVES) for file in below):
         hint = f"hf download {repo.name} --repo-type dataset --local-dir FOLDER, unpack the archives there"
-    raise HubError(f"{where} has no files of videos or frames ({words})", hint)
+    return HubError(f"{where} has no files of videos or frames ({words})", hint)
 
 
 def _is_wanted(file: str) -> bool:
