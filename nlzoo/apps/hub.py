@@ -111,24 +111,28 @@ def _push(
     if not dry_run and "/" not in repo.name:
         repo = dataclasses.replace(repo, name=f"{hub_client.whoami()}/{repo.name}")
     contents = _exported(model, repo, exported) if exported else _contents(model, repo)
-    commit, sent = "", 0
-    if not dry_run:
-        state = _repository(repo, private)
-        tagged = _tagged(repo, tag)
-        if tagged and (tagged != state.commit or any(_difference(repo, contents, state))):
-            raise HubError(
-                f"{repo} has a tag {tag!r} already, of the commit {tagged}; nothing was uploaded", "give another --tag"
-            )
-        commit, sent = _commit(repo, contents, state, private)
-        if private and not hub_client.repo_state(repo).private:
-            raise HubError(
-                f"{repo} was made public during the push, and everybody can see its commit {commit}",
-                f"make it private again or delete it: {repo.url}/settings",
-            )
-        if tag and not tagged:
-            _tag(repo, tag, commit)
+    commit, sent = ("", 0) if dry_run else _upload(repo, contents, private, tag)
     listing = [{"path": name, "bytes": _size(content)} for name, content in contents.items()]
     return Pushed(repo.name, repo.url, commit, listing, sent)
+
+
+def _upload(repo: Repo, contents: Contents, private: bool, tag: str | None) -> tuple[str, int]:
+    """The commit that holds these files, with its tag, and how many bytes were sent for it. Raises `HubError`."""
+    state = _repository(repo, private)
+    tagged = _tagged(repo, tag)
+    if tagged and (tagged != state.commit or any(_difference(repo, contents, state))):
+        raise HubError(
+            f"{repo} has a tag {tag!r} already, of the commit {tagged}; nothing was uploaded", "give another --tag"
+        )
+    commit, sent = _commit(repo, contents, state, private)
+    if private and not hub_client.repo_state(repo).private:
+        raise HubError(
+            f"{repo} was made public during the push, and everybody can see its commit {commit}",
+            f"make it private again or delete it: {repo.url}/settings",
+        )
+    if tag and not tagged:
+        _tag(repo, tag, commit)
+    return commit, sent
 
 
 # --- names
