@@ -167,8 +167,6 @@ def predict(
 
 def _tell_predictions(rows: "Journal", options: "Options") -> None:
     """What was written, the rows as JSON, and what could not be read. Raises `typer.Exit` where there is such."""
-    from ..apps import predict as app
-
     failed = sum("error" in row for row in rows)
     good = len(rows) - failed
     if options.file and (good or not options.as_features):
@@ -178,18 +176,26 @@ def _tell_predictions(rows: "Journal", options: "Options") -> None:
         console.result({"features": str(options.file), "videos": good, "failed": errors})
     else:
         console.results(rows)
-    reasons, out = 0, options.file if not options.as_features else None  # a table has them too
+    reasons = _tell_reasons(rows, options.file if not options.as_features else None)  # a table has them too
+    if reasons:
+        parts = "windows" if options.windows else f"of {counted(len(rows), 'video')}"
+        console.warn(f"{reasons} {parts} could not be read")
+        raise typer.Exit(1 if good else 3)
+
+
+def _tell_reasons(rows: "Journal", out: Path | None) -> int:
+    """Why videos or windows could not be read; the first of them where the table `out` has all. Returns how many."""
+    from ..apps import predict as app
+
+    reasons = 0
     for row in rows:
         for reason in app.failures([row]):
             reasons += 1
             if reasons <= _REASONS or not out:
                 console.warn(reason)
-    if reasons:
-        if out and reasons > _REASONS:
-            console.warn(f"and {reasons - _REASONS:,} more: the column error of {printable(out)} has all")
-        parts = "windows" if options.windows else f"of {counted(len(rows), 'video')}"
-        console.warn(f"{reasons} {parts} could not be read")
-        raise typer.Exit(1 if good else 3)
+    if out and reasons > _REASONS:
+        console.warn(f"and {reasons - _REASONS:,} more: the column error of {printable(out)} has all")
+    return reasons
 
 
 def _print_prediction(top: int, row: dict) -> None:
