@@ -150,7 +150,7 @@ def _begin_with_probe(job: Job, dataset: scanning.Dataset) -> None:
     if job.engine.main:
         try:
             line, head = _probe(job, dataset)
-        except VideoError as error:  # training says whether it can go on
+        except (VideoError, DivergedError) as error:  # training says whether it can go on
             job.log("no_probe", reason=error.message)
     line, head = job.engine.broadcast((line, head))
     if line is None:
@@ -168,29 +168,28 @@ def _probe(job: Job, dataset: scanning.Dataset) -> tuple[Epoch, dict[str, torch.
 
     def look(done: int, total: int) -> None:
         job.callbacks.step(Step("features", done, total))
-        if job.stop.signal and job.engine.world == 1:  # other ranks would wait for this one
-            name = signal.Signals(job.stop.signal).name
-            raise Stopped(
-                f"stopped by {name} before the first step", "the same command starts again", 128 + job.stop.signal
-            )
+        if job.engine.world == 1:  # other ranks would wait for this one
+            _stop_if_asked(job)
 
     config, net, spec = job.config, job.net, job.net.spec
     before = {name: value.clone() for name, value in net.fc.state_dict().items()}
-    fitted = linear.fit_head(net, dataset, job.engine.device, config.workers, config.decoder, look)
-    made = fitted.predictions
-    figures = metrics.of_validation(made.scores, made.items, spec.classes, spec.multi_label)
-    failed, seconds = len(fitted.bad) + len(made.bad), time.monotonic() - began
-    line = _epoch_line(0, fitted.train_loss, figures, seconds, 0.0, len(fitted.train), failed)
-    if job.run:
-        if fitted.curve:
-            curve = dataclasses.asdict(fitted.curve)
-            files.write_json(job.run / run_folder.CURVE, curve)
-            job.callbacks.log(Event("learning_curve", curve))
-        if "threshold" in figures:
-            net.spec = dataclasses.replace(spec, threshold=figures["threshold"])
-        _write_epoch(job, line, figures, net)
-    head = {name: value.cpu().clone() for name, value in net.fc.state_dict().items()}
-    net.fc.load_state_dict(before)
+    try:
+        fitted = linear.fit_head(net, dataset, job.engine.device, config.workers, config.decoder, look)
+        made = fitted.predictions
+        figures = metrics.of_validation(made.scores, made.items, spec.classes, spec.multi_label)
+        failed, seconds = len(fitted.bad) + len(made.bad), time.monotonic() - began
+        line = _epoch_line(0, fitted.train_loss, figures, seconds, 0.0, len(fitted.train), failed)
+        if job.run:
+            if fitted.curve:
+                curve = dataclasses.asdict(fitted.curve)
+                files.write_json(job.run / run_folder.CURVE, curve)
+                job.callbacks.log(Event("learning_curve", curve))
+            if "threshold" in figures:
+                net.spec = dataclasses.replace(spec, threshold=figures["threshold"])
+            _write_epoch(job, line, figures, net)
+        head = {name: value.cpu().clone() for name, value in net.fc.state_dict().items()}
+    finally:
+        net.fc.load_state_dict(before)
     return line, head
 
 
@@ -256,13 +255,14 @@ def _chance(job: Job) -> float:
     return metrics.chance(spec.classes, job.train_clips.items, job.val_clips.items, spec.multi_label)
 
 
-def _stop_if_asked(job: Job, checkpoints: _Checkpoints) -> None:
-    """Saves, and raises `Stopped`, when a signal has come to any rank."""
+def _stop_if_asked(job: Job, checkpoints: _Checkpoints | None = None) -> None:
+    """Saves (`checkpoints`: None before the first), and raises `Stopped`, when a signal has come to any rank."""
     counts = job.engine.all_reduce_sum([job.stop.signal == number for number in SIGNALS])
     if not any(counts):
         return
     number = next(number for number, count in zip(SIGNALS, counts) if count)
-    checkpoints.save()
+    if checkpoints:
+        checkpoints.save()
     name, step = signal.Signals(number).name, job.progress.step
     job.note("stopped", signal=name)
     job.engine.wait()  # the launcher ends those that are left when the first has gone

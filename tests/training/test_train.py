@@ -567,7 +567,7 @@ def test_a_signal_while_the_head_is_fitted_stops_at_once(videos, tmp_path):
         if event.phase == "features" and event.done == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(Stopped, match="stopped by SIGTERM before the first step") as stopped:
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 0 of 2; all is saved in") as stopped:
         train.train(net, found, config, tmp_path / "run", Callbacks(step=stop))
     assert stopped.value.exit_code == 143
 
