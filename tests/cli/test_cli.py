@@ -485,7 +485,8 @@ def test_a_probe_is_a_model(nlzoo, trained):
         and 0 <= summary["top1"] <= 1
     ), err
     answers = json.loads(nlzoo("predict", summary["run"], "videos", "--json")[1])
-    assert sum("scores" in a for a in answers) == 8 and set(answers[0]["scores"]) == set(summary["classes"])
+    read = [answer for answer in answers if "scores" in answer]  # in the order of the names, where one is unreadable
+    assert len(read) == 8 and set(read[0]["scores"]) == set(summary["classes"])
     assert {p.name for p in Path(summary["run"]).iterdir()} - {".lock"} == {
         "best",
         "last",
