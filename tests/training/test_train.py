@@ -150,7 +150,7 @@ def test_mixed_and_repeated_views_train_and_repeat(videos, tmp_path):
     "classes, asked, flip, words",
     [
         (("turn left", "turn right"), None, False, "names a side"),
-        (("turn left", "x"), "flip=yes", True, "augment: light (given)"),
+        (("turn left", "x"), "flip=yes", True, "augment: light,colour=0.4,zoom_out=0.5 (given)"),
         (("open", "close"), None, True, "has a direction"),
         (("run", "sit"), None, True, "under 5,000"),
         (("run", "sit"), "strong,flip=no", False, "flip=no"),
