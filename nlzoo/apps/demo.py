@@ -74,7 +74,8 @@ def _train(name: str, videos: Path, log: Log) -> Result:
 
     def log_epoch(epoch: Epoch) -> None:
         figures = f"train loss {epoch.train_loss:.3f}, val top-1 {epoch.top1:.3f}"
-        log(f"epoch {epoch.epoch}/{EPOCHS}: {figures}")
+        name = f"epoch {epoch.epoch}/{EPOCHS}" if epoch.epoch else "linear probe of the start"
+        log(f"{name}: {figures}")
 
     run = new_run(name, named=False, root=FOLDER / "runs")
     options = {"name": run.name, "runs": run.parent, "epochs": EPOCHS, "lr": LR, "device": "cpu", **CLIP}
