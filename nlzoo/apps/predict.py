@@ -133,7 +133,7 @@ class Options:
 
     def fill_in(self, net: Network) -> None:
         """The views are the network's own where none were asked for."""
-        self.views = self.views or ViewSpec(net.spec.clip.clips)
+        self.views = self.views or net.spec.clip.views
 
     @property
     def together(self) -> int:

@@ -40,6 +40,11 @@ class ClipSpec:
                     "give --stride too, or omit --fps",
                 )
 
+    @property
+    def views(self) -> "ViewSpec":
+        """What a test shows of each video where no other views are asked for."""
+        return ViewSpec(self.clips)
+
     def __str__(self) -> str:
         step = f"every {self.stride}" if self.stride else "spread over the video"
         step += f" at {self.fps:g} fps" if self.fps else ""

@@ -287,7 +287,7 @@ def evaluate(
         dataset = scanning.scan(Path(videos), (), progress)
     items = _measurable(dataset, net, names, classes)
     engine.agree("the videos", items)
-    views = views or ViewSpec(net.spec.clip.clips)
+    views = views or net.spec.clip.views
     source = loader.Clips(dataset.root, items, net.spec.clip, views=views, decoder=decoder)
     workers = pool.default_workers(str(engine.device))
 

@@ -11,7 +11,7 @@ from ..core.text import printable
 from ..networks import hub_dataset, model, zoo
 from ..networks.network import Network
 from ..videos import listing, scanning
-from . import devices, dry_run, metrics, plan, run_folder, train, tuning
+from . import devices, dry_run, linear, metrics, plan, run_folder, train, tuning
 from . import engine as engines
 from .callbacks import Callbacks, Event, Step
 from .dry_run import Rehearsal
@@ -138,7 +138,7 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     dataset = dataset or scan()
     callbacks.dataset(dataset)
     span = plan.fit_span(net, options, dataset)
-    new_head = plan.fit_head(net, dataset)
+    new_head = linear.fit_classes(net, dataset)
     frames = net.spec.clip.frames
     config, decisions = plan.plan(dataset, str(videos), str(folder), options, engine, fresh, frames, new_head)
     if span:

@@ -72,13 +72,12 @@ def measure(
 ) -> Curve | None:
     """The curve of float features `(N, D)` of videos `items` with int `labels` `(N,)`.
 
-    None where it cannot be drawn: fewer than two groups with videos to train on, a fold without a second class, or more
+    None where it cannot be drawn: fewer than four groups, a fold without a second class, or more
     than `MOST_VIDEOS` videos.
     """
     from sklearn.model_selection import GroupKFold
 
-    groups = np.unique([item.group or item.path for item in items], return_inverse=True)[1]
-    count = int(groups.max(initial=-1)) + 1
+    groups, count = metrics.group_numbers(items), metrics.num_groups(items)
     if count < 4 or len(items) > MOST_VIDEOS:
         return None
     right = {share: np.zeros(len(items)) for share in SHARES}  # of each video, the share of the draws

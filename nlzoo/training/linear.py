@@ -77,12 +77,28 @@ def fit_head(
     return Fitted(strength, predictions, tuple(measured), train_loss, tuple(bad_train), curve)
 
 
+def fit_classes(net: Network, dataset: scanning.Dataset) -> bool:
+    """Gives `net` a fresh head where its own is for other classes, in place; whether it did.
+
+    A head for these classes keeps its parameters, which an optimiser may know.
+    """
+    if (net.spec.classes, net.spec.multi_label) == (dataset.classes, dataset.multi_label):
+        return False
+    set_head(net, dataset.classes, dataset.multi_label)
+    return True
+
+
 def classify(strength: float, features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """int answers for `test` (M, D) of a head that is fitted to features (N, D) and their labels."""
-    mean, scale = features.mean(0), features.std(0) + 1e-6
+    mean, scale = _scale(features)
     truth = np.eye(int(labels.max()) + 1)[labels]
     weights, biases = _head((features - mean) / scale, truth, strength, False)
     return ((test - mean) / scale @ weights.T + biases).argmax(1)
+
+
+def _scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (D,) that features (N, D) are standardised by; none is divided by 0."""
+    return features.mean(0), features.std(0) + 1e-6
 
 
 def _by_side(bad: Sequence[Skipped], held: set[str]) -> tuple[list[Skipped], list[Skipped]]:
@@ -94,10 +110,9 @@ def _set_fitted_head(
     net: Network, dataset: scanning.Dataset, features: np.ndarray, truth: np.ndarray, groups: Sequence[str]
 ) -> float:
     """Gives `net` the head that fits training features (N, D) best, in place; its C."""
-    mean, scale = features.mean(0), features.std(0) + 1e-6
+    mean, scale = _scale(features)
     strength, weights, biases = fit((features - mean) / scale, truth, groups, dataset.multi_label)
-    if (net.spec.classes, net.spec.multi_label) != (dataset.classes, dataset.multi_label):
-        set_head(net, dataset.classes, dataset.multi_label)  # of new parameters, which no optimiser knows
+    fit_classes(net, dataset)
     with torch.no_grad():
         net.fc.weight.copy_(torch.from_numpy(weights / scale))
         net.fc.bias.copy_(torch.from_numpy(biases - (weights / scale) @ mean))

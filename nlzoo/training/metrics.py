@@ -163,7 +163,7 @@ def full(
     and the `threshold` from which on a label was counted as predicted. The class predicted is the first of equals
     here.
     """
-    groups = _groups(items)
+    groups = group_numbers(items)
     figures: dict = {"videos": len(items), "groups": num_groups(items), **brief(scores, items, classes, multi_label)}
     truth = targets(items, classes)
     predicted = scores >= threshold if multi_label else np.eye(len(classes))[scores.argmax(1)] > 0
@@ -190,7 +190,7 @@ def interval(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], 
     None for fewer than `FEW_GROUPS` groups.
     """
     check_finite(scores, [item.path for item in items])
-    truth, groups = targets(items, classes), _groups(items)
+    truth, groups = targets(items, classes), group_numbers(items)
     if multi_label:
         return _bootstrap(groups, lambda weights: _mean_average_precision(scores, truth, weights), MAP_DRAWS)
     labels, answers = truth.argmax(1), scores.argmax(1)
@@ -208,7 +208,7 @@ def difference(
         check_finite(scores, [item.path for item in items])
     truth = targets(items, classes)
     if multi_label:
-        groups = _groups(items)
+        groups = group_numbers(items)
 
         def gain(weights: np.ndarray) -> float:
             return _mean_average_precision(one, truth, weights) - _mean_average_precision(other, truth, weights)
@@ -221,7 +221,7 @@ def difference(
 
 def mean_interval(values: np.ndarray, items: Sequence[Item]) -> Interval:
     """The 95 % interval of the mean of float `values` `(N,)`, one of each video; None below `FEW_GROUPS` groups."""
-    return _bootstrap(_groups(items), lambda weights: np.average(values, weights=weights))
+    return _bootstrap(group_numbers(items), lambda weights: np.average(values, weights=weights))
 
 
 def too_few(videos: int, groups: int) -> str:
@@ -326,7 +326,7 @@ def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float, list
     return error, [{"confidence": c, "accuracy": a, "videos": n} for c, a, n in rows]
 
 
-def _groups(items: Sequence[Item]) -> np.ndarray:
+def group_numbers(items: Sequence[Item]) -> np.ndarray:
     """int `(N,)`: the number of each item's group."""
     return np.unique([item.group or item.path for item in items], return_inverse=True)[1]
 

@@ -98,21 +98,14 @@ def fit_span(net: Network, options: FinetuneOptions, dataset: scanning.Dataset) 
     seconds = statistics.median(item.seconds for item in dataset.items)
     if asked or clip.stride is not None or net.spec.classes or seconds < LONG_VIDEO:
         return None
-    stride, length = max(1, SPAN // clip.frames), SPAN / RATE
+    stride = max(1, SPAN // clip.frames)
+    length = clip.frames * stride / RATE
     count = min(MOST_WINDOWS, math.ceil(seconds / length))
     net.spec = dataclasses.replace(
         net.spec, clip=dataclasses.replace(clip, stride=stride, fps=float(RATE), clips=count)
     )
     reason = f"half of the videos are {seconds:.0f} s or longer: spread over them, {clip.frames} frames miss movements"
     return Decision("clip", f"windows of {length:.1f} s; {count} of a video, averaged", reason)
-
-
-def fit_head(net: Network, dataset: scanning.Dataset) -> bool:
-    """Gives `net` a fresh head where its own is for other classes, in place; whether it did."""
-    if (net.spec.classes, net.spec.multi_label) == (dataset.classes, dataset.multi_label):
-        return False
-    model.set_head(net, dataset.classes, dataset.multi_label)
-    return True
 
 
 def plan(
@@ -127,7 +120,8 @@ def plan(
 ) -> tuple[TrainConfig, list[Decision]]:
     """The run's config, with what was not asked for filled in, and the decisions.
 
-    `fresh`: the network never saw a video; `frames`: of its clips; `new_head`: it was not trained for these classes.
+    `fresh`: the network never saw a video; `frames`: of its clips; `new_head`: its head was not trained for these
+    classes.
     """
     total = len(scanning.items_in(dataset, listing.TRAIN))
     kind = engine.device.type

@@ -216,13 +216,12 @@ def difference(run: Path, config: TrainConfig, spec: dict[str, Any], dataset: sc
     """What differs between the settings of the run at `run` and these, a line each. Raises `WeightsError`."""
     recorded = files.read_json(run / CONFIG)
     recorded = recorded if isinstance(recorded, dict) else {}
-    then: Any = {  # with the defaults of settings that are younger than the run
-        "train": dataclasses.asdict(train_config(recorded.get("train"))),
-        "model": to_json(from_json(recorded.get("model"), str(run / CONFIG))),
-    }
-    then = json.loads(json.dumps(then))
-    now = json.loads(json.dumps({"train": dataclasses.asdict(config), "model": spec}))
-    before, after = dict(_flat(then)), dict(_flat(now))
+    # read back, so that settings which are younger than the run have their defaults
+    begun = train_config(recorded.get("train")), to_json(from_json(recorded.get("model"), str(run / CONFIG)))
+    before, after = (
+        dict(_flat(json.loads(json.dumps({"train": dataclasses.asdict(train), "model": model}))))
+        for train, model in (begun, (config, spec))
+    )
     lines = [
         f"{key}: {_short(before.get(key))} then, {_short(after.get(key))} now"
         for key in sorted(before.keys() | after.keys())

@@ -60,7 +60,7 @@ class Clips:
     @property
     def test_views(self) -> ViewSpec:
         """What a test shows of each video."""
-        return self.views or ViewSpec(self.clip.clips)
+        return self.views or self.clip.views
 
     def shape(self, epoch: int) -> tuple[int, ...]:
         """Of what `read` gives: (V, T, S, S, 3); not for whole frames, which are of many shapes."""

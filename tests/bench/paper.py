@@ -10,9 +10,10 @@ finished there is not run again. Other words go to every `nlzoo finetune`. On GP
 
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
+
+from bench_recipe import nlzoo, option
 
 C2D = ("--arch", "c2d")
 PLAIN = (*C2D, "--nl", "none")
@@ -59,12 +60,6 @@ TABLES = {
 BASIC = {"5": "res3:1,res4:1", "10": "res3:2,res4:2", "1": "res4:1"}  # ResNet-18 has two residual blocks a stage
 
 
-def nlzoo(scratch, *words):
-    command = [sys.executable, "-m", "nlzoo", *map(str, words), "--json"]
-    done = subprocess.run(command, cwd=scratch, text=True, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
-
-
 def start(scratch, name, words, backbone, weights):
     """The network of a row, inflated once."""
     if (scratch / "weights" / name / "config.json").is_file():
@@ -109,22 +104,13 @@ def show(scratch):
             print(f"| {table} | {row} | {published} | {statistics.mean(last):.3f}{spread} | {len(last)} | {ratios} |")
 
 
-def option(words, name, usual):
-    """The value of an option, which is taken out of `words`."""
-    if name not in words:
-        return usual
-    place = words.index(name)
-    _, value = words.pop(place), words.pop(place)
-    return value
-
-
 if __name__ == "__main__":
     table, scratch, *extra = sys.argv[1:]
     scratch = Path(scratch).resolve()
     scratch.mkdir(parents=True, exist_ok=True)
     if table != "table":
-        backbone, weights = option(extra, "--backbone", "resnet50"), option(extra, "--weights", None)
-        seeds = [int(seed) for seed in option(extra, "--seeds", "0").split(",")]
+        backbone, weights = option(extra, "--backbone", ["resnet50"])[0], option(extra, "--weights", [None])[0]
+        seeds = option(extra, "--seeds", ["0"])
         videos = Path(extra.pop(0)).resolve()
         measure(scratch, table, videos, backbone, weights and Path(weights).resolve(), seeds, extra)
     show(scratch)
