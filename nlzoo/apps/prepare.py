@@ -329,8 +329,9 @@ def _check_folders(paths: list[str], root: Path, out: Path, scanned: bool) -> No
         raise UsageError(f"{printable(out)} holds some of the videos that are to be prepared", _NEW)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{printable(out)} is a file, not a folder", _NEW)
-    ours = {lock.LOCK, LOCKS}
-    if out.is_dir() and not (out / MANIFEST).exists() and any(file.name not in ours for file in out.iterdir()):
+    names = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    # looked for after the listing: a shard beside this one makes the manifest before anything else
+    if names - {lock.LOCK, LOCKS} and not (out / MANIFEST).exists():
         raise UsageError(f"{printable(out)} is not empty, and its files are not of nlzoo prepare", _NEW)
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 import tracemalloc
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,6 +258,22 @@ def test_shards_prepare_beside_one_another_and_are_brought_together(few, tmp_pat
     names = {p.name for p in alone.iterdir()}
     assert {p.name for p in out.iterdir()} == names and {"videos.csv", "prepared.jsonl"} < names
     assert (out / "videos.csv").read_bytes() == (alone / "videos.csv").read_bytes()
+
+
+def test_a_shard_that_begins_while_another_opens_the_folder_is_not_refused(few, tmp_path, monkeypatch):
+    """The manifest of the other appears between two looks at the folder."""
+    out, listed = tmp_path / "out", Path.iterdir
+    out.mkdir()
+
+    def iterdir(folder):
+        if folder == out:
+            (out / prepare.MANIFEST).touch()
+            (out / "prepared-00002-of-00002.jsonl").touch()
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    prepared, _ = prepare.prepare_source(few, out, 16, shard="1/2")
+    assert prepared.done + len(prepared.skipped) == 2
 
 
 def test_ranks_prepare_what_one_process_prepares(two, few, tmp_path, nlzoo, monkeypatch):
