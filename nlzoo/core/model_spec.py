@@ -110,6 +110,8 @@ class ModelSpec:
     # whether a video may have several classes, or none: a sigmoid for each instead of one softmax
     multi_label: bool = False
     threshold: float | None = None  # with several labels: the probability from which on one is predicted; None: CHOSEN
+    # of a network of sound: the shares of the classes in training, which a video without sound is given
+    prior: tuple[float, ...] = ()
 
     @property
     def label_threshold(self) -> float:
@@ -125,6 +127,10 @@ class ModelSpec:
             raise UsageError(f"multi_label must be true or false; it is {self.multi_label!r}")
         if self.threshold is not None:
             number(self.threshold, 0, 1, "threshold")
+        if len(self.prior) not in (0, self.num_outputs):
+            raise UsageError(f"{len(self.prior)} numbers of the prior for {self.num_outputs} outputs")
+        for share in self.prior:
+            number(share, 0, 1, "a number of the prior")
         for name in self.classes:
             text(name, "class name", 1000)
         if self.classes and len(self.classes) != self.num_outputs:
@@ -144,10 +150,14 @@ _NESTED = {"inflation": Inflation, "clip": ClipSpec}
 
 
 def to_json(spec: ModelSpec) -> dict:
-    """The `config.json` of a model folder; without a threshold earlier versions read it too."""
+    """The `config.json` of a model folder; what is not used is left out, so that earlier versions read it too."""
     values = {"format": FORMAT, **dataclasses.asdict(spec)}
     if spec.threshold is None:
         del values["threshold"]
+    if not spec.prior:
+        del values["prior"]
+    if spec.clip.stream == "rgb":
+        del values["clip"]["stream"]
     return values
 
 
@@ -187,7 +197,7 @@ def _decode_value(name: str, value: object) -> object:
         return _decode(_NESTED[name], value)
     if name == "non_local":
         return tuple(_decode(NonLocal, part) for part in _list(value, name, 4))
-    if name in ("mean", "std"):
+    if name in ("mean", "std", "prior"):
         return tuple(float(part) if type(part) is int else part for part in _list(value, name, 100_000))
     if name in ("blocks", "classes"):
         return tuple(_list(value, name, 100_000))

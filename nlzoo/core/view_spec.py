@@ -10,26 +10,47 @@ from .errors import UsageError
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What is looked at of a video, each number a byte; `mean` and `std` are of bytes / 255, one for each channel."""
+
+    words: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+STREAMS = {
+    "rgb": Stream("frames", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet
+    # byte 128 is no movement; the deviation is the mean of ImageNet's three, as in TSN
+    "flow": Stream("frames of optical flow (DIS)", (128 / 255,) * 2, (0.226,) * 2),
+    "flow-tvl1": Stream("frames of optical flow (TV-L1)", (128 / 255,) * 2, (0.226,) * 2),
+    "audio": Stream("log-mel patches of 0.96 s of sound", (0.5,), (0.25,)),
+}
+
+
+@dataclass(frozen=True)
 class ClipSpec:
-    """What a network sees of a video: `frames` RGB frames of `size` x `size` pixels."""
+    """What a network sees of a video: `frames` frames of `size` x `size` pixels, of one of the `STREAMS`."""
 
     frames: int = 8  # T
     stride: int | None = None  # source frames from one to the next; None: spread over the whole video
     size: int = 224  # H = W of the crop, pixels
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB in [0, 1], subtracted
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # RGB in [0, 1], divided by
+    mean: tuple[float, ...] = STREAMS["rgb"].mean  # of each channel in [0, 1], subtracted
+    std: tuple[float, ...] = STREAMS["rgb"].std  # of each channel in [0, 1], divided by
     fps: float | None = None  # stride counts frames of the video played at this rate; None: its own frames
     clips: int = 1  # of a video, evenly in time, whose scores are averaged where a test asks for no other views
+    stream: str = "rgb"  # of `STREAMS`: what the frames are of
 
     def __post_init__(self) -> None:
+        one_of(self.stream, STREAMS, "stream")
         between(self.frames, 1, 1024, "frames")
         between(self.size, 16, 2048, "size")
         between(self.clips, 1, 100, "clips per video")
         if self.stride is not None:
             between(self.stride, 1, 1024, "stride")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(isinstance(v, float) and 0 <= v <= 10 for v in values):
-                raise UsageError(f"{name} must be three numbers from 0 to 10; it is {values!r}")
+            if len(values) != self.channels or not all(isinstance(v, float) and 0 <= v <= 10 for v in values):
+                count = {1: "one number", 2: "two numbers", 3: "three numbers"}[self.channels]
+                raise UsageError(f"{name} must be {count} from 0 to 10; it is {values!r}")
         if min(self.std) <= 0:
             raise UsageError(f"std must be above 0; it is {self.std!r}")
         if self.fps is not None:
@@ -41,6 +62,15 @@ class ClipSpec:
                 )
 
     @property
+    def channels(self) -> int:
+        """Of each frame: 3 of RGB, 2 of flow (x, y), 1 of sound."""
+        return len(STREAMS[self.stream].mean)
+
+    def of_stream(self, stream: str) -> "ClipSpec":
+        """The same frames, of another stream."""
+        return dataclasses.replace(self, stream=stream, mean=STREAMS[stream].mean, std=STREAMS[stream].std)
+
+    @property
     def views(self) -> "ViewSpec":
         """What a test shows of each video where no other views are asked for."""
         return ViewSpec(self.clips)
@@ -49,7 +79,7 @@ class ClipSpec:
         step = f"every {self.stride}" if self.stride else "spread over the video"
         step += f" at {self.fps:g} fps" if self.fps else ""
         several = f", {self.clips} clips a video" if self.clips > 1 else ""
-        return f"{self.frames} frames {step}, {self.size}x{self.size}{several}"
+        return f"{self.frames} {STREAMS[self.stream].words} {step}, {self.size}x{self.size}{several}"
 
 
 @dataclass(frozen=True)

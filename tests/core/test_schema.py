@@ -47,6 +47,11 @@ VALUES = [
     ["a"],
     ["a", "b"],
     [0.1, 0.2, 0.3],
+    [0.5, 0.5],
+    [0.5],
+    "flow",
+    "audio",
+    "rgb",
     [0, 1, 1],
     [1, 3],
     {},
@@ -54,17 +59,18 @@ VALUES = [
 ]
 
 
-def example():
+def example(stream="rgb"):
     whole = model_spec.ModelSpec(
         "resnet50.tv_in1k",
         model_spec.Inflation("i3d-333", "mean", "zeros", "8x8"),
         model_spec.parse_nl("5", R50, form="dot"),
-        view_spec.ClipSpec(32, 2, 224, fps=30.0),
+        view_spec.ClipSpec(32, 2, 224, fps=30.0).of_stream(stream),
         ("a", "b\n<b>"),
         2,
         source="timm/x",
         licence="mit",
         threshold=0.3,
+        prior=(0.5, 0.5) if stream == "audio" else (),
     )
     return json.loads(json.dumps(model_spec.to_json(whole)))
 
@@ -102,12 +108,12 @@ def accepted(data):
 
 def beyond_the_schema(data):
     """The rules that its description adds in words."""
-    non_local, classes = data.get("non_local", []), data.get("classes", [])
+    non_local, sizes = data.get("non_local", []), [len(data.get(name, [])) for name in ("classes", "prior")]
     stages, blocks = [n["stage"] for n in non_local], [n["blocks"] for n in non_local]
     return (
         stages == sorted(set(stages))
         and all(b == sorted(b) for b in blocks)
-        and (not classes or len(classes) == data.get("num_outputs", 1000))
+        and all(size in (0, data.get("num_outputs", 1000)) for size in sizes)
     )
 
 
@@ -122,7 +128,7 @@ def test_schema_and_reader_agree(seed):
     rng, validator = random.Random(seed), jsonschema.Draft202012Validator(SCHEMA)
     verdicts = []
     for _ in range(3000):
-        data = changed(example(), rng)
+        data = changed(example(rng.choice(list(view_spec.STREAMS))), rng)
         expected = validator.is_valid(data) and beyond_the_schema(data)
         assert accepted(data) == expected, data
         verdicts.append(expected)
