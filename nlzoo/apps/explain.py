@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import UsageError, VideoError
+from ..core.model_spec import refuse_other_kinds
 from ..core.text import nearest, printable, quoted
 from ..core.view_spec import ViewSpec
 from ..networks.inflate import LAYER
@@ -152,6 +153,7 @@ def explain_clip(
     from one another. Modes, gradients and hooks of `net` are left as they were. Raises `UsageError` for an unknown
     class or a point outside the clip, and `DivergedError` for scores that are not finite.
     """
+    refuse_other_kinds(net.spec, "be explained")
     names = evaluate.class_names(net)
     _check_request(names, target_class, at, len(frames))
     with (

@@ -22,7 +22,7 @@ from .. import __version__
 from ..core import files
 from ..core.bounds import one_of
 from ..core.errors import DiskError, NlzooError, UsageError
-from ..core.model_spec import POOLS, ModelSpec
+from ..core.model_spec import POOLS, ModelSpec, refuse_other_kinds
 from ..core.progress import Stages, no_stages
 from ..core.text import counted, printable
 from ..networks import card, checkpoint, download, zoo
@@ -89,6 +89,7 @@ def export(
         raise DiskError(f"{printable(place)} already exists", "choose another folder with --out, or move it away")
     files.check_folder(place)
     net = checkpoint.load_model(folder) if folder else _whole(model)
+    refuse_other_kinds(net.spec, "be exported")
     job = _Job(net.to(_CPU).eval(), folder, precision, stages)
     files.write_folder(place, lambda part: _WRITERS[to](job, part))
     written = [{"path": file.name, "bytes": file.stat().st_size} for file in sorted(place.iterdir())]

@@ -135,6 +135,8 @@ def answers(
     predicted = predict.windows(net, path, device, spacing, 1, progress=progress)
     windows = [window for window in predicted.get("windows", ()) if "scores" in window]
     yield row["scores"], windows, b""
+    if not net.spec.is_inflated:  # there is no evidence to show
+        return
     progress(0, 1)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder, "evidence.mp4")

@@ -215,7 +215,12 @@ def _print_prediction(top: int, row: dict) -> None:
 
 
 def probe_(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model as for eval, or any 2-D network of timm, which sees frame by frame: vit_small_patch14_dinov2."
+        ),
+    ],
     videos: Videos,
     val: Val = "0.25",
     seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
@@ -227,18 +232,22 @@ def probe_(
             help="Side of the clip, pixels; of a model trained on videos its own, else 224, on a CPU 112.",
         ),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of the 2-D network, .safetensors or .pth, in timm's keys, instead of the Hub's."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Folder in runs/.")] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
     """The fast baseline: a linear classifier on a model's features. It makes a run, in minutes instead of hours."""
-    refuse_early(model, videos, val=val)
+    refuse_early(model, videos, val=val, images=True)
     videos = fetched(videos)
 
     from ..training import metrics
     from ..training.probe import probe
 
-    made = probe(model, videos, val, seed, size, name, "auto", device, console.progress, tell_scan)
+    made = probe(model, videos, val, seed, size, name, "auto", device, console.progress, tell_scan, weights)
     for skipped in made.skipped:
         console.warn(f"skipped {skipped}")
     baseline = f"majority-class baseline: {made.figures['majority']:.3f}"

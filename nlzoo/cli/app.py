@@ -96,6 +96,7 @@ _add(
 _add(
     "Training", "probe", answers.probe_, "Train a linear classifier on a model's features.",
     "nlzoo probe weights/resnet50-nl5 videos/",
+    "nlzoo probe vit_small_patch14_dinov2 videos/",
 )  # fmt: skip
 _add(
     "Results", "eval", answers.eval_, "Measure a model on labelled videos.",

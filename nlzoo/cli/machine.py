@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import UsageError
+from ..core.model_spec import refuse_other_kinds
 from . import console
 from .options import Device, Json, refuse_early
 
@@ -42,6 +43,7 @@ def bench(
     if not model and not known:
         raise UsageError("there is no model in weights/ to measure", "nlzoo inflate resnet50 --nl 5 makes one")
     net = checkpoint.load_model(download.locate(model) if model else known[0])
+    refuse_other_kinds(net.spec, "be measured in training")
     plan.fit_clip(net, FinetuneOptions(frames=frames, size=size), on)
     with console.progress("measuring") as bar:
         done = tuning.bench(net, on, videos, bar)

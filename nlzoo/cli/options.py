@@ -76,10 +76,12 @@ def refuse_early(
     views: str | None = None,
     val: str = "0.25",
     decoder: str = "auto",
+    images: bool = False,
 ) -> None:
     """Raises what can be told from arguments alone, before torch is imported for the work, which takes seconds.
 
-    A model that may be videos is let pass: what opens it says that the two were swapped.
+    A model that may be videos is let pass: what opens it says that the two were swapped. `images`: it may also be a 2-D
+    network of timm.
     """
     from ..networks import download, hub_dataset, zoo
     from ..videos import listing, splits
@@ -87,7 +89,7 @@ def refuse_early(
     swapped = model and (
         Path(model).exists() or Path(model).suffix.lower() in {*VIDEO_EXTENSIONS, ".csv", ".tsv", ".txt"}
     )
-    if model and not swapped:
+    if model and not swapped and not (images and zoo.is_image_network(model)):
         download.refuse_unknown(model)
     if videos and hub_dataset.is_address(videos):
         hub_dataset.parse(videos)

@@ -17,7 +17,8 @@ from .view_spec import ClipSpec
 
 FORMAT = 1  # of config.json; raised when an old reader would misread a new file
 STAGES = ("res2", "res3", "res4", "res5")
-ARCHS = ("c2d", "i3d", "i3d-333")
+FRAMES = "frames"  # no 3-D network: any 2-D one of timm on each frame, its features averaged
+ARCHS = ("c2d", "i3d", "i3d-333", FRAMES)
 FORMS = ("gaussian", "embedded", "dot", "concat")
 SPANS = ("spacetime", "space", "time")
 SUBSAMPLES = ("before", "after", "none")
@@ -80,7 +81,7 @@ class NonLocal:
 class Inflation:
     """How the 2-D network becomes 3-D (paper, section 4.1 and table 1)."""
 
-    arch: str = "i3d"  # c2d: no temporal kernels; i3d: 3x1x1; i3d-333: 3x3x3
+    arch: str = "i3d"  # c2d: no temporal kernels; i3d: 3x1x1; i3d-333: 3x3x3; frames: not inflated, see `FRAMES`
     # centre: the 2-D kernel in the middle tap; mean: copied and divided by t (paper); imported: neither, trained in 3-D
     init: str = "centre"
     temporal_padding: str = "replicate"  # replicate keeps a still clip still; zeros for imported checkpoints
@@ -99,7 +100,8 @@ class Inflation:
 class ModelSpec:
     """Everything needed to build a network again, and what its outputs mean."""
 
-    backbone: str  # a timm ResNet, tag included where known: resnet50.a1_in1k; or tiny
+    # a timm ResNet, tag included where known: resnet50.a1_in1k; or tiny; with arch frames any network of timm
+    backbone: str
     inflation: Inflation = Inflation()
     non_local: tuple[NonLocal, ...] = ()
     clip: ClipSpec = ClipSpec()
@@ -112,6 +114,11 @@ class ModelSpec:
     threshold: float | None = None  # with several labels: the probability from which on one is predicted; None: CHOSEN
     # of a network of sound: the shares of the classes in training, which a video without sound is given
     prior: tuple[float, ...] = ()
+
+    @property
+    def is_inflated(self) -> bool:
+        """Whether this is a 3-D ResNet, which alone can be fine-tuned, explained and exported."""
+        return self.inflation.arch != FRAMES
 
     @property
     def label_threshold(self) -> float:
@@ -143,6 +150,17 @@ class ModelSpec:
         stages = [n.stage for n in self.non_local]
         if stages != sorted(set(stages)):
             raise UsageError(f"stages with non-local blocks must rise and not repeat: {stages}")
+        if stages and not self.is_inflated:
+            raise UsageError("a network that sees single frames has no non-local blocks")
+
+
+def refuse_other_kinds(spec: ModelSpec, what: str) -> None:
+    """Raises `UsageError` for a model that is no 3-D ResNet, which `what` (a verb: be exported) is for."""
+    if not spec.is_inflated:
+        raise UsageError(
+            f"this model cannot {what}: it is {spec.backbone} on single frames, and no 3-D ResNet",
+            "nlzoo inflate resnet50 makes one that can",
+        )
 
 
 # Fields of a spec that hold another dataclass; everything else is plain JSON.

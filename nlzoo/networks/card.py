@@ -18,6 +18,7 @@ _ARCHS = {
     "c2d": ("C2D", "no temporal kernels"),
     "i3d": ("I3D", "3x1x1 temporal kernels"),
     "i3d-333": ("I3D", "3x3x3 kernels"),
+    "frames": ("Frame by frame", "a 2-D network on each frame, whose features are averaged"),
 }
 _INITS = {
     "centre": "each 2-D kernel in the middle of its 3-D kernel: training starts from the 2-D network, frame by frame",
@@ -102,14 +103,21 @@ def _what(spec: ModelSpec) -> str:
     made = "made with nlzoo: a 2-D ResNet inflated to 3-D"
     if spec.inflation.init == "imported":
         made = "a 3-D ResNet imported into nlzoo"
-    lines = [
-        f"A video classifier {made}{blocks} (Wang et al., 2018).",
-        "",
-        f"- backbone: {escape(spec.backbone)}",
-        f"- architecture: {arch}, {kernels}",
+    inflation = [
         f"- inflated with: {_INITS[spec.inflation.init]}",
         f"- temporal padding: {spec.inflation.temporal_padding}; temporal strides: {spec.inflation.pools}",
         f"- non-local blocks: {_placement(spec)}",
+    ]
+    summary = f"A video classifier {made}{blocks} (Wang et al., 2018)."
+    if not spec.is_inflated:
+        summary = "A video classifier made with nlzoo: an image network of timm, left as it is, and a linear head."
+        inflation = []
+    lines = [
+        summary,
+        "",
+        f"- backbone: {escape(spec.backbone)}",
+        f"- architecture: {arch}, {kernels}",
+        *inflation,
         f"- input: {spec.clip}; mean {_numbers(spec.clip.mean)}, std {_numbers(spec.clip.std)} of RGB in [0, 1]",
         f"- starting weights: {escape(spec.source) or 'not recorded'}",
         f"- their licence: {_licence(spec)}",

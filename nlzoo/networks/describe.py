@@ -69,7 +69,20 @@ def cost(net: Network, clip: ClipSpec) -> tuple[int, int, dict[str, Cost]]:
     The multiply-adds are those that torch's own counter finds, both attention products included; it is not asked,
     since it imports torch's compiler.
     """
+    if not net.spec.is_inflated:
+        return *_cost_on_frames(net, clip), {}
     return _cost(net, _pass_on_meta(net, clip))
+
+
+def _cost_on_frames(net: Network, clip: ClipSpec) -> tuple[int, int]:
+    """`(parameters, multiply-adds)`, as torch's own counter finds them, of any network on single frames."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ghost = copy.deepcopy(net).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ghost.forward_features(torch.empty(1, 3, 1, clip.size, clip.size, device="meta"))
+    macs = counter.get_total_flops() // 2 * clip.frames + net.fc.weight.numel()
+    return sum(p.numel() for p in net.parameters()), macs
 
 
 def _cost(net: Network, done: _Pass) -> tuple[int, int, dict[str, Cost]]:
@@ -128,8 +141,8 @@ def _shape_in_time(module: nn.Module) -> tuple[str, int, int]:
 def describe(net: Network) -> dict:
     """The facts that `inflate` and `info` print: names, resolved placement, parameters, multiply-adds of one clip."""
     spec = net.spec
-    done = _pass_on_meta(net, spec.clip)
-    params, macs, blocks = _cost(net, done)
+    done = _pass_on_meta(net, spec.clip) if spec.is_inflated else None
+    params, macs, blocks = _cost(net, done) if done else cost(net, spec.clip)
     return {
         "backbone": spec.backbone,
         "arch": spec.inflation.arch,
@@ -137,7 +150,7 @@ def describe(net: Network) -> dict:
         "params": params,
         "macs": macs,
         "blocks": {name: dataclasses.asdict(block) for name, block in blocks.items()},
-        "stages": _stage_rows(net, done),
+        "stages": _stage_rows(net, done) if done else [],
         "clip": dataclasses.asdict(spec.clip),
         "classes": list(spec.classes),
         "outputs": spec.num_outputs,
@@ -149,19 +162,22 @@ def describe(net: Network) -> dict:
 def in_words(net: Network, facts: dict, checks: Checks | None = None) -> str:
     """The `facts` that `describe` gives, and the checks, as lines for a person."""
     lines = [
-        *_architecture(net.spec, depths(net)),
+        *_architecture(net),
         f"  {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.2f} G multiply-adds for {net.spec.clip}",
         f"  {net.spec.num_outputs} outputs; {_origin(net.spec)}",
         *(f"  weights file: {note}" for note in (checks.notes if checks else ())),
-        *_stage_lines(facts["stages"]),
+        *(_stage_lines(facts["stages"]) if facts["stages"] else ()),
         *_block_lines(facts["blocks"]),
         *(_check_lines(checks) if checks else []),
     ]
     return "\n".join(lines)
 
 
-def _architecture(spec: ModelSpec, counts: dict[str, int]) -> list[str]:
-    inflation = spec.inflation
+def _architecture(net: Network) -> list[str]:
+    spec, inflation = net.spec, net.spec.inflation
+    if not spec.is_inflated:
+        return [f"{spec.backbone}, on each frame; its features are averaged"]
+    counts = depths(net)
     first = (
         f"{spec.backbone}, {inflation.arch}, init {inflation.init}, temporal padding {inflation.temporal_padding}, "
         f"pools {inflation.pools}"

@@ -100,6 +100,8 @@ def _what_could_be_made(name: str) -> str:
     for command, names in (("import", starts), ("inflate", [*plain, *backbones, *zoo.EMBEDDED])):
         if near := nearest(name, names, 1):
             return f"nlzoo {command} {near[0]} makes a model of that name"
+    if near := nearest(name, zoo.image_networks(), 1):
+        return f"nlzoo probe {near[0]} VIDEOS takes that 2-D network as it is"
     return "nlzoo list shows the models that are here"
 
 

@@ -6,13 +6,13 @@ A network is timm's own `ResNet` object with 3-D leaves (see `inflate.py`) and i
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,11 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.errors import HubError, UsageError, WeightsError
 from ..core.lazy import partly
-from ..core.model_spec import Inflation, ModelSpec, Named, NonLocal, parse_nl
+from ..core.model_spec import FRAMES, Inflation, ModelSpec, Named, NonLocal, parse_nl
 from ..core.text import nearest, printable
 from ..core.view_spec import ClipSpec
 from . import vision, zoo
-from .foreign import misfit, read_weights
+from .foreign import Weights, misfit, read_weights
+from .frame_network import FrameNetwork
 from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_
 from .network import Network
 
@@ -97,7 +98,7 @@ def load_timm(folder: Path) -> Network:
     return import_timm().create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def _what_backbone_was_meant(name: str, known: list[str]) -> str:
+def _what_backbone_was_meant(name: str, known: Collection[str]) -> str:
     """The hint for a name that is no backbone: it may be of a repository, short (r50), or of a whole network."""
     if re.match(r"(nl\d+-)?(c2d|i3d)\b", name.lower()):
         return "a network is named nl5-i3d-r50-8x8: blocks, kind, depth, frames x stride; nlzoo import fetches others"
@@ -124,14 +125,31 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
     `fetch(repo)` gives the weights file of a repository on the Hub. `command` is what a hint repeats with --weights.
     Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
     """
+    architecture(name)
+    origin = _origin(name, weights, fetch, command)
+    net, notes = _load_plain(name, origin.file)
+    return Backbone(net, origin.name, origin.source, origin.licence, origin.clip, notes if weights else ())
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the weights of a 2-D network are, and what is known of them."""
+
+    file: Path
+    name: str  # tag included where timm resolved one
+    source: str
+    licence: str
+    clip: ClipSpec  # mean and std as it was trained
+
+
+def _origin(name: str, weights: Path | None, fetch: Callable[[str], Path], command: str) -> _Origin:
+    """As for `load_backbone`, of any network that timm knows."""
     if name in zoo.EMBEDDED and not weights:
-        net, _ = _load_plain(name, zoo.shipped(f"{name}/model.safetensors"))
-        return Backbone(net, name, f"nlzoo/{name}", "apache-2.0", ClipSpec())
+        return _Origin(zoo.shipped(f"{name}/model.safetensors"), name, f"nlzoo/{name}", "apache-2.0", ClipSpec())
     known = None if name in zoo.EMBEDDED else _pretrained_config(name)
     clip = ClipSpec(mean=_three(known.mean), std=_three(known.std)) if known else ClipSpec()
     if weights:
-        net, notes = _load_plain(name, weights)
-        return Backbone(net, name, f"file {weights.name}", "", clip, notes)
+        return _Origin(weights, name, f"file {weights.name}", "", clip)
     if not known or not known.hf_hub_id:
         raise WeightsError(f"timm has no pretrained weights for {name}", "give them with --weights FILE")
     tagged = f"{name.partition('.')[0]}.{known.tag}" if known.tag else name
@@ -145,8 +163,7 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
             f"fetch model.safetensors of {repo} on a machine with a network, then: "
             f"{command} --weights model.safetensors",
         ) from error
-    net, _ = _load_plain(name, file)
-    return Backbone(net, tagged, repo, known.license or "", clip)
+    return _Origin(file, tagged, repo, known.license or "", clip)
 
 
 def _three(values: Iterable[float]) -> tuple[float, float, float]:
@@ -157,7 +174,6 @@ def _three(values: Iterable[float]) -> tuple[float, float, float]:
 def _pretrained_config(name: str) -> Any:
     """timm's record of a name's weights: Hub repository, tag, mean and std, licence; None for an untrained net."""
     _, registry = _import_resnets()
-    architecture(name)
     try:
         return registry.get_pretrained_cfg(name)
     except RuntimeError:
@@ -216,13 +232,95 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def build(spec: ModelSpec) -> Network:
-    """The 3-D network of `spec`, randomly initialised, in eval mode: `(B, 3, T, H, W)` to `(B, num_outputs)` logits."""
+    """The network of `spec`, randomly initialised, in eval mode: `(B, 3, T, H, W)` to `(B, num_outputs)` logits."""
+    if spec.inflation.arch == FRAMES:
+        return _on_frames(spec)
     net = inflate_(plain_resnet(spec.backbone), spec.inflation)
     insert_nonlocal_(net, spec.non_local)
     if net.fc.out_features != spec.num_outputs:
         net.fc = nn.Linear(net.fc.in_features, spec.num_outputs)
     net.spec = spec
     return net.eval()
+
+
+# --- any 2-D network, on single frames
+
+
+def _image_net(name: str) -> Any:
+    """timm's 2-D network of any kind without its classifier, `(N, 3, H, W)` to `(N, C)`, randomly initialised.
+
+    Images of any size, as far as it can be told so. Raises `UsageError` for a name that timm does not know.
+    """
+    factory, registry = _import_resnets()
+    plain = name.partition(".")[0]
+    if plain in (*zoo.EMBEDDED, *registry.list_models(module="resnet")):
+        known_as, arguments = architecture(name)
+    elif import_timm().is_model(plain):
+        known_as, arguments = plain, {}
+    else:
+        raise UsageError(
+            f"timm {metadata.version('timm')} knows no network {name!r}",
+            _what_backbone_was_meant(name, zoo.image_networks()),
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        try:  # of transformers, which have a position for each patch of one size
+            return factory.create_model(known_as, **arguments | {"num_classes": 0, "dynamic_img_size": True})
+        except TypeError:
+            return factory.create_model(known_as, **arguments | {"num_classes": 0})
+
+
+def _on_frames(spec: ModelSpec) -> Network:
+    image_net = _image_net(spec.backbone)
+    channels = getattr(image_net, "head_hidden_size", None) or image_net.num_features
+    net = cast(Network, FrameNetwork(image_net, channels, spec.num_outputs))
+    net.spec = spec
+    return net.eval()
+
+
+def load_on_frames(name: str, weights: Path | None, fetch: Callable[[str], Path], command: str) -> Network:
+    """timm's 2-D network `name` on the frames of a clip, in eval mode; its head is new, for 1000 outputs.
+
+    As for `load_backbone`: weights from a file in timm's keys, whose classifier is left out, the package, or the Hub.
+    """
+    with shapes_only():
+        blueprint = _image_net(name)
+    origin = _origin(name, weights, fetch, command)
+    read = read_weights(origin.file).without_prefix(dict(blueprint.named_children()))
+    own = blueprint.state_dict()
+    given = _without_classifier(read, blueprint)
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    expected = {key: tuple(value.shape) for key, value in own.items()}
+    if differences := misfit(expected, {key: read.shapes[key] for key in given}, counters):
+        raise WeightsError(f"{origin.file} does not fit {name}: {differences}", "weights in timm's own keys fit")
+    clip = dataclasses.replace(origin.clip, size=blueprint.pretrained_cfg["input_size"][-1])
+    spec = ModelSpec(origin.name, Inflation(FRAMES), clip=clip, source=origin.source, licence=origin.licence)
+    net = _on_frames(spec)
+    net.get_submodule("backbone").load_state_dict(read.load({key: key for key in given}, own), strict=False)
+    return net
+
+
+def _without_classifier(read: Weights, blueprint: Any) -> list[str]:
+    """Names of a file's tensors but those of its classifiers, which the network that is made for features lacks."""
+    named = blueprint.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([named] if isinstance(named, str) else named))
+    own = blueprint.state_dict()
+    parts = {key.partition(".")[0] for key in own}
+    return [
+        key
+        for key in read.entries
+        if key in own or (key.partition(".")[0] in parts and not key.startswith(heads))  # a part of its own, or odd
+    ]
+
+
+def takes_size(net: Network, size: int) -> bool:
+    """Whether a network on single frames can compute frames of `size` pixels; transformers may not."""
+    try:
+        with torch.inference_mode():
+            image = torch.zeros(1, 3, size, size, device=net.fc.weight.device)
+            return bool(net.get_submodule("backbone")(image).numel())
+    except (AssertionError, RuntimeError, ValueError):
+        return False
 
 
 def set_head(net: Network, classes: tuple[str, ...], multi_label: bool = False) -> Network:
@@ -308,6 +406,8 @@ def inflate(
     A name or placement that cannot be is refused before any weights are fetched, with a `UsageError`; raises
     `WeightsError` for weights that cannot be had.
     """
+    if inflation.arch == FRAMES:
+        raise UsageError("--arch frames is no inflation", f"nlzoo probe {name} VIDEOS takes the 2-D network as it is")
     if inflation.init == "imported":
         raise UsageError("--init imported is for networks that were trained in 3-D", "nlzoo import FILE makes those")
     with shapes_only():

@@ -4,6 +4,8 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,15 @@ class Embedded:
 EMBEDDED = {  # trained by weights/make_tiny.py
     "tiny": Embedded("resnet18", {"layers": (2, 2, 2, 2), "channels": (24, 48, 96, 160), "num_classes": 40})
 }
+
+
+@cache
+def image_networks() -> frozenset[str]:
+    """Names of timm's networks, from its source: importing it, and torch with it, takes seconds."""
+    spec = find_spec("timm")
+    folders = (spec and spec.submodule_search_locations) or ()
+    sources = (file.read_text(encoding="utf-8") for folder in folders for file in Path(folder, "models").glob("*.py"))
+    return frozenset(name for text in sources for name in re.findall(r"^@register_model\ndef (\w+)\(", text, re.M))
 
 
 def shipped(name: str) -> Path:
@@ -155,6 +166,11 @@ def find(name: str) -> Path | None:
             if is_model(folder):
                 return folder
     return None
+
+
+def is_image_network(name: str) -> bool:
+    """Whether a user's word means a 2-D network of timm, whatever its tag; a model that is here comes first."""
+    return find(name) is None and name.partition(".")[0] in (*EMBEDDED, *image_networks())
 
 
 def newest_run() -> Path:

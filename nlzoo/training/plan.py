@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.model_spec import Inflation
+from ..core.model_spec import Inflation, refuse_other_kinds
 from ..core.recipe_spec import (
     GIVEN,
     IMAGENET,
@@ -65,6 +65,7 @@ def starting_model(start: str | None, callbacks: Callbacks) -> tuple[Path, Netwo
         net, checks = model.inflate("resnet50", None, Inflation(), "5", download.backbone_weights)
         readme = card.body(net.spec, None, checks.summary())
         folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
+    refuse_other_kinds(zoo.read_spec(folder), "be fine-tuned")
     callbacks.log(Event("starting_from", {"folder": str(folder)}))
     return folder, checkpoint.load_model(folder)
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from ..core import files, lock
+from ..core.errors import UsageError
 from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
 from ..core.text import as_json
-from ..networks import card, checkpoint, hub_dataset, zoo
+from ..networks import card, checkpoint, download, hub_dataset, zoo
+from ..networks import model as models
 from ..networks.network import Network
 from ..videos import pool, scanning, video
 from . import devices, evaluate, learning_curve, linear, metrics, run_folder
@@ -41,12 +43,15 @@ def probe(
     device: str | torch.device | None = None,
     stages: Stages = no_stages,
     on_scan: Callable[[scanning.Dataset], object] = lambda dataset: None,
+    weights: str | Path | None = None,
 ) -> Probe:
     """Fits a linear classifier to the features of a model, and keeps it as the run `runs/NAME`.
 
-    `model`: a network, or what `download.locate` finds. `size`: of the clip, pixels; the model's where it was trained
-    on videos, otherwise 224, on a CPU 112. `on_scan` gets the videos and their split before the work. Raises
-    `VideoError` where too few videos could be read, and `UsageError` and `DiskError` for what cannot be.
+    `model`: a network, what `download.locate` finds, or the name of any 2-D network of timm, which sees each frame
+    alone. `size`: of the clip, pixels; the model's where it was trained on videos, otherwise 224, on a CPU 112, or
+    what the network can take. `on_scan` gets the videos and their split before the work. `weights`: a file with the
+    weights of that 2-D network. Raises `VideoError` where too few videos could be read, `WeightsError` for weights that
+    cannot be had, and `UsageError` and `DiskError` for what cannot be.
     """
     began = time.monotonic()
     videos = Path(videos)
@@ -55,8 +60,8 @@ def probe(
     stem = hub_dataset.base_name(videos)
     run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None)
     files.check_folder(run)
-    net, folder = evaluate.open_network(model, device, videos, "probe")
-    size = size or (net.spec.clip.size if net.spec.classes else default_size(device.type))
+    net, folder = _open(model, weights, device, videos)
+    size = _fitting_size(net, size, device)
     net.spec = replace(net.spec, clip=replace(net.spec.clip, size=size))
     workers = pool.default_workers(str(device))
     config = TrainConfig(
@@ -69,6 +74,27 @@ def probe(
         with stages("computing features") as progress:
             fitted = linear.fit_head(net, dataset, device, workers, decoder, progress)
         return _keep(run, net, dataset, config, fitted, time.monotonic() - began)
+
+
+def _open(
+    model: str | Path | Network, weights: str | Path | None, device: torch.device, videos: Path
+) -> tuple[Network, Path | None]:
+    """As `evaluate.open_network`, and 2-D networks by timm's names."""
+    if isinstance(model, torch.nn.Module) or not (weights or zoo.is_image_network(str(model))):
+        return evaluate.open_network(model, device, videos, "probe")
+    command, file = f"nlzoo probe {model} {videos}", Path(weights) if weights else None
+    return models.load_on_frames(str(model), file, download.backbone_weights, command).to(device), None
+
+
+def _fitting_size(net: Network, size: int | None, device: torch.device) -> int:
+    """The size that was asked for, or the usual one as far as the network can take it. Raises `UsageError`."""
+    own = net.spec.clip.size
+    chosen = size or (own if net.spec.classes else default_size(device.type))
+    if net.spec.is_inflated or models.takes_size(net, chosen):
+        return chosen
+    if size:
+        raise UsageError(f"{net.spec.backbone} cannot compute frames of {size} pixels", f"its own size: --size {own}")
+    return own
 
 
 def _keep(

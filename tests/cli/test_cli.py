@@ -515,3 +515,22 @@ def test_a_probe_is_a_model(nlzoo, trained):
     assert nlzoo("eval", summary["run"], Path(summary["run"]) / "videos.csv")[0] == 0
     code, _, err = nlzoo("probe", "m", "videos", "--name", "r")
     assert (code, "r already exists" in err) == (2, True)  # before the work
+
+
+def test_a_2d_network_of_timm_is_probed_by_its_name(nlzoo, trained):
+    code, out, err = nlzoo("probe", "tiny", "videos", "--size", 32, "--name", "images", "--json")
+    summary = json.loads(out)
+    assert code == 0 and (summary["train"], summary["val"]) == (6, 2), err
+    measured = json.loads(nlzoo("eval", "images", "runs/images/videos.csv", "--json")[1])
+    assert abs(measured["loss"] - summary["loss"]) < 1e-5
+    code, _, err = nlzoo("report", "images")
+    page = Path("runs/images/report.html").read_text()
+    assert code == 0 and "tiny, on each frame" in page and "Evidence for the prediction" not in page, err
+    for words, refused in (
+        ("finetune videos --from images", "be fine-tuned"),
+        ("export images --to onnx", "be exported"),
+    ):
+        code, _, err = nlzoo(*words.split())
+        assert (code, f"this model cannot {refused}" in err) == (2, True), err
+    code, _, err = nlzoo("probe", "vit_tiny_patch16_24", "videos")
+    assert (code, "nlzoo probe vit_tiny_patch16_224 VIDEOS" in err) == (2, True), err

@@ -32,6 +32,7 @@ VALUES = [
     100_001,
     "",
     "i3d",
+    "frames",
     "mean",
     "zeros",
     "8x8",
