@@ -1,4 +1,4 @@
-"""Videos through 2-D kernels: how the network computes on a GPU, and why it is fast there.
+"""Videos through 2-D kernels: how the network computes on a GPU and for predictions, and why it is fast there.
 
 With channels last in memory, a video `(B, C, T, H, W)` is the images `(B * T, C, H, W)` without a copy, and also the
 images `(B, C, T, H * W)`. So a 1 x k x k convolution is a 2-D one, a t x 1 x 1 convolution is another, a 1 x 1 x 1
@@ -6,7 +6,7 @@ convolution is a matrix product, and BatchNorm and pooling are those of images: 
 several times as fast as the 3-D ones, and no layout is converted on the way (docs/performance.md has the figures).
 Values are those of the 3-D layers but for rounding. Parameters keep their shapes, so nothing is to be converted.
 
-A CPU computes by 3-D kernels, which are as fast there.
+A CPU trains by 3-D kernels, which are as fast there; its predictions (torch's inference mode) are made so too.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-DEVICES = {"cuda"}  # whose tensors are computed so
+DEVICES = {"cuda"}  # whose tensors are always computed so
 
 
 def folds(x: Tensor) -> bool:
     """Whether `x` is a video to be computed on by 2-D kernels."""
-    return x.device.type in DEVICES and x.ndim == 5
+    return x.ndim == 5 and (x.device.type in DEVICES or torch.is_inference_mode_enabled())
 
 
 def fold(x: Tensor) -> Tensor:

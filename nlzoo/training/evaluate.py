@@ -28,6 +28,7 @@ from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
 from ..core.view_spec import ViewSpec, parse_views
 from ..networks import checkpoint, download, zoo
+from ..networks.folding import fold_bn
 from ..networks.network import Network
 from ..videos import clips, listing, loader, pool, scanning, tree, video
 from ..videos.listing import Item
@@ -54,8 +55,10 @@ def probabilities(
     `net` is in eval mode on `device`; `recipe` says the precision. A `Loader` brings its own workers.
     """
 
+    folded = fold_bn(net)
+
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        logits = net(inputs).cpu().double()  # on the CPU: Metal has no float64
+        logits = folded(inputs).cpu().double()  # on the CPU: Metal has no float64
         return logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
 
     return _mean_over_views(forward, source, device, workers, recipe)
@@ -70,8 +73,10 @@ def features(
 ) -> Iterator[Row]:
     """The same with float64 `(C,)` inputs of the last layer: means over the views, frames and positions of a video."""
 
+    folded = fold_bn(net)
+
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        return net.forward_head(net.forward_features(inputs), pre_logits=True).cpu().double()
+        return folded.forward_head(folded.forward_features(inputs), pre_logits=True).cpu().double()
 
     return _mean_over_views(forward, source, device, workers, recipe)
 
