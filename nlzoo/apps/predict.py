@@ -20,7 +20,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import torch
 
-from ..core import files, tables
+from ..core import archives, files, tables
 from ..core import shard as shards
 from ..core.errors import UsageError, VideoError
 from ..core.model_spec import CHOSEN
@@ -284,11 +284,11 @@ def find(paths: Sequence[Path]) -> Iterator[Path]:
         empty = False
         if str(path) == "-":
             yield from _names_on_stdin()
-        elif path.is_dir() and not frame_folder.is_frame_folder(path):
-            inside = tree.walk(path).videos
+        elif archives.is_folder(folder := listing.opened(path)) and not frame_folder.is_frame_folder(folder):
+            inside = tree.walk(folder).videos
             if not inside:
                 raise VideoError(f"{printable(path)} has no videos", "give video files, or a folder of them")
-            yield from (path / name for name in inside)
+            yield from (folder / name for name in inside)
         else:
             listing.refuse_address(path)
             yield path

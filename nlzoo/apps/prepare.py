@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..core import files, lock
+from ..core import archives, files, lock
 from ..core import shard as shards
 from ..core.errors import DiskError, UsageError, VideoError
 from ..core.progress import Progress, no_progress
@@ -218,9 +218,9 @@ def prepare_source(
 
     That is `out`, or for a list one in it, which a `shard` does not write.
     """
-    videos, out, shard = Path(videos), Path(out), shards.parse(shard)
+    videos, out, shard = listing.opened(Path(videos)), Path(out), shards.parse(shard)
     workers = pool.own_cores()
-    below = tree.walk(videos).videos if videos.is_dir() else []
+    below = tree.walk(videos).videos if archives.is_folder(videos) else []
     try:
         source = listing.read(videos)
     except VideoError:

@@ -24,8 +24,8 @@ Device = Annotated[
 Videos = Annotated[
     Path,
     typer.Argument(
-        help="A folder with one sub-folder of videos per class, or train/ and val/ with such, or a list (CSV, TSV); "
-        "hf://datasets/user/name on the Hub."
+        help="A folder with one sub-folder of videos per class, or train/ and val/ with such, a zip or tar of one, "
+        "or a list (CSV, TSV); hf://datasets/user/name on the Hub."
     ),
 ]
 Classes = Annotated[

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from . import archives
 from .errors import DiskError, WeightsError
 from .text import as_json, printable
 
@@ -199,7 +200,7 @@ def sync(path: Path) -> None:
 
 def sha256(file: str | os.PathLike) -> str:
     """The sha256 of a file's content, in hex. Raises `OSError`."""
-    with open(file, "rb") as opened:
+    with archives.open_file(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

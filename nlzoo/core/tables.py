@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import files
+from . import archives, files
 from .errors import UsageError
 from .text import as_json, as_text, printable
 
@@ -107,7 +107,7 @@ def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
     for a file that is none."""
     arrow, parquet = _pyarrow()
     try:
-        with parquet.ParquetFile(file) as opened:
+        with archives.open_file(file) as content, parquet.ParquetFile(content) as opened:
             for batch in opened.iter_batches(4096):
                 yield from batch.to_pylist()
     except (arrow.ArrowException, OSError) as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import huggingface_hub  # imports its parts when they are used
 
+from ..core import archives
 from ..core.errors import DiskError, HubError, UsageError
 from ..core.files import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
 from ..core.text import counted, printable
@@ -96,10 +97,12 @@ def fetch(address: str | os.PathLike, log: Callable[[str], object] = lambda text
 
 
 def _chosen(repo: "Repo", state: "RepoState", folder: str) -> list[str]:
-    """The files that are fetched: videos, pictures and lists. Raises `HubError`."""
+    """The files that are fetched: videos, pictures and lists, or an archive by its name. Raises `HubError`."""
     unsafe = [file for file in state.files if not _is_safe(file)]
     if unsafe:
         raise HubError(f"{repo} has a file with an impossible name: {printable(unsafe[0])}", "tell who pushed it")
+    if folder in state.files and folder.lower().endswith(archives.ENDINGS):
+        return [folder]
     below = [file for file in state.files if not folder or file == folder or file.startswith(f"{folder}/")]
     chosen = sorted(file for file in below if _is_wanted(file))
     if any(os.path.splitext(file)[1].lower() in _MEDIA for file in chosen) or folder in chosen:
@@ -115,8 +118,11 @@ def _nothing_in(repo: "Repo", folder: str, below: list[str]) -> HubError:
     endings = Counter(os.path.splitext(file)[1].lower() or "no ending" for file in below).most_common(3)
     words = ", ".join(f"{number} {printable(ending)}" for ending, number in endings)
     hint = f"look at {repo.url}/tree/main"
-    if any(file.lower().endswith(_ARCHIVES) for file in below):
+    packed = sorted(file for file in below if file.lower().endswith(_ARCHIVES))
+    if packed:
         hint = f"hf download {repo.name} --repo-type dataset --local-dir FOLDER, unpack the archives there"
+    if len(packed) == 1 and packed[0].lower().endswith(archives.ENDINGS):
+        hint = f"hf://datasets/{repo.name}/{printable(packed[0])} is read in place; or {hint}"
     return HubError(f"{where} has no files of videos or frames ({words})", hint)
 
 
@@ -137,7 +143,11 @@ def _patterns(files: Iterable[str]) -> list[str]:
     patterns = set()
     for file in files:
         folder, ending = glob.escape(os.path.dirname(file)), os.path.splitext(file)[1]
-        patterns.add(glob.escape(file) if _NAMED.fullmatch(file) else f"{folder}/*{ending}".lstrip("/"))
+        patterns.add(
+            glob.escape(file)
+            if _NAMED.fullmatch(file) or ending.lower() in archives.ENDINGS
+            else f"{folder}/*{ending}".lstrip("/")
+        )
     return sorted(patterns)
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from ..core import tables
+from ..core import archives, tables
 from ..core.bounds import one_of
 from ..core.errors import UsageError, VideoError
 from ..core.model_spec import ModelSpec
@@ -399,7 +399,7 @@ def open_network(
     if isinstance(model, torch.nn.Module):
         return model.to(device).eval(), None
     if zoo.find(str(model)) is None and _is_of_videos(Path(model)):
-        kind = "a folder of videos" if Path(model).is_dir() else "a video, or a list of them"
+        kind = "a folder of videos" if archives.is_folder(model) else "a video, or a list of them"
         swapped = videos if zoo.find(str(videos)) else "MODEL"
         raise UsageError(
             f"{printable(model)} is not a model: it is {kind}",
@@ -411,7 +411,7 @@ def open_network(
 
 def _is_of_videos(path: Path) -> bool:
     """Whether this is a video by its name, a list, or a folder that holds videos."""
-    if path.is_dir():
+    if archives.is_folder(path):
         return bool(tree.walk(path).videos)
     return path.suffix.lower() in {*video.EXTENSIONS, ".csv", ".tsv", ".txt"}
 

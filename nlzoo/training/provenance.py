@@ -1,12 +1,11 @@
 """Which videos a model was trained on, by the list of its run and of the runs that it started from."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import files
+from ..core import archives, files
 from ..core.errors import NlzooError
 from ..networks import zoo
 from ..videos import listing, records, video
@@ -39,13 +38,13 @@ def training_lists(folder: Path) -> list[listing.Listing]:
 def trained_on(lists: Sequence[listing.Listing], root: Path, items: Sequence[Item]) -> list[bool]:
     """For each of `items`, whether a training item of `lists` overlaps it, in the same file or a copy of it."""
     train = [(found.root, item) for found in lists for item in found.items if item.split == listing.TRAIN]
-    paths = {os.path.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
+    paths = {archives.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
     sizes = {path: state[0] for path in paths if (state := video.state(path))}
     same = Counter(sizes.values())
     digests = records.digests([path for path, size in sizes.items() if same[size] > 1])
 
     def content(folder: Path, item: Item) -> str:
-        path = os.path.realpath(folder / item.path)
+        path = archives.realpath(folder / item.path)
         return digests.get(path, path)
 
     parts: dict[str, list[Item]] = {}

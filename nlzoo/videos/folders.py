@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core import archives
 from ..core.errors import VideoError
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.skipped import Skipped
@@ -90,7 +91,7 @@ def _two_ways(root: Path, labels: set[str], found: list[tuple[Path, str]]) -> Vi
 
 def _layout(root: Path, videos: list[str]) -> dict[str, str]:
     """Folder name → split, where the top level is `train/` with `val/` or `test/` and no other folder of videos."""
-    with os.scandir(root) as entries:
+    with archives.scandir(root) as entries:
         known = {e.name: SPLITS[e.name.lower()] for e in entries if e.name.lower() in SPLITS and e.is_dir()}
     others = {path.partition("/")[0] for path in videos if "/" in path} - known.keys()
     splits = set(known.values())
@@ -122,7 +123,7 @@ def _label(path: str) -> str:
 def _lists_in(root: Path) -> list[tuple[Path, str]]:
     """`[(file, split)]` when the folder holds `train.csv` and `val.csv` (.tsv, .txt), and perhaps `test.*`."""
     found: dict[str, list[Path]] = {}
-    with os.scandir(root) as entries:
+    with archives.scandir(root) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             stem, ending = os.path.splitext(entry.name.lower())
             if ending in _LISTS and stem in SPLITS and entry.is_file():
@@ -141,18 +142,18 @@ def _metadata_in(root: Path) -> list[tuple[Path, str]]:
 
     One without labels says nothing of classes, and folders do.
     """
-    places = {root: ""} | {
-        root / name: SPLITS[name.lower()] for name in sorted(os.listdir(root)) if name.lower() in SPLITS
-    }
+    with archives.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries)
+    places = {root: ""} | {root / name: SPLITS[name.lower()] for name in names if name.lower() in SPLITS}
     files = [
         (place / f"metadata{ending}", split)
         for place, split in places.items()
         for ending in (".csv", list_rows.JSON_LINES, list_rows.PARQUET)
     ]
-    found = [(file, split) for file, split in files if file.is_file() and list_rows.has_labels(file)]
+    found = [(file, split) for file, split in files if archives.is_file(file) and list_rows.has_labels(file)]
     if len({file.parent for file, _ in found}) < len(found) or (len(found) > 1 and found[0][0].parent == root):
-        names = quoted(file.relative_to(root).as_posix() for file, _ in found)
-        raise VideoError(f"{printable(root)} has several lists for the same videos: {names}", "keep one of them")
+        lists_there = quoted(file.relative_to(root).as_posix() for file, _ in found)
+        raise VideoError(f"{printable(root)} has several lists for the same videos: {lists_there}", "keep one of them")
     return found
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..core import files
+from ..core import archives, files
 from ..core.errors import VideoError
 from ..core.text import printable, quoted
 
@@ -90,10 +90,10 @@ def holds_frames(folder: str, names: Iterable[str]) -> bool:
 
 def is_animation(file: str) -> bool:
     """Whether a file is a WebP with several pictures, which is a video: by its first bytes."""
-    if not file.lower().endswith(ANIMATED) or not os.path.isfile(file):  # opening a pipe could wait for ever
+    if not file.lower().endswith(ANIMATED) or not archives.is_file(file):  # opening a pipe could wait for ever
         return False
     try:
-        with open(file, "rb") as opened:
+        with archives.open_file(file) as opened:
             head = opened.read(21)
     except OSError:
         return False
@@ -104,7 +104,7 @@ def is_frame_folder(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a folder that is a video."""
     folder = os.fspath(path)
     try:
-        with os.scandir(folder) as entries:
+        with archives.scandir(folder) as entries:
             return holds_frames(folder, (entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)))
     except (OSError, ValueError):
         return False
@@ -119,12 +119,12 @@ def state(path: str, trust: bool = False) -> State | None:
     `trust`: in a folder to which nothing was added since it was last asked for, no picture was changed either; a clip
     of a folder of 100,000 pictures would otherwise cost as many questions to the disk.
     """
-    own = os.stat(path).st_mtime_ns
+    own = archives.stat(path).st_mtime_ns
     known = _states.get(path)
     if trust and known and known[0] == own:
         return known[1]
     size, changed = 0, own
-    with os.scandir(path) as entries:
+    with archives.scandir(path) as entries:
         inside = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
     for entry in inside:
         if is_picture(entry.name):
@@ -182,7 +182,7 @@ def _by_name(path: str) -> dict[tuple[str, str], list[str]]:
     """(prefix, suffix) → the numbers between them, as they are written."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     try:
-        with os.scandir(path) as entries:
+        with archives.scandir(path) as entries:
             for entry in entries:
                 match = _NUMBERED.fullmatch(entry.name)
                 if match and is_picture(entry.name) and not entry.is_dir(follow_symlinks=False):
@@ -242,11 +242,11 @@ def _rgb(image: Image.Image, turn: Image.Transpose | None) -> np.ndarray:
 def _opened(file: str, check: Callable[[int, int], None]) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
     """A picture that is not decoded yet, and how it is turned to be upright; `Damaged` for all that goes wrong."""
     try:
-        if os.path.getsize(file) == 0:
+        if archives.stat(file).st_size == 0:
             raise Damaged("it is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs, which `check` refuses, and of damage beside the pixels
-            with Image.open(file, formats=_FORMATS) as image:
+            with archives.open_file(file) as content, Image.open(content, formats=_FORMATS) as image:
                 check(*image.size)
                 yield image, _turn(image)
     except (Damaged, VideoError, MemoryError):

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import shlex
 import stat
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from ..core import tables
+from ..core import archives, tables
 from ..core.errors import VideoError
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.text import counted, printable, quoted
@@ -91,7 +90,7 @@ def has_labels(file: Path) -> bool:
         if file.suffix.lower() in (JSON_LINES, PARQUET):
             cells = list(next(_objects(file))[1])
         else:
-            with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            with io.TextIOWrapper(archives.open_file(file), "utf-8-sig", "surrogateescape", newline="") as text:
                 cells = next(_cells_of(text.read(_HEAD), ","), [])
         return {"path", "label"} <= _columns(file, cells).keys()
     except (OSError, StopIteration):
@@ -117,12 +116,12 @@ def _text_of(file: Path) -> str:
     """The text of a list, bytes that are no UTF-8 kept as surrogates. Raises `VideoError` where it is none."""
     source = printable(file)
     try:
-        info = os.stat(file)
+        info = archives.stat(file)
         if not stat.S_ISREG(info.st_mode):  # opening a pipe could wait for ever
             raise VideoError(f"{source} is not a regular file", EXPECTED)
         if file.suffix.lower() in VIDEO_EXTENSIONS:
             raise VideoError(f"{source} is a video, not a folder or a list of videos", EXPECTED)
-        with open(file, "rb") as opened:
+        with archives.open_file(file) as opened:
             _refuse_others(file, opened.read(300))
             if info.st_size > MAX_BYTES:
                 raise VideoError(
@@ -147,14 +146,14 @@ def _refuse_others(file: Path, head: bytes) -> None:
     if any(head[at : at + len(magic)] == magic for magic, at in _ARCHIVES.items()):
         if file.suffix.lower() in _SHEETS:
             raise VideoError(f"{source} is a spreadsheet", "save it as CSV (UTF-8), and give that")
-        raise VideoError(f"{source} is an archive", f"unpack it, and give the folder: {_unpacking(file)}")
+        raise VideoError(f"{source} is an archive", f"unpack it, and give the folder: {unpacking(file)}")
     if (head[:1] == b"\0" and head[4:8] == b"ftyp") or head[:4] == b"\x1a\x45\xdf\xa3":
         raise VideoError(f"{source} is a video, not a folder or a list of videos", EXPECTED)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise VideoError(f"{source} is UTF-16 text", "save it as UTF-8")
 
 
-def _unpacking(file: Path) -> str:
+def unpacking(file: Path) -> str:
     """The command that unpacks an archive into a folder beside it; both programs keep its members inside."""
     name = file.name.partition(".")[0] or "videos"
     source, folder = (shlex.quote(printable(path)) for path in (file, file.with_name(f"{name}-unpacked")))

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..core import archives
 from ..core.errors import UsageError, VideoError
 from ..core.text import as_text, nearest, printable, quoted
-from . import folders, lists
+from . import folders, list_rows, lists
 from .items import EXPECTED, TEST, TRAIN, VAL, Item, Kind, Listing
 from .list_writer import write
 
@@ -29,12 +30,26 @@ def refuse_address(path: Path) -> None:
 def refuse_missing(source: Path) -> None:
     """Raises `UsageError` for a web address, `VideoError` for a path that is not there."""
     refuse_address(source)
-    if not os.path.exists(source):
+    if not archives.exists(source):
         raise _missing(source)
 
 
+def opened(source: Path) -> Path:
+    """The folder that a zip or tar is read as, in place (`archives.top`); anything else is itself.
+
+    Raises `VideoError` for an archive that cannot be read so.
+    """
+    if not archives.is_archive(source):
+        return source
+    try:
+        return Path(archives.top(source))
+    except OSError as error:
+        reason = f"{printable(source)} cannot be read in place: {error.strerror}"
+        raise VideoError(reason, f"unpack it, and give the folder: {list_rows.unpacking(source)}") from None
+
+
 def read(source: Path, classes: Sequence[str] = (), val: str = "") -> Listing:
-    """The videos of `source`, a folder or a list (docs/videos.md has the forms), with labels, splits and parts.
+    """The videos of `source` with labels, splits and parts: a folder, a zip or tar of one, a list (docs/videos.md).
 
     Where `val` is a folder or a list (`val_source`), the videos in there are for validation, all others to train on.
 
@@ -52,7 +67,7 @@ def read(source: Path, classes: Sequence[str] = (), val: str = "") -> Listing:
 def val_source(val: str) -> Path | None:
     """The folder or list that `--val` names; None for shares, folds, and groups (`./8` is a folder, `8` a group)."""
     number = re.fullmatch(r"[\s\d./]*", val) and not val.lstrip().startswith(("./", "../", "/"))
-    return None if number or not os.path.exists(val) else Path(val)
+    return None if number or not archives.exists(val) else Path(val)
 
 
 def _with_validation(listing: Listing, source: Path, classes: Sequence[str]) -> Listing:
@@ -99,7 +114,8 @@ def _of_labels(items: Sequence[Item], known: set[str]) -> Sequence[Item]:
 
 
 def _read(source: Path, classes: Sequence[str]) -> Listing:
-    if os.path.isdir(source):
+    source = opened(source)
+    if archives.is_folder(source):
         listing = folders.read(source, classes)
     else:
         listing = lists.read(source.parent, [(source, "")], classes)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from ..core import archives
 from ..core.errors import VideoError
 from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
@@ -128,7 +129,7 @@ def _find_path(item: Item, base: str, here: str, is_frames: Callable[[str], bool
         for folder in (base, here):
             full = os.path.join(folder, name)
             try:
-                mode = os.stat(full).st_mode
+                mode = archives.stat(full).st_mode
             except OSError:
                 continue
             path = _relative(full, base)

@@ -5,7 +5,6 @@ Randomness is keyed by (seed, epoch, index), so decoding workers hold no state a
 
 import math
 import mmap
-import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..core import archives
 from ..core.view_spec import Augment, ClipSpec, ViewSpec
 from . import augment, clips, frame_cache, pool, records, video
 from .listing import Item
@@ -245,7 +245,7 @@ def _pixels(source: Clips, task: _Task) -> np.ndarray:
 def _deadline(source: Clips, task: _Task) -> float:
     (_, index), _, _ = task
     try:
-        size = os.path.getsize(source.root / source.items[index].path)
+        size = archives.stat(source.root / source.items[index].path).st_size
     except OSError:
         size = 0
     return DEADLINE + size / records.SLOWEST

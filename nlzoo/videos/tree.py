@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..core import archives
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.skipped import Skipped
 from . import frame_folder, items
@@ -32,7 +33,7 @@ class Tree:
 
 
 def walk(root: Path) -> Tree:
-    """What is below `root`. Links are followed, loops never; a real place goes before a link to it.
+    """What is below `root`. Links are followed (in archives none is), loops never; a real place goes before a link.
 
     A video is a file with the ending of one, or a folder below `root` with numbered pictures and without such files;
     not one of optical flow. Hidden files and second links to a file count as others. Hidden folders are not entered.
@@ -54,7 +55,7 @@ class _Walk:
         self.tree = Tree()
         self.entered: set[str] = set()  # real paths
         self.files: set[str] = set()
-        self.folders: list[tuple[str, str]] = [("", os.path.realpath(root))]  # (path, real or linked path)
+        self.folders: list[tuple[str, str]] = [("", archives.realpath(root))]  # (path, real or linked path)
         self.links: list[tuple[str, str]] = []
 
     def enter(self, path: str, real: str) -> None:
@@ -74,7 +75,7 @@ class _Walk:
             else:
                 self._add(inside, place, entry.is_dir(follow_symlinks=False))
 
-    def _is_video(self, path: str, real: str, entries: list[os.DirEntry]) -> bool:
+    def _is_video(self, path: str, real: str, entries: list[archives.Entry | os.DirEntry]) -> bool:
         """Whether a folder below the root is a video; it is taken in then."""
         if not path or frame_folder.is_flow(path.rpartition("/")[2]):
             return False
@@ -89,7 +90,9 @@ class _Walk:
         for inside, link in sorted(self.links, reverse=True):  # the last that is put on the pile is taken first
             target = os.path.realpath(link)
             if not os.path.exists(target) and not os.path.splitext(inside)[1]:
-                self.tree.links.append(Skipped(inside, items.LINK, "is a link to nothing"))
+                packed = archives.is_member(link)
+                reason = "is a link in an archive, which is not followed" if packed else "is a link to nothing"
+                self.tree.links.append(Skipped(inside, items.LINK, reason))
             self._add(inside, target, os.path.isdir(target))
         self.links.clear()
 
@@ -110,9 +113,9 @@ def _is_video_file(real: str, ending: str) -> bool:
     return ending in VIDEO_EXTENSIONS or (ending == frame_folder.ANIMATED and frame_folder.is_animation(real))
 
 
-def _entries(path: str, real: str, closed: list[Skipped]) -> list[os.DirEntry]:
+def _entries(path: str, real: str, closed: list[Skipped]) -> list[archives.Entry | os.DirEntry]:
     try:
-        with os.scandir(real) as entries:
+        with archives.scandir(real) as entries:
             return list(entries)
     except OSError as error:
         closed.append(Skipped(path, items.CLOSED, f"is a folder that cannot be read: {error.strerror}"))

@@ -9,12 +9,13 @@ others it gives the same bits as PyAV and costs more (docs/decoding.md). Readers
 and decode with one thread, so workers may fork, and scale.
 """
 
+import errno
 import math
 import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -29,7 +30,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from ..core import files
+from ..core import archives, files
 from ..core.errors import UsageError, VideoError
 from ..core.text import did_you_mean, printable
 from . import frame_folder
@@ -142,7 +143,7 @@ def state(path: str | os.PathLike, trust: bool = False) -> frame_folder.State | 
     """
     name = os.fspath(path)
     try:
-        info = os.stat(name)
+        info = archives.stat(name)
         if stat.S_ISREG(info.st_mode):
             return info.st_size, info.st_mtime_ns
         if stat.S_ISDIR(info.st_mode):
@@ -155,7 +156,7 @@ def state(path: str | os.PathLike, trust: bool = False) -> frame_folder.State | 
 def sha256(path: str | os.PathLike) -> str:
     """Of a file's bytes, or of those of the frames of a folder, in hex. Raises `OSError`, `VideoError`."""
     name = os.fspath(path)
-    return frame_folder.sha256(name) if os.path.isdir(name) else files.sha256(name)
+    return frame_folder.sha256(name) if archives.is_folder(name) else files.sha256(name)
 
 
 def at_rate(info: Probe, fps: float) -> Probe:
@@ -323,7 +324,7 @@ class _Walk:
 def _checked_state(path: str) -> frame_folder.State:
     """As `state`; what is no video is refused before it is opened: opening a pipe or a device can block for ever."""
     try:
-        info = os.stat(path)
+        info = archives.stat(path)
     except FileNotFoundError:
         raise VideoError("does not exist", "check the path", path) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -346,7 +347,7 @@ def _checked_state(path: str) -> frame_folder.State:
 def _is_pointer(path: str) -> bool:
     """Whether a small file is what a clone without Git LFS holds in the place of a large one."""
     try:
-        with open(path, "rb") as file:
+        with archives.open_file(path) as file:
             return file.read(40).startswith(b"version https://git-lfs.github.com/")
     except OSError:
         return False
@@ -354,7 +355,7 @@ def _is_pointer(path: str) -> bool:
 
 def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
     """`probe`; `size` and `mtime_ns` only tell two states of a file apart."""
-    if os.path.isdir(path):
+    if archives.is_folder(path):
         return _probe_folder(path)
     if path.lower().endswith(frame_folder.ANIMATED):
         return _probe_animation(path)
@@ -596,6 +597,8 @@ def _decord_doubt(walk: _Walk, pts: np.ndarray) -> str:
     """Why decord may read a file with dependable times wrong; empty when it does not."""
     if decord is None:
         return "decord2 is not installed"
+    if archives.is_member(walk.path):
+        return "decord does not read archives"
     if not walk.path.isprintable():
         return "a name that decord may not open"
     if walk.codec not in _DECORD_CODECS:
@@ -630,7 +633,7 @@ def _check_boxes(path: str) -> None:
 
     FFmpeg makes an index entry for each sample at once: a file of 10 kB took 970 MiB.
     """
-    size = os.path.getsize(path)
+    size = archives.stat(path).st_size
     for content in _boxes(path, size):
         if b"encv" in content and b"sinf" in content:
             raise VideoError("is encrypted", "get a copy without DRM", path)
@@ -643,7 +646,7 @@ def _check_boxes(path: str) -> None:
 def _boxes(path: str, size: int) -> Iterator[bytes]:
     """The content of the boxes of an mp4 that describe its samples, `moov` and `moof`: at most 64 MiB of each."""
     at = 0
-    with open(path, "rb") as file:
+    with archives.open_file(path) as file:
         while at + 8 <= size:
             file.seek(at)
             header = file.read(16)
@@ -768,16 +771,52 @@ def _opened(path: str, strict: bool = False) -> Iterator[tuple[InputContainer, V
     `strict` decoding raises on damage that the decoder would otherwise paint over.
     """
     limits = {"max_pixels": str(MAX_PIXELS), "format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
-    try:
-        container = av.open(path, options=limits, metadata_errors="replace")
-    except av.error.FFmpegError as error:
-        raise _unreadable(path, error) from None
-    with container:
+    with ExitStack() as closing:
+        try:
+            place = closing.enter_context(_Member(path)) if archives.is_member(path) else path
+            container = closing.enter_context(av.open(place, "r", options=limits, metadata_errors="replace"))
+        except (av.error.FFmpegError, OSError) as error:
+            raise _unreadable(path, error) from None
         stream = _video_stream(container, path)
         options = {"max_pixels": str(MAX_PIXELS)}  # again: frames may grow after the header
         stream.codec_context.options = options | ({"err_detect": "explode"} if strict else {})
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+class _Member:
+    """A file in an archive for PyAV, which gives what goes wrong to FFmpeg as the system would: no Python error does.
+
+    FFmpeg tries the ends of damaged files, and where PyAV meets a Python error it forgets the frames that were good.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path  # FFmpeg looks at its ending
+        self._file = archives.open_file(path)
+
+    def __enter__(self) -> "_Member":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, count: int) -> bytes:
+        """As many bytes, or those that there are; none where the disk fails."""
+        try:
+            return self._file.read(count)
+        except OSError:
+            return b""
+
+    def seek(self, offset: int, whence: int) -> int:
+        """The new place, or a number below 0."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -errno.EINVAL
+
+    def tell(self) -> int:
+        """The place."""
+        return self._file.tell()
 
 
 def _video_stream(container: InputContainer, path: str) -> VideoStream:

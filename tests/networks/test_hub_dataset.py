@@ -64,11 +64,11 @@ def test_videos_pictures_and_lists_are_fetched_and_their_size_is_said_before(hub
     name = "datasets/alice/gestures"
     hub.create(name, private=True)
     hub.repos[name].add(FILES, "all")
-    hub.create("datasets/alice/packed", private=False).add({"v.zip": b"PK", "a.csv": b"x"}, "all")
+    hub.create("datasets/alice/packed", private=False).add({"v.zip": b"PK", "w.zip": b"PK", "a.csv": b"x"}, "all")
     hub.create("datasets/alice/evil", private=False).add({"../../1.mp4": b"out"}, "all")
     address = "hf://datasets/alice/gestures"
     calls = len(hub.calls)
-    first, again, folder, listed, packed, evil, nothing, missing = fetch(
+    first, again, folder, listed, packed, named, evil, nothing, missing = fetch(
         hub,
         tmp_path,
         address,
@@ -76,6 +76,7 @@ def test_videos_pictures_and_lists_are_fetched_and_their_size_is_said_before(hub
         f"{address}/frames",
         f"{address}/metadata.csv",
         "hf://datasets/alice/packed",
+        "hf://datasets/alice/packed/v.zip",
         "hf://datasets/alice/evil",
         f"{address}/nowhere",
         "hf://datasets/alice/gone",
@@ -87,8 +88,11 @@ def test_videos_pictures_and_lists_are_fetched_and_their_size_is_said_before(hub
     assert again == first | {"said": []}
     assert folder["there"] == ["a [b]/img_1.jpg"] and folder["name"] == "frames"
     assert listed["name"] == "metadata" and Path(listed["place"]).name == "metadata.csv"
-    assert packed["error"] == "HubError" and "has no files of videos or frames (1 .zip" in packed["words"]
+    assert packed["error"] == "HubError" and "has no files of videos or frames (2 .zip" in packed["words"]
     assert "unpack the archives" in packed["words"]
+    place = Path(named["place"])
+    assert named["said"] == ["fetching 1 file, 0.0 MB, of the dataset alice/packed"] and named["name"] == "v"
+    assert place.name == "v.zip" and place.read_bytes() == b"PK" and not place.with_name("w.zip").exists()
     assert "file with an impossible name: ../../1.mp4" in evil["words"] and not (tmp_path.parent / "1.mp4").exists()
     assert "there is no nowhere of the dataset alice/gestures on the Hub" in nothing["words"]
     assert "the dataset alice/gone is not on the Hub" in missing["words"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nlzoo.core import tables
+from nlzoo.core import archives, tables
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.core.skipped import Skipped
 from nlzoo.core.text import as_text, printable
@@ -93,9 +93,9 @@ def archive(root, name):
     return root / name
 
 
-def tar(root):
+def tar(root, kind):
     put(root / "in", "dog/1.mp4")
-    return Path(shutil.make_archive(str(root / "videos"), "tar", root / "in"))
+    return Path(shutil.make_archive(str(root / "videos"), kind, root / "in"))
 
 
 def fifo(root):
@@ -215,9 +215,18 @@ SHAPES = {
     "videos without class folders": (lambda r: put(r, "1.mp4", "2.mp4"), (VideoError, "no class folder is there")),
     "a missing path": (lambda r: r / "nowhere", (VideoError, "does not exist")),
     "a video": (lambda r: put(r, "x.mp4") / "x.mp4", (VideoError, "is a video, not a folder")),
-    "a zip": (lambda r: archive(r, "videos.zip"), (VideoError, "is an archive")),
+    "a zip by its name alone": (
+        lambda r: put(r, "videos.zip") / "videos.zip",
+        (VideoError, "cannot be read in place: it is cut off, or is no zip"),
+    ),
     "a zip by another name": (lambda r: archive(r, "videos.csv"), (VideoError, "is an archive")),
-    "a tar": (tar, (VideoError, "is an archive")),
+    "a compressed tar": (lambda r: tar(r, "gztar"), (VideoError, "is an archive")),
+    "a tar that is compressed": (
+        lambda r: tar(r, "gztar").replace(r / "videos.tar") or r / "videos.tar",
+        (VideoError, "cannot be read in place: it is cut off, or is no tar"),
+    ),
+    "a zip with one folder": (lambda r: archive(r, "videos.zip"), ["dog/1.mp4=dog"]),
+    "a tar of one folder": (lambda r: tar(r, "tar"), ["dog/1.mp4=dog"]),
     "a spreadsheet": (lambda r: archive(r, "videos.xlsx"), (VideoError, "is a spreadsheet")),
     "a pipe for a list": (fifo, (VideoError, "is not a regular file")),
     "a huge list": (sparse, (VideoError, "has 600 MB; a list has at most 512")),
@@ -512,7 +521,40 @@ def test_each_shape(name, tmp_path, work):
     assert str(found.kind) and found.items == tuple(
         sorted(found.items, key=lambda i: (i.path, i.start or 0, i.end or 1e9))
     )
-    assert all((found.root / i.path).exists() for i in found.items)
+    assert all(archives.exists(found.root / i.path) for i in found.items)
+
+
+def said(source, whole):
+    """What `listing` makes of a source; `whole`: what is DATA in messages."""
+    try:
+        found = listing.read(source)
+    except (VideoError, UsageError) as error:
+        return type(error), *(text.replace(printable(whole), "DATA") for text in (error.message, error.hint))
+    return found.items, found.skipped, found.ignored, str(found.kind), found.levels, found.lost
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_of_a_folder_is_what_the_folder_is(tmp_path, work, kind):
+    """As it is, and by the name of its folder, which archivers write before all others."""
+    compared = 0
+    for number, (make, _) in enumerate(SHAPES.values()):
+        root = tmp_path / f"{number}" / "data"
+        root.mkdir(parents=True)
+        source = make(root)
+        below = list(source.rglob("*")) if source.is_dir() else []
+        if not below or any(
+            p.is_symlink() or p.is_fifo() or p.name == RAW for p in below
+        ):  # zipfile writes no such name
+            continue
+        compared += 1
+        expected = said(source, source)
+        bare = Path(shutil.make_archive(str(root.parent / "bare"), kind, source))
+        assert said(bare, listing.opened(bare)) == expected or listing.opened(bare) != bare
+        if any(p.is_dir() or p.suffix in (".csv", ".txt", ".tsv", ".jsonl", ".parquet") for p in source.iterdir()):
+            whole = Path(shutil.make_archive(str(root.parent / "whole"), kind, source.parent, source.name))
+            assert listing.opened(whole) == whole / source.name
+            assert said(whole, whole / source.name) == expected
+    assert compared >= 25
 
 
 def test_what_is_said_of_rows_that_are_left_out(tmp_path, work):
