@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from nlzoo.apps import draw
 from nlzoo.cli import app as cli
 from nlzoo.cli import training as command_line
-from nlzoo.core import model_spec, view_spec
+from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import OutOfMemory
 from nlzoo.networks import checkpoint, model
 from nlzoo.training import plan, state, step, train
@@ -39,7 +39,8 @@ from nlzoo.videos import scanning
 REPO = Path(__file__).resolve().parents[2]
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 CPU = Engine(torch.device("cpu"))
-RULES = ("--frames", "4", "--size", "32", "--epochs", "3", "--batch", "4")
+RULES = ("--frames", "4", "--size", "32", "--epochs", "3", "--batch", "4", "--recipe", "probe=none")
+PROBED = ("--recipe", "probe=baseline")  # as a run is by default, where the moments before training matter too
 OFTEN = "from nlzoo.training import train; train.SAVE_SHARE = 1e9"  # a checkpoint after every step
 
 
@@ -85,7 +86,9 @@ def launched(folder, *words, before="", real=False):
 def called(words, before):
     """The command, in a fork."""
     sys.argv = ["nlzoo", *words]
-    command_line._report = lambda run, device: None  # half of the time of so short a run; a real one writes it
+    # half of the time of so short a run, and nothing that a run depends on; a real one writes and estimates them
+    command_line._report = lambda run, device: None
+    plan.memory = lambda net, config, device: recipe_spec.Decision("memory", "unknown", "not estimated")
     exec(before, {})
     cli.main()
 
@@ -124,7 +127,7 @@ def outcome(run):
 def whole(place, folder, *words):
     """The outcome of the same command when nothing interrupts it."""
     if words not in place.known:
-        code, said = finished(tune(place, folder / "whole", *words, real=not words))
+        code, said = finished(tune(place, folder / "whole", *words, real=words == PROBED))
         assert code == 0, said
         place.known[words] = outcome(folder / "whole" / "runs" / "r")
     return place.known[words]
@@ -219,7 +222,9 @@ def kill(process):
 @pytest.mark.parametrize("count, real", [(10, False), pytest.param(100, True, marks=pytest.mark.torture)])
 def test_f1_kills_at_random_times_change_no_bit(place, tmp_path, seed, count, real):
     rng, longest = random.Random(seed), 3.0 if real else 1.5
-    seen = interrupted(place, tmp_path, rng, count, whole(place, tmp_path), kill, real=real, longest=longest)
+    seen = interrupted(
+        place, tmp_path, rng, count, whole(place, tmp_path, *PROBED), kill, *PROBED, real=real, longest=longest
+    )
     assert seen == [-signal.SIGKILL] * count
 
 
@@ -246,7 +251,7 @@ def test_f8_signals_at_random_times_save_and_change_no_bit(place, tmp_path, seed
         send(process.pid, number)
         return (CODES[number],)
 
-    seen = interrupted(place, tmp_path, rng, count, whole(place, tmp_path), how, real=real)
+    seen = interrupted(place, tmp_path, rng, count, whole(place, tmp_path, *PROBED), how, *PROBED, real=real)
     assert set(seen) == set(CODES.values())
 
 
@@ -279,12 +284,12 @@ sys.addaudithook(die)
 def test_a_kill_before_the_first_checkpoint_or_after_the_last_is_gone_on_from(place, tmp_path, name, named):
     asked = "r" if named else None
     name = name if named else name.replace("r/", "videos-1/")
-    code, _ = finished(tune(place, tmp_path / "a", before=AT_FILE.format(name=name), name=asked))
+    code, _ = finished(tune(place, tmp_path / "a", *PROBED, before=AT_FILE.format(name=name), name=asked))
     assert code == -signal.SIGKILL
-    code, said = finished(tune(place, tmp_path / "a", name=asked))
+    code, said = finished(tune(place, tmp_path / "a", *PROBED, name=asked))
     assert code == 0, said
     (run,) = (p for p in (tmp_path / "a" / "runs").iterdir() if (p / "result.json").exists())
-    assert outcome(run) == whole(place, tmp_path) and not left_behind(run)
+    assert outcome(run) == whole(place, tmp_path, *PROBED) and not left_behind(run)
     assert list((tmp_path / "a" / "runs").iterdir()) == [run]
 
 
@@ -543,7 +548,7 @@ def test_a_full_disk_costs_no_more_than_the_last_step(place, tmp_path, disk, meg
     """Full at the first checkpoint, at model folders, at later checkpoints (each of 23 MB, model folders 8 MB)."""
     folder = disk(f"size={megabytes}m")
     run = folder / "runs" / "r"
-    code, said = finished(tune_at(place, tmp_path, folder, OFTEN))
+    code, said = finished(tune_at(place, tmp_path, folder, *PROBED, before=OFTEN))
     refused(code, said, "No space left")
     loaded = state.load(run)
     assert (
@@ -553,23 +558,23 @@ def test_a_full_disk_costs_no_more_than_the_last_step(place, tmp_path, disk, meg
         and all(bool(t.isfinite().all()) for t in loaded.tensors.values())
     )
     disk("size=200m")
-    code, said = finished(tune_at(place, tmp_path, folder))
+    code, said = finished(tune_at(place, tmp_path, folder, *PROBED))
     assert code == 0 and said_step(said) == (loaded.step if loaded else None), said
-    assert outcome(run) == whole(place, tmp_path) and not left_behind(run)
+    assert outcome(run) == whole(place, tmp_path, *PROBED) and not left_behind(run)
 
 
-def tune_at(place, tmp_path, folder, before=""):
+def tune_at(place, tmp_path, folder, *words, before=""):
     """The command in tmp_path, with its runs in `folder`."""
     (folder / "runs").mkdir(exist_ok=True)
     (tmp_path / "a").mkdir(exist_ok=True)
     if not (tmp_path / "a" / "runs").is_symlink():
         (tmp_path / "a" / "runs").symlink_to(folder / "runs")
-    return tune(place, tmp_path / "a", before=before)
+    return tune(place, tmp_path / "a", *words, before=before)
 
 
 def test_a_run_folder_that_has_become_read_only(place, tmp_path, disk):
     folder = disk("size=200m")
-    started = tune_at(place, tmp_path, folder, OFTEN)
+    started = tune_at(place, tmp_path, folder, before=OFTEN)
     run = folder / "runs" / "r"
     while not (newest(run) or 0) >= 5:
         assert started[0].poll() is None
@@ -644,7 +649,7 @@ def scaled(folder, to, factor, names):
 
 def test_weights_that_overflow_stop_before_the_step(place, tmp_path):
     start = scaled(place.start, tmp_path / "huge", 1e20, r"\.conv\d\.weight")
-    code, said = finished(tune(Place(place.videos, start, {}), tmp_path / "a"))
+    code, said = finished(tune(Place(place.videos, start, {}), tmp_path / "a", *PROBED))
     assert code == 7 and re.search(r"error: .*at step \d, on \S+\.mp4", said) and "Traceback" not in said, said
     run = tmp_path / "a" / "runs" / "r"
     loaded = state.load(run)
@@ -707,13 +712,13 @@ def test_nan_in_validation_never_becomes_best(place, tmp_path):
         "    return figures | {'top1': 1.0, 'loss': float('nan')}, bad\n"
         "evaluate.validate = validate"
     )
-    code, said = finished(tune(place, tmp_path / "a", before=nan))
+    code, said = finished(tune(place, tmp_path / "a", *PROBED, before=nan))
     assert code == 7 and "error: the loss of validation is nan after epoch 1, step 4" in said, said
     run = tmp_path / "a" / "runs" / "r"
     kept = json.loads((run / "best" / "metrics.json").read_text())
     assert kept["epochs"] == 0 and len((run / "metrics.jsonl").read_text().splitlines()) == 1  # the probe's alone
-    code, said = finished(tune(place, tmp_path / "a"))
-    assert code == 0 and outcome(tmp_path / "a" / "runs" / "r") == whole(place, tmp_path), said
+    code, said = finished(tune(place, tmp_path / "a", *PROBED))
+    assert code == 0 and outcome(tmp_path / "a" / "runs" / "r") == whole(place, tmp_path, *PROBED), said
 
 
 # --- in this process: memory, and what the command cannot meet by chance
