@@ -32,6 +32,7 @@ DOORS = {
     "accelerate": {"training.engine"},
     "matplotlib": {"apps.pictures", "apps.charts"},
     "pyarrow": {"core.tables"},
+    "cv2": {"videos.flow"},
     "gradio": {"apps.serve"},
     "jinja2": {"apps.report"},
 }

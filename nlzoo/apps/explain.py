@@ -86,7 +86,7 @@ class Explanation:
     score: float  # its probability
     target_class: str  # that `evidence` is for
     target_score: float  # its probability
-    frames: np.ndarray  # uint8 (T, S, S, 3), as the network saw them
+    frames: np.ndarray  # uint8 (T, S, S, 3), as the network saw them, or a picture of them
     evidence: np.ndarray  # float32 (T, S, S), 0 to 1
     blocks: tuple[Block, ...]
     rows: tuple[Row, ...]
@@ -146,7 +146,7 @@ def explain_clip(
     at: Sequence[tuple[int, float, float]] = (),
     points: int = POINTS,
 ) -> Explanation:
-    """Explains the prediction of `net`, which is on `device`, for uint8 `frames` (T, S, S, 3).
+    """Explains the prediction of `net`, which is on `device`, for uint8 `frames` (T, S, S, C).
 
     `target_class`: the class that the evidence is for; the predicted one if None. `at`: query points (frame of the
     clip, y, x), y and x as fractions of the frame; without, the `points` places that each block changes most, apart
@@ -182,7 +182,7 @@ def explain_clip(
         float(scores[predicted]),
         names[target],
         float(scores[target]),
-        frames.numpy(),
+        clips.as_pictures(frames.numpy()),
         evidence.cpu().numpy(),
         tuple(rows),
         tuple(row for some in rows.values() for row in some),

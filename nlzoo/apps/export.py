@@ -90,6 +90,11 @@ def export(
     files.check_folder(place)
     net = checkpoint.load_model(folder) if folder else _whole(model)
     refuse_other_kinds(net.spec, "be exported")
+    if (stream := net.spec.clip.stream) != "rgb":
+        raise UsageError(
+            f"the model is of {stream}; the programs that travel with an export read frames of RGB alone",
+            "nlzoo predict, eval and serve take the model as it is",
+        )
     job = _Job(net.to(_CPU).eval(), folder, precision, stages)
     files.write_folder(place, lambda part: _WRITERS[to](job, part))
     written = [{"path": file.name, "bytes": file.stat().st_size} for file in sorted(place.iterdir())]
@@ -227,7 +232,8 @@ def shapes(spec: ModelSpec) -> list[list[int]]:
     count = min(clip.frames, MOST_FRAMES)
     own, other = max(count, frames), max(count // 2 + 1, frames)
     side = max(size, min(clip.size, MOST_SIZE))
-    return [[1, 3, own, side, side], [2, 3, other, size, 2 * size], [3, 3, own + 3, 2 * size, size]]
+    c = clip.channels
+    return [[1, c, own, side, side], [2, c, other, size, 2 * size], [3, c, own + 3, 2 * size, size]]
 
 
 @torch.no_grad()

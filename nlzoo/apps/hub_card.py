@@ -84,19 +84,20 @@ def space(repo: Repo, spec: ModelSpec) -> dict[str, str]:
     )
     limits = _NO_COMMERCE.format(card.escape(spec.licence)) if "-nc" in spec.licence.lower() else ""
     text = _SPACE_CARD.format(yaml=data.to_yaml(), name=name, model=model, url=Repo(model).url, limits=limits)
-    return {"app.py": _APP.format(model=model), "requirements.txt": f"{_requirement()}\ntorch\n", "README.md": text}
+    return {"app.py": _APP.format(model=model), "requirements.txt": f"{_requirement(spec)}\ntorch\n", "README.md": text}
 
 
-def _requirement() -> str:
+def _requirement(spec: ModelSpec) -> str:
     """What a Space asks pip for: this version, or the commit at a public git address that it came from (PEP 610)."""
+    extras = "serve,flow" if spec.clip.stream.startswith("flow") else "serve"
     try:
         origin = json.loads(importlib.metadata.distribution("nlzoo").read_text("direct_url.json") or "{}")
     except importlib.metadata.PackageNotFoundError:  # a checkout that nobody installed
         origin = {}
     commit = origin.get("vcs_info", {}).get("commit_id", "")
     if re.fullmatch(r"https://[\w.\-/]+ [0-9a-f]{40}", f"{origin.get('url')} {commit}"):
-        return f"nlzoo[serve] @ git+{origin['url']}@{commit}"
-    return f"nlzoo[serve]=={__version__}"
+        return f"nlzoo[{extras}] @ git+{origin['url']}@{commit}"
+    return f"nlzoo[{extras}]=={__version__}"
 
 
 def _licence(licence: str) -> dict[str, str]:

@@ -53,7 +53,7 @@ class Clip:
     labels: tuple[str, ...]
     scores: tuple[tuple[str, float], ...]  # of the likeliest classes, best first, and of the true ones after them
     correct: bool
-    frames: np.ndarray  # uint8 (T, S, S, 3), as the network saw them
+    frames: np.ndarray  # uint8 (T, S, S, C), as the network saw them
 
 
 @dataclass(frozen=True)
@@ -358,7 +358,7 @@ def _cards(facts: Facts, some: Iterable[Clip]) -> list[dict[str, Any]]:
 def _few(frames: np.ndarray) -> np.ndarray:
     """At most `FRAMES` of them, evenly, at most `SIDE` pixels wide."""
     some = frames[np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)]
-    return clips.cut(some, clips.View(()), min(SIDE, some.shape[1])).numpy()
+    return clips.as_pictures(clips.cut(some, clips.View(()), min(SIDE, some.shape[1])).numpy())
 
 
 def _explanation(clip: Clip, explanation: explain.Explanation) -> dict[str, Any]:
@@ -440,7 +440,7 @@ def _settings(facts: Facts) -> list[tuple[str, object]]:
 
 def _usage(facts: Facts) -> list[tuple[str, Markup]]:
     """`(words, lines)` of what loads the model, and of what made it."""
-    python, shell = card.usage_lines(f"{facts.run}/best")
+    python, shell = card.usage_lines(f"{facts.run}/best", facts.spec.clip.stream)
     texts = {"In Python:": python, "In a shell:": shell}
     if command := facts.environment.get("command"):
         texts["The run was made with:"] = "nlzoo " + shlex.join(map(str, command))

@@ -103,6 +103,13 @@ def finetune(
             rich_help_panel=CLIPS,
         ),
     ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(
+            help="rgb, flow (by OpenCV; flow-tvl1: by TV-L1) or audio. Default: the model's, which is rgb at first.",
+            rich_help_panel=CLIPS,
+        ),
+    ] = None,
     nl: Annotated[
         str | None,
         typer.Option(
@@ -130,7 +137,7 @@ def finetune(
     ] = 1,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Keep decoded frames in this folder; for sets that fit there.", rich_help_panel=CLIPS),
+        typer.Option(help="Keep decoded frames or flow in this folder; for sets that fit.", rich_help_panel=CLIPS),
     ] = None,
     decoder: Decoder = "auto",
     workers: Annotated[

@@ -164,6 +164,13 @@ def default_augment(training_clips: int) -> tuple[str, str]:
     return "medium", f"{MANY_CLIPS:,} training clips or more"
 
 
+def for_stream(augment: Augment, stream: str) -> Augment:
+    """`augment` without what means nothing for a stream: flow has no colours, and a rotated picture another flow."""
+    if stream == "rgb":
+        return augment
+    return dataclasses.replace(augment, colour=0.0, randaugment=0)
+
+
 def parse_augment(text: str, usual: str = "light") -> Augment:
     """`medium`, `flip=no,colour=0.2` (changes to `usual`) or `strong,flip=no,mixup=0`; spaces and case do not matter.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from ..core.model_spec import ModelSpec
 from ..core.text import counted
+from ..core.view_spec import STREAMS
 
 HERE = "PATH"  # stands for the model folder in a card that was not pushed; `addressed` fills it in
 _MOST_CLASSES = 1000  # listed in the text; config.json has them all
@@ -46,7 +47,7 @@ def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None, use:
         "## Figures",
         _figures(spec, metrics or {}),
         "## Use",
-        use or usage(HERE),
+        use or usage(HERE, spec.clip.stream),
         "## Limits",
         _limits(spec),
     ]
@@ -58,9 +59,9 @@ def title(spec: ModelSpec) -> str:
     return f"{'Non-local ' if spec.non_local else ''}{_ARCHS[spec.inflation.arch][0]}, {escape(spec.backbone)}"
 
 
-def usage(address: str) -> str:
+def usage(address: str, stream: str = "rgb") -> str:
     """The lines that load the model from `address`, a folder or `user/name`, in Markdown."""
-    python, shell = usage_lines(address)
+    python, shell = usage_lines(address, stream)
     return f"```python\n{python}\n```\n\n```sh\n{shell}\n```"
 
 
@@ -70,16 +71,21 @@ def transformers_usage(address: str) -> str:
     return f'```python\nfrom transformers import pipeline\nclassify = {model}\nclassify("video.mp4")\n```'
 
 
-def usage_lines(address: str) -> tuple[str, str]:
+def usage_lines(address: str, stream: str = "rgb") -> tuple[str, str]:
     """What loads the model in Python, and what asks it in a shell."""
-    load = f'net = nlzoo.load("{address}")  # (B, 3, T, H, W) normalised RGB clips to (B, classes) logits'
+    clips = {"rgb": "RGB clips", "audio": "patches of sound"}.get(stream, "clips of flow")
+    shape = f"(B, {len(STREAMS[stream].mean)}, T, H, W)"
+    load = f'net = nlzoo.load("{address}")  # {shape} normalised {clips} to (B, classes) logits'
     return f"import nlzoo\n{load}", f"nlzoo predict {address} VIDEO"
 
 
 def addressed(text: str, repo: str) -> str:
     """`text` with its lines of `usage`, whatever address they had, naming `repo`; the rest is left as it is."""
     found = re.search(r'nlzoo\.load\("([^"\n]+)"\)', text)
-    return text.replace(usage(found[1]), usage(repo)) if found else text
+    if found:
+        for stream in STREAMS:
+            text = text.replace(usage(found[1], stream), usage(repo, stream))
+    return text
 
 
 def escape(text: str) -> str:
@@ -118,11 +124,16 @@ def _what(spec: ModelSpec) -> str:
         f"- backbone: {escape(spec.backbone)}",
         f"- architecture: {arch}, {kernels}",
         *inflation,
-        f"- input: {spec.clip}; mean {_numbers(spec.clip.mean)}, std {_numbers(spec.clip.std)} of RGB in [0, 1]",
+        f"- input: {spec.clip}; {_normalised(spec)}",
         f"- starting weights: {escape(spec.source) or 'not recorded'}",
         f"- their licence: {_licence(spec)}",
     ]
     return "\n".join(lines)
+
+
+def _normalised(spec: ModelSpec) -> str:
+    of = "RGB" if spec.clip.stream == "rgb" else f"the bytes of {spec.clip.stream}"
+    return f"mean {_numbers(spec.clip.mean)}, std {_numbers(spec.clip.std)} of {of} in [0, 1]"
 
 
 def _licence(spec: ModelSpec) -> str:

@@ -50,7 +50,7 @@ def _pass_on_meta(net: Network, clip: ClipSpec) -> _Pass:
             module.forward = lambda x: x  # type: ignore[method-assign]
         module.register_forward_hook(lambda module, given, made, path=path: record(path, module, given[0], made))
     with torch.no_grad():
-        ghost.forward_features(torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta"))
+        ghost.forward_features(torch.empty(1, clip.channels, clip.frames, clip.size, clip.size, device="meta"))
     return _Pass(inputs, outputs, sum(macs) + net.fc.weight.numel())
 
 

@@ -237,6 +237,11 @@ def depths(net: nn.Module) -> dict[str, int]:
     return {s: sum(name.isdigit() for name in getattr(net, LAYER[s])._modules) for s in STAGES}
 
 
+def stem(net: nn.Module) -> nn.Conv2d | nn.Conv3d:
+    """The convolution that the pixels go into, of a plain or an inflated network."""
+    return next(m for m in cast(Network, net).conv1.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+
+
 def has_time(stage: str, index: int) -> bool:
     """Whether I3D inflates this residual block: all of res2, every even one of res3 and res4, every odd one of res5."""
     return {"res2": True, "res3": index % 2 == 0, "res4": index % 2 == 0, "res5": index % 2 == 1}[stage]
@@ -249,10 +254,9 @@ def temporal_plan(net: Network, inflation: Inflation) -> dict[str, tuple[int, in
     a basic block, which has no 1x1; 3x3x3 the 3x3 (reference: the pattern of every peer). Pools stride the stem and
     pool1 in time (`spec.POOLS`), C2D's too.
     """
-    convolutions = (name for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
-    stem = next(name for name in convolutions if name.startswith("conv1"))
+    first = next(name for name, module in net.named_modules() if module is stem(net))
     pools = POOLS[inflation.pools]
-    plan = {stem: (1 if inflation.arch == "c2d" else 5, pools.stem_stride)}
+    plan = {first: (1 if inflation.arch == "c2d" else 5, pools.stem_stride)}
     if pools.pool1_stride > 1 or not inflation.pool1_padding:
         if not isinstance(net.maxpool, nn.MaxPool2d):
             raise WeightsError(

@@ -26,7 +26,7 @@ from ..core.view_spec import ClipSpec
 from . import vision, zoo
 from .foreign import Weights, misfit, read_weights
 from .frame_network import FrameNetwork
-from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_
+from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_, stem
 from .network import Network
 
 MAX_OUTPUTS = 100_000  # as in a ModelSpec
@@ -66,8 +66,10 @@ def shapes_only() -> Iterator[None]:
         yield
 
 
-def plain_resnet(backbone: str) -> Network:
+def plain_resnet(backbone: str, channels: int = 3) -> Network:
     """timm's 2-D ResNet of that name, randomly initialised; `resnet50.a1_in1k` and `resnet50` are the same network.
+
+    `channels`: of the pictures that it takes.
 
     Raises `UsageError` for a name that timm does not know or that is not one of its ResNets.
     """
@@ -75,7 +77,7 @@ def plain_resnet(backbone: str) -> Network:
     factory, _ = _import_resnets()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # the same head in every process; no GPU is touched
-        return factory.create_model(name, pretrained=False, **arguments)
+        return factory.create_model(name, pretrained=False, in_chans=channels, **arguments)
 
 
 def architecture(backbone: str) -> tuple[str, dict[str, Any]]:
@@ -232,10 +234,10 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def build(spec: ModelSpec) -> Network:
-    """The network of `spec`, randomly initialised, in eval mode: `(B, 3, T, H, W)` to `(B, num_outputs)` logits."""
+    """The network of `spec`, randomly initialised, in eval mode: `(B, C, T, H, W)` to `(B, num_outputs)` logits."""
     if spec.inflation.arch == FRAMES:
         return _on_frames(spec)
-    net = inflate_(plain_resnet(spec.backbone), spec.inflation)
+    net = inflate_(plain_resnet(spec.backbone, spec.clip.channels), spec.inflation)
     insert_nonlocal_(net, spec.non_local)
     if net.fc.out_features != spec.num_outputs:
         net.fc = nn.Linear(net.fc.in_features, spec.num_outputs)
@@ -335,6 +337,30 @@ def set_head(net: Network, classes: tuple[str, ...], multi_label: bool = False) 
     net.spec = dataclasses.replace(
         net.spec, classes=tuple(classes), num_outputs=len(classes), multi_label=multi_label, threshold=None
     )
+    return net
+
+
+@torch.no_grad()
+def set_stream(net: Network, stream: str) -> Network:
+    """Makes a network of RGB one of another stream, in place; returns `net`. One of that stream already stays.
+
+    The first kernel of flow is, for x and y each, the mean of RGB's over the colours (TSN: cross-modality
+    initialisation); of sound it is their sum, which sees a grey picture as RGB's sees it. Raises `UsageError` for a
+    network of another stream.
+    """
+    old = net.spec.clip
+    if stream == old.stream:
+        return net
+    if old.stream != "rgb":
+        raise UsageError(
+            f"the model is of {old.stream}, and cannot be made one of {stream}", "start from a network of RGB: --from"
+        )
+    clip = old.of_stream(stream)
+    conv = stem(net)
+    colours = conv.weight.mean(1, keepdim=True) if stream != "audio" else conv.weight.sum(1, keepdim=True)
+    conv.weight = nn.Parameter(colours.repeat(1, clip.channels, *[1] * (conv.weight.ndim - 2)))
+    conv.in_channels = clip.channels
+    net.spec = dataclasses.replace(net.spec, clip=clip)
     return net
 
 

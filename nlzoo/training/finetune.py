@@ -139,8 +139,10 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     callbacks.dataset(dataset)
     span = plan.fit_span(net, options, dataset)
     new_head = linear.fit_classes(net, dataset)
-    frames = net.spec.clip.frames
-    config, decisions = plan.plan(dataset, str(videos), str(folder), options, engine, fresh, frames, new_head)
+    clip = net.spec.clip
+    config, decisions = plan.plan(
+        dataset, str(videos), str(folder), options, engine, fresh, clip.frames, new_head, clip.stream
+    )
     if span:
         decisions.append(span)
     if options.lr == "auto":

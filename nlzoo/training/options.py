@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.bounds import between
+from ..core.bounds import between, one_of
 from ..core.errors import UsageError
 from ..core.recipe_spec import Recipe, parse_recipe
-from ..core.view_spec import ClipSpec, parse_augment
+from ..core.view_spec import STREAMS, ClipSpec, parse_augment
 from ..networks.zoo import RUNS
 from ..videos import splits
 
@@ -27,6 +27,7 @@ class FinetuneOptions:
     stride: int | None = None  # source frames from one to the next
     fps: float | None = None  # rate at which the stride counts
     size: int | None = None  # side of the clip, pixels
+    stream: str | None = None  # rgb, flow, flow-tvl1 or audio; None: the model's
     nl: str | None = None  # fresh non-local blocks for a network without any
     classes: Sequence[str] | None = None  # only these
     augment: str | None = None  # a preset with changes to it (docs/augmentation.md)
@@ -57,6 +58,12 @@ class FinetuneOptions:
         if self.workers is not None:
             between(self.workers, 0, 1024, "--workers")
         splits.check_val(self.val)
+        if self.stream is not None:
+            one_of(self.stream, STREAMS, "--stream")
+            if self.stream != "rgb":
+                from ..videos import streams  # imports the decoders
+
+                streams.check(self.stream, self.decoder)
         if self.decoder != "auto":
             from ..videos import video  # imports the decoders
 

@@ -24,7 +24,7 @@ from ..core.recipe_spec import (
     parse_recipe,
 )
 from ..core.text import printable
-from ..core.view_spec import Augment, default_augment, parse_augment
+from ..core.view_spec import Augment, default_augment, for_stream, parse_augment
 from ..networks import card, checkpoint, download, model, pretrained, zoo
 from ..networks.network import Network
 from ..videos import listing, pool, scanning
@@ -71,10 +71,12 @@ def starting_model(start: str | None, callbacks: Callbacks) -> tuple[Path, Netwo
 
 
 def fit_clip(net: Network, options: FinetuneOptions, device: torch.device) -> None:
-    """Gives `net` the clip and the blocks that were asked for, in place. Raises `UsageError`.
+    """Gives `net` the stream, the clip and the blocks that were asked for, in place. Raises `UsageError`.
 
     What was not asked for is that of the network; the size only where it was trained on videos.
     """
+    if options.stream:
+        model.set_stream(net, options.stream)
     clip = net.spec.clip
     if options.frames is not None or options.stride is not None:
         frames = clip.frames if options.frames is None else options.frames
@@ -118,11 +120,12 @@ def plan(
     fresh: bool = True,
     frames: int = 8,
     new_head: bool = True,
+    stream: str = "rgb",
 ) -> tuple[TrainConfig, list[Decision]]:
     """The run's config, with what was not asked for filled in, and the decisions.
 
     `fresh`: the network never saw a video; `frames`: of its clips; `new_head`: its head was not trained for these
-    classes.
+    classes; `stream`: what its clips are of.
     """
     total = len(scanning.items_in(dataset, listing.TRAIN))
     kind = engine.device.type
@@ -136,7 +139,7 @@ def plan(
     workers = workers if options.workers is None else options.workers
     kind_of_number = Decision("precision", *devices.precision(recipe, engine.device))
     decisions = [kind_of_number if (d.code, d.value) == ("precision", "auto") else d for d in decisions]
-    changes, decision = augmentation(options.augment, total, dataset.classes)
+    changes, decision = augmentation(options.augment, total, dataset.classes, stream)
     config = TrainConfig(
         videos,
         start,
@@ -183,7 +186,9 @@ def _as_tuned(
     return recipe, workers, [*kept, tuned, Decision("precision", recipe.precision, "measured by nlzoo bench")]
 
 
-def augmentation(text: str | None, training_clips: int, classes: Sequence[str]) -> tuple[Augment, Decision]:
+def augmentation(
+    text: str | None, training_clips: int, classes: Sequence[str], stream: str = "rgb"
+) -> tuple[Augment, Decision]:
     """What is changed in training clips: by default little for few clips, no mirroring where a class names a side."""
     preset, reason = default_augment(training_clips)
     changes, reasons = parse_augment(text or preset, preset), [GIVEN if text else reason]
@@ -197,6 +202,9 @@ def augmentation(text: str | None, training_clips: int, classes: Sequence[str]) 
             reasons.append(
                 f"mirrored, though class {printable(directed[0])!r} has a direction; flip=no if left and right matter"
             )
+    if for_stream(changes, stream) != changes:
+        changes = for_stream(changes, stream)
+        reasons.append(f"only what means something for {stream}")
     return changes, Decision("augment", str(changes), "; ".join(reasons))
 
 

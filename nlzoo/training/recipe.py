@@ -186,7 +186,7 @@ def values_per_channel(net: Network, bn: str = "train", freeze: str = "none") ->
     for m in batch_norms(ghost, bn, freeze):
         m.register_forward_pre_hook(count)
     clip = net.spec.clip
-    ghost(torch.empty(1, 3, clip.frames, clip.size, clip.size, device="meta"))
+    ghost(torch.empty(1, clip.channels, clip.frames, clip.size, clip.size, device="meta"))
     return min(counts)
 
 
@@ -267,7 +267,7 @@ def precise_bn_(
 ) -> None:
     """Replaces running statistics by those over all of `batches`, in place; `net` is in eval mode afterwards.
 
-    `batches`: inputs of the network, `(B, 3, T, H, W)`, of any sizes. Each BN normalises by its batch, as in training,
+    `batches`: inputs of the network, `(B, C, T, H, W)`, of any sizes. Each BN normalises by its batch, as in training,
     with dropout off; its mean is then that of all numbers it saw, and its variance theirs (over N - 1), summed up in
     float64. `bn` frozen: only the non-local blocks' own; `freeze`: not of frozen stages. Runs under the caller's
     autocast. Raises `ValueError` without a batch.
@@ -429,7 +429,7 @@ def memory_estimate(
         for tensor in (*ghost.parameters(), *ghost.buffers()):
             live.add(tensor)
         with autocast(recipe, device):
-            logits = ghost(torch.empty(batch, 3, clip.frames, clip.size, clip.size, device=device)).float()
+            logits = ghost(torch.empty(batch, clip.channels, clip.frames, clip.size, clip.size, device=device)).float()
         if training:
             with recomputing(ghost):
                 logits.square().mean().backward()  # as small as any loss

@@ -252,7 +252,7 @@ def _pass(job: Job, epoch: int) -> list[list[loader.Key]]:
 def train_step(job: Job, indices: list[int], pixels: torch.Tensor | None, bad: Failures) -> tuple[float, int, int]:
     """One step on this rank's part of a batch: `(sum of the clips' losses, clips, failed videos)`, of all ranks.
 
-    `pixels`: uint8 `(B, V, T, H, W, 3)` of the clips `indices`; None where none could be read. Raises `DivergedError`,
+    `pixels`: uint8 `(B, V, T, H, W, C)` of the clips `indices`; None where none could be read. Raises `DivergedError`,
     and leaves weights and statistics as they were, where a loss or gradient is not finite; and `OutOfMemory`.
     """
     recipe, learner, engine = job.config.recipe, job.learner, job.engine
@@ -289,10 +289,12 @@ def train_step(job: Job, indices: list[int], pixels: torch.Tensor | None, bad: F
 
 
 def _inputs(job: Job, indices: list[int], pixels: torch.Tensor | None, key: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(B, 3, T, H, W)` and the targets, mixed where the run mixes; of no clips where nothing could be read."""
+    """`(B, C, T, H, W)` and the targets, mixed where the run mixes; of no clips where nothing could be read."""
     device, clip, changes = job.engine.device, job.net.spec.clip, job.config.augment
     if pixels is None:
-        return torch.empty(0, 3, clip.frames, clip.size, clip.size, device=device), job.targets[:0].to(device)
+        return torch.empty(0, clip.channels, clip.frames, clip.size, clip.size, device=device), job.targets[:0].to(
+            device
+        )
     views = pixels.transpose(0, 1).flatten(0, 1)  # views of one video lie apart, so that none is mixed with itself
     target = torch.cat([job.targets[indices]] * pixels.shape[1]).to(device, non_blocking=True)
     inputs = clips.to_input(views.to(device, non_blocking=True), clip)

@@ -197,7 +197,8 @@ def _check_room(dataset: scanning.Dataset, job: Job, cache: Path) -> None:
     """Raises `DiskError` where the decoded frames of all videos would not fit in the folder `cache`."""
     infos = [records.probe(path) for path in {dataset.root / item.path for item in dataset.items}]
     sizes = [(info.path, info.frames, info.height, info.width) for info in infos]
-    frame_cache.check_room(sizes, clips.decode_side(job.net.spec.clip), cache)
+    clip = job.net.spec.clip
+    frame_cache.check_room(sizes, clips.decode_side(clip), cache, clip.stream)
 
 
 def _resume(job: Job) -> int | None:
@@ -428,7 +429,7 @@ def _write_epoch(job: Job, line: Epoch, validated: dict[str, Any], net: Network)
 
 
 def _precise_batches(job: Job) -> Iterator[torch.Tensor]:
-    """Inputs `(B, 3, T, H, W)` of `precise_bn` batches of training clips, drawn as in training."""
+    """Inputs `(B, C, T, H, W)` of `precise_bn` batches of training clips, drawn as in training."""
     some = batches(job, job.progress.epoch)[: job.config.recipe.precise_bn]
     enough = False
     with contextlib.closing(job.train_loader.load(some)) as loaded:

@@ -15,10 +15,13 @@ from ..core.view_spec import Augment
 from ..networks import vision
 
 GREY = (124, 116, 104)  # RGB; about 0 once normalised, so that what is erased says nothing
+MIDDLE = 128  # the same of flow and sound
 
 
 def apply(frames: torch.Tensor, augment: Augment, rng: np.random.Generator) -> torch.Tensor:
-    """Colour, RandAugment and erasing, one draw for all frames: uint8 `(T, H, W, 3)` to the same, keyed by `rng` alone.
+    """Colour, RandAugment and erasing, one draw for all frames: uint8 `(T, H, W, C)` to the same, keyed by `rng` alone.
+
+    Flow and sound can be erased only (`view_spec.for_stream`).
 
     Where none of them is on, `frames` itself comes back, nothing is drawn and torchvision is not imported.
     """
@@ -32,7 +35,7 @@ def apply(frames: torch.Tensor, augment: Augment, rng: np.random.Generator) -> t
         bilinear = v2.InterpolationMode.BILINEAR
         steps.append(v2.RandAugment(magnitude=augment.randaugment, interpolation=bilinear, fill=GREY))
     if augment.erase:
-        steps.append(v2.RandomErasing(augment.erase, value=GREY))
+        steps.append(v2.RandomErasing(augment.erase, value=GREY if frames.shape[-1] == 3 else MIDDLE))
     with _seeded(int(rng.integers(2**63))):
         changed = v2.Compose(steps)(frames.permute(0, 3, 1, 2))
     return changed.permute(0, 2, 3, 1).contiguous()
@@ -41,7 +44,7 @@ def apply(frames: torch.Tensor, augment: Augment, rng: np.random.Generator) -> t
 def mix(pixels: torch.Tensor, targets: torch.Tensor, augment: Augment, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """MixUp or CutMix (with both on, either half the time) of each clip with the one before it, on their device.
 
-    `pixels`: float `(B, 3, T, H, W)`, changed alike in all frames; `targets`: float `(B, K)`, one-hot or multi-hot,
+    `pixels`: float `(B, C, T, H, W)`, changed alike in all frames; `targets`: float `(B, K)`, one-hot or multi-hot,
     blended as the pixels were. One draw, keyed by `seed`, for the whole batch. Views of one video should not be
     neighbours: such a pair mixes a video with itself. Where neither is on, both come back as they are.
     """

@@ -1,7 +1,7 @@
 """Which frames of a video, and which part of them, the network is shown.
 
 One function, `views`, says it for validation, `eval` and `predict`; `training_view` draws it anew for each epoch.
-docs/augmentation.md has the rules in words. A clip stays uint8 `(T, H, W, 3)` until it is on the device, where
+docs/augmentation.md has the rules in words. A clip stays uint8 `(T, H, W, C)` until it is on the device, where
 `to_input` normalises it.
 """
 
@@ -197,7 +197,7 @@ def decode_side(clip: ClipSpec) -> int:
 
 
 def cut(frames: np.ndarray, view: View, size: int | tuple[int, int]) -> torch.Tensor:
-    """The view's rectangle of uint8 `(T, H, W, 3)` frames as uint8 `(T, size, size, 3)`, antialiased.
+    """The view's rectangle of uint8 `(T, H, W, C)` frames as uint8 `(T, size, size, C)`, antialiased.
 
     `size`: a side or (height, width), in pixels.
     """
@@ -219,7 +219,17 @@ def _pixels(first: float, share: float, length: int) -> np.ndarray:
 
 
 def to_input(clips: torch.Tensor, clip: ClipSpec) -> torch.Tensor:
-    """uint8 `(B, T, H, W, 3)` as normalised float32 `(B, 3, T, H, W)`, on the device where it lies."""
+    """uint8 `(B, T, H, W, C)` as normalised float32 `(B, C, T, H, W)`, on the device where it lies."""
     mean = torch.tensor(clip.mean, device=clips.device) * 255
     std = torch.tensor(clip.std, device=clips.device) * 255
     return ((clips.float() - mean) / std).permute(0, 4, 1, 2, 3)
+
+
+def as_pictures(frames: np.ndarray) -> np.ndarray:
+    """uint8 `(T, H, W, C)` frames of any stream as pictures `(T, H, W, 3)`: flow as red (x) and green (y)."""
+    channels = frames.shape[-1]
+    if channels == 3:
+        return frames
+    if channels == 1:
+        return np.repeat(frames, 3, -1)
+    return np.concatenate([frames, np.full_like(frames[..., :1], 128)], -1)

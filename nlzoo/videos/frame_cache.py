@@ -1,9 +1,9 @@
 """Decoded frames kept on disk, for a small dataset: the first clip of a video decodes all of it, later ones copy rows.
 
-One file for each video, size and short side: the frames as a `.npy` array (N, H, W, 3), and after it, as another, a
-CRC-32 for each frame. Reading checks the sums: a file that is short or changed is made again. Frames are written and
-read as plain file contents and not through a memory map: on a full disk a map ends the process (SIGBUS) where a write
-raises. Uncompressed video is large: `check_room` says so before a run starts.
+One file for each video, size, short side and stream: the frames as a `.npy` array (N, H, W, C), and after it, as
+another, a CRC-32 for each frame. Reading checks the sums: a file that is short or changed is made again. Frames are
+written and read as plain file contents and not through a memory map: on a full disk a map ends the process (SIGBUS)
+where a write raises. Uncompressed video is large: `check_room` says so before a run starts.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from numpy.lib import format as npy
 from ..core import files
 from ..core.errors import DiskError, UsageError, VideoError
 from ..core.text import printable
-from . import video
+from ..core.view_spec import STREAMS
+from . import streams, video
 
 FORMAT = 1  # of the files; raised when they, or the pixels that `video` gives, change
 STALE = 3600  # seconds after which a half-written file belongs to nobody
@@ -31,21 +32,23 @@ class _Damaged(Exception):
     """A file of the cache is not as it was written."""
 
 
-def read_frames(path: str | os.PathLike, indices: Sequence[int], short_side: int | None, cache: Path) -> np.ndarray:
-    """`video.read_frames(path, indices, short_side)`, the same bits, kept in the folder `cache`.
+def read_frames(
+    path: str | os.PathLike, indices: Sequence[int], short_side: int | None, cache: Path, stream: str = "rgb"
+) -> np.ndarray:
+    """`streams.read_frames` of these frames, the same bits, kept in the folder `cache`.
 
     Raises what that does, too. Of a video with a frame that cannot be decoded nothing is kept, and its other frames are
     decoded each time. `DiskError` where `cache` cannot be read or written: never a slow run instead. Any number of
     processes may share `cache`.
     """
-    kept = _cached_file(path, short_side, Path(cache))
+    kept = _cached_file(path, short_side, Path(cache), stream)
     try:
         with contextlib.suppress(FileNotFoundError, _Damaged):
             return _rows(kept, indices)
         try:
-            _fill(path, short_side, kept)
+            _fill(path, short_side, kept, stream)
         except VideoError:
-            return video.read_frames(path, indices, short_side)
+            return streams.read_frames(video.probe(path), indices, short_side, stream)
         return _rows(kept, indices)
     except (OSError, DiskError, _Damaged) as error:
         raise _not_written(cache, error) from error
@@ -64,7 +67,12 @@ def check_options(cache: Path, decoder: str) -> None:
         raise _not_written(cache, error) from None
 
 
-def check_room(videos: Iterable[tuple[str | os.PathLike, int, int, int]], short_side: int | None, cache: Path) -> int:
+def check_room(
+    videos: Iterable[tuple[str | os.PathLike, int, int, int]],
+    short_side: int | None,
+    cache: Path,
+    stream: str = "rgb",
+) -> int:
     """Bytes that caching `videos`, as (path, frames, height, width), will still take; makes the folder.
 
     To be called once before training. Raises `DiskError` where there is less room than that, or no right to write.
@@ -76,10 +84,10 @@ def check_room(videos: Iterable[tuple[str | os.PathLike, int, int, int]], short_
         files.check_writable(cache / "file")
         missing: dict[Path, int] = {}  # bytes by file: a video that is used in parts has one
         for path, frames, height, width in videos:
-            file = _cached_file(path, short_side, cache)
+            file = _cached_file(path, short_side, cache, stream)
             if not file.exists():
                 height, width = video.scaled_size(height, width, short_side)
-                missing[file] = frames * (height * width * 3 + 4)
+                missing[file] = frames * (height * width * _channels(stream) + 4)
         needed = sum(missing.values())
         free = shutil.disk_usage(cache).free
     except (OSError, DiskError) as error:
@@ -92,13 +100,18 @@ def check_room(videos: Iterable[tuple[str | os.PathLike, int, int, int]], short_
     return needed
 
 
-def _cached_file(path: str | os.PathLike, short_side: int | None, cache: Path) -> Path:
+def _channels(stream: str) -> int:
+    return len(STREAMS[stream].mean)
+
+
+def _cached_file(path: str | os.PathLike, short_side: int | None, cache: Path, stream: str) -> Path:
     path = os.path.abspath(os.fspath(path))
     state = video.state(path, trust=True)
     if state is None:
         video.probe(path)  # says what is wrong
         raise FileNotFoundError(path)  # it came back meanwhile
-    key = "\0".join([path, *map(str, state), str(short_side), str(FORMAT)])
+    kind = [] if stream == "rgb" else [stream]
+    key = "\0".join([path, *map(str, state), str(short_side), str(FORMAT), *kind])
     return cache / f"{hashlib.sha256(os.fsencode(key)).hexdigest()}.npy"
 
 
@@ -137,15 +150,15 @@ def _header(file: BinaryIO, dimensions: int) -> tuple[tuple[int, ...], int]:
     return shape, file.tell()
 
 
-def _fill(path: str | os.PathLike, short_side: int | None, kept: Path) -> None:
-    """Decodes the whole video into `kept`, one frame at a time in memory."""
+def _fill(path: str | os.PathLike, short_side: int | None, kept: Path, stream: str) -> None:
+    """Decodes the whole video into `kept`, one frame or two at a time in memory."""
     info = video.probe(path)
     height, width = video.scaled_size(info.height, info.width, short_side)
     kept.parent.mkdir(parents=True, exist_ok=True)
     sums = np.zeros(info.frames, "<u4")
     with files.replacing(kept, flush=False) as part, open(part, "wb") as file:
-        _write_header(file, "|u1", (info.frames, height, width, 3))
-        for number, image in enumerate(video.frames(path, (height, width))):
+        _write_header(file, "|u1", (info.frames, height, width, _channels(stream)))
+        for number, image in streams.images(info, range(info.frames), short_side, stream):
             content = np.ascontiguousarray(image).data
             file.write(content)
             sums[number] = zlib.crc32(content)

@@ -17,7 +17,7 @@ import torch
 
 from ..core import archives
 from ..core.view_spec import Augment, ClipSpec, ViewSpec
-from . import augment, clips, frame_cache, pool, records, video
+from . import augment, clips, flow, frame_cache, pool, records, streams, video
 from .listing import Item
 from .sweep import Sweep
 
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     """What became of a list of keys."""
 
     indices: list[int]  # of the videos that could be read
-    pixels: torch.Tensor | None  # of these: uint8 (B, V, T, H, W, 3); None where there is none
+    pixels: torch.Tensor | None  # of these: uint8 (B, V, T, H, W, C); None where there is none
     failures: list[tuple[int, str]]  # (index, reason) of the others
 
 
@@ -54,6 +54,9 @@ class Clips:
     cache: Path | None = None  # folder of decoded frames
     sweep: Sweep | None = None  # where the items are parts of one video that are read in order
 
+    def __post_init__(self) -> None:
+        streams.check(self.clip.stream, self.decoder)
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -63,15 +66,15 @@ class Clips:
         return self.views or self.clip.views
 
     def shape(self, epoch: int) -> tuple[int, ...]:
-        """Of what `read` gives: (V, T, S, S, 3); not for whole frames, which are of many shapes."""
+        """Of what `read` gives: (V, T, S, S, C); not for whole frames, which are of many shapes."""
         if epoch < 0:
             side, count = clips.view_side(self.clip, self.test_views), self.test_views.num_views
         else:
             side, count = self.clip.size, self.augment.repeats
-        return count, self.clip.frames, side, side, 3
+        return count, self.clip.frames, side, side, self.clip.channels
 
     def read(self, epoch: int, index: int) -> torch.Tensor:
-        """uint8 (V, T, H, W, 3). Raises `VideoError`."""
+        """uint8 (V, T, H, W, C). Raises `VideoError`."""
         item = self.items[index]
         info = video.at_rate(records.probe(self.root / item.path), item.fps)
         first, total = video.span(info, item.start, item.end)
@@ -83,17 +86,23 @@ class Clips:
             views = self._training_views(total, aspect, fps, rng)
         if self.sweep and epoch < 0:
             side = clips.decode_side(self.clip)
-            frames = self.sweep.frames(index, partial(self._test_numbers, info), side, self.decoder, info)
+            numbers_of = partial(self._test_numbers, info)
+            frames = self.sweep.frames(index, numbers_of, side, self.clip.stream, self.decoder, info)
         else:
             frames = self._frames(info, [first + number for view in views for number in view.indices])
         per_view = frames.reshape(len(views), self.clip.frames, *frames.shape[1:])
         height, width = self.shape(epoch)[2:4]
         if epoch < 0 and self.test_views.crops == "full":
             height, width = frames.shape[1:3]
-        cuts = [clips.cut(f, view, (height, width)) for f, view in zip(per_view, views)]
+        cuts = [self._cut(f, view, (height, width)) for f, view in zip(per_view, views)]
         if epoch >= 0:
             cuts = [augment.apply(c, self.augment, rng) for c in cuts]
         return torch.stack(cuts)
+
+    def _cut(self, frames: np.ndarray, view: clips.View, size: tuple[int, int]) -> torch.Tensor:
+        """The view's rectangle; of mirrored flow what moved to the right moves to the left."""
+        part = clips.cut(frames, view, size)
+        return flow.mirrored(part) if view.flip and self.clip.stream in flow.METHODS else part
 
     @staticmethod
     def _rate(info: video.Probe, item: Item) -> float | None:
@@ -120,8 +129,8 @@ class Clips:
     def _frames(self, info: video.Probe, numbers: list[int]) -> np.ndarray:
         side = clips.decode_side(self.clip)
         if self.cache:
-            return frame_cache.read_frames(info.path, numbers, side, self.cache)
-        return video.read_frames(info.path, numbers, side, self.decoder, info)
+            return frame_cache.read_frames(info.path, numbers, side, self.cache, self.clip.stream)
+        return streams.read_frames(info, numbers, side, self.clip.stream, self.decoder)
 
 
 def load(source: Clips, batches: Iterable[list[Key]], workers: int) -> Generator[Batch, None, None]:
@@ -140,7 +149,7 @@ class Loader:
         self.source, self.workers, self.pin = source, workers, pin
         self._pinned = False
         self._pool: pool.Workers[_Task, None] | None = None
-        self._buffers = torch.empty(0, dtype=torch.uint8)  # (depth, batch, V, T, S, S, 3)
+        self._buffers = torch.empty(0, dtype=torch.uint8)  # (depth, batch, V, T, S, S, C)
         self._primed: tuple[list[list[Key]], Generator[Batch, None, None]] | None = None
 
     def prime(self, batches: Iterable[list[Key]]) -> None:

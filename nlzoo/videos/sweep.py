@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..core.errors import VideoError
-from . import video
+from . import streams, video
 
 
 class Sweep:
@@ -23,24 +23,30 @@ class Sweep:
         self._coming: Iterator[tuple[int, np.ndarray]] = iter(())
 
     def frames(
-        self, part: int, numbers_of: Callable[[int], list[int]], short_side: int, decoder: str, info: video.Probe
+        self,
+        part: int,
+        numbers_of: Callable[[int], list[int]],
+        short_side: int,
+        stream: str,
+        decoder: str,
+        info: video.Probe,
     ) -> np.ndarray:
-        """What `video.read_frames` gives for the frames `numbers_of(part)`. Raises `VideoError`."""
+        """What `streams.read_frames` gives for the frames `numbers_of(part)`. Raises `VideoError`."""
         numbers = numbers_of(part)
         if decoder == "decord":  # which reads all that it is asked for at once
-            return video.read_frames(info.path, numbers, short_side, decoder, info)
+            return streams.read_frames(info, numbers, short_side, stream, decoder)
         if part != self._next:
             self._forget()
             self._wanted = [numbers_of(later) for later in range(part, self.parts)]
             every = sorted({number for wanted in self._wanted for number in wanted})
-            self._coming = video.images(info, every, short_side)
+            self._coming = streams.images(info, every, short_side, stream)
             self._wanted.reverse()
         try:
             self._read(numbers)
             made = np.stack([self._held[number] for number in numbers])
         except (VideoError, KeyError):  # damage: the error, if there is one, is that of the part alone
             self._forget()
-            return video.read_frames(info.path, numbers, short_side, decoder, info)
+            return streams.read_frames(info, numbers, short_side, stream, decoder)
         self._next = part + 1
         self._wanted.pop()
         first = min(self._wanted[-1], default=0) if self._wanted else info.frames

@@ -237,6 +237,13 @@ def images(info: Probe, numbers: Sequence[int], short_side: int | None = None) -
     return _images(info, list(numbers), height, width, "pyav")
 
 
+def greys(info: Probe, numbers: Sequence[int], short_side: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 (H, W)), as `images`, of the frames' luma: what RGB made grey is but for rounding, for less."""
+    height, width = scaled_size(info.height, info.width, short_side)
+    _check_pixels(info, height, width)
+    return _converted(info, list(numbers), _Convert(height, width, info.rotation, "gray"))
+
+
 def _check_pixels(info: Probe, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         reason = f"has frames of {info.width}x{info.height} pixels; scaled to {width}x{height} they are too large"
@@ -700,12 +707,15 @@ def _images(info: Probe, numbers: list[int], height: int, width: int, decoder: s
             return
         except _Mismatch as error:
             raise VideoError(f"cannot be read by decord: {error}", "omit --decoder", info.path) from None
-    to_rgb = _ToRgb(height, width, info.rotation)
+    yield from _converted(info, numbers, _Convert(height, width, info.rotation))
+
+
+def _converted(info: Probe, numbers: list[int], convert: "_Convert") -> Iterator[tuple[int, np.ndarray]]:
     for number, frame in _source(info)(info, numbers):
         try:
-            yield number, to_rgb(frame)
+            yield number, convert(frame)
         except av.error.FFmpegError as error:
-            reason = f"has {frame.format.name} pixels that cannot be made RGB: {error.strerror}"
+            reason = f"has {frame.format.name} pixels that cannot be made {convert.pixels}: {error.strerror}"
             raise VideoError(reason, "encode it again", info.path) from None
 
 
@@ -985,14 +995,15 @@ def _by_walking(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.Video
     )
 
 
-class _ToRgb:
-    """Frames to RGB (height, width, 3), turned by `rotation` degrees clockwise.
+class _Convert:
+    """Frames to RGB (height, width, 3), or `gray` (height, width), turned by `rotation` degrees clockwise.
 
     Through FFmpeg's scale filter, as ffmpeg and decord do: bare swscale calls put the chroma of 4:2:0 half a pixel off
     when they scale. Bicubic; the filter widens when it shrinks, so nothing aliases.
     """
 
-    def __init__(self, height: int, width: int, rotation: int):
+    def __init__(self, height: int, width: int, rotation: int, pixels: str = "rgb24"):
+        self.pixels = pixels
         self.turns = -(rotation // 90)  # counter-clockwise, for rot90
         self.size = f"{height}:{width}" if self.turns % 2 else f"{width}:{height}"
         self.kind: tuple = ()  # of the frames that `graph` is for
@@ -1013,5 +1024,5 @@ class _ToRgb:
             width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
         )
         scale = graph.add("scale", f"{self.size}:flags=bicubic")
-        graph.link_nodes(source, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+        graph.link_nodes(source, scale, graph.add("format", self.pixels), graph.add("buffersink")).configure()
         return graph

@@ -8,6 +8,7 @@ TOPICS = {
     "memory": "the longest clip and the largest batch that fit, beside pytorchvideo's naive blocks",
     "answers": "videos a second of predict on a CPU, beside the plain loop",
     "epoch": "seconds an epoch of finetune on real videos, beside two plain training scripts",
+    "flow": "frames of optical flow a second, beside OpenCV alone",
     "parity": "values and gradients on a device against float64, in every precision",
 }
 

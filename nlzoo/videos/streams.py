@@ -1,0 +1,34 @@
+"""What is read of a video for each stream of `view_spec.STREAMS`; everything above it knows clips of bytes only."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..core.errors import UsageError
+from . import flow, video
+
+
+def check(stream: str, decoder: str = "auto") -> None:
+    """Raises `UsageError` where a stream needs a library that is not here, or does not go with `decoder`."""
+    if stream in flow.METHODS:
+        flow.check_library(stream)
+        if decoder == "decord":
+            raise UsageError("flow is computed of frames that PyAV decodes", "omit --decoder")
+
+
+def read_frames(
+    info: video.Probe, indices: Sequence[int], short_side: int | None, stream: str = "rgb", decoder: str = "auto"
+) -> np.ndarray:
+    """uint8 (len(indices), H, W, C) of any frames, as `video.read_frames`. Raises `VideoError`, `IndexError`."""
+    if stream in flow.METHODS:
+        return flow.read_frames(info, indices, short_side, stream)
+    return video.read_frames(info.path, indices, short_side, decoder, info)
+
+
+def images(
+    info: video.Probe, numbers: Sequence[int], short_side: int | None, stream: str = "rgb"
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, uint8 (H, W, C)) of frames, ascending and each once, as `video.images`. Raises `VideoError`."""
+    if stream in flow.METHODS:
+        return flow.images(info, numbers, short_side, stream)
+    return video.images(info, numbers, short_side)
