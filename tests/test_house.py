@@ -23,8 +23,11 @@ DOORS = {
     },
     "rich": {"cli.console"},
     "typer": {
-        f"cli.{name}"
-        for name in ("app", "answers", "hub", "machine", "networks", "options", "processes", "training", "videos")
+        "cli.arguments",
+        *(
+            f"cli.{name}"
+            for name in ("app", "answers", "hub", "machine", "networks", "options", "processes", "training", "videos")
+        ),
     },
     "torchvision": {"networks.vision"},
     "sklearn": {"apps.check", "training.linear", "training.learning_curve", "training.metrics", "videos.splits"},

@@ -21,6 +21,7 @@ from .options import (
     Views,
     fetched,
     refuse_early,
+    refuse_models,
 )
 from .processes import Gpus, Part
 from .videos import tell_scan
@@ -150,6 +151,7 @@ def predict(
 ) -> None:
     """Classify videos, with probabilities. Exit code 1 when some could not be read, 3 when none could."""
     refuse_early(model, None, views, decoder=decoder)
+    refuse_models(model, videos)
 
     from ..apps import predict as app
     from ..training import devices, engine
@@ -282,6 +284,7 @@ def explain_(
     from ..videos import listing
 
     refuse_early(model)
+    refuse_models(model, [video])
     listing.refuse_address(video)
 
     from ..apps import explain, pictures

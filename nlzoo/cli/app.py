@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..core.errors import NlzooError, UsageError
 from ..core.text import did_you_mean
-from . import answers, console, hub, machine, networks, training, videos
+from . import answers, arguments, console, hub, machine, networks, training, videos
 
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click.ClickException, wherever this typer keeps click
 PIPE_CLOSED = 128 + signal.SIGPIPE
@@ -47,7 +47,8 @@ app = typer.Typer(
 def _add(panel: str, name: str, command: Callable[..., object], summary: str, *examples: str) -> None:
     """Adds a command to a panel of `nlzoo --help`; `examples` end its own help."""
     epilog = "\n\n".join(["Examples:", *examples])
-    app.command(name, short_help=summary, epilog=epilog, rich_help_panel=panel)(command)
+    as_command = app.command(name, cls=arguments.Command, short_help=summary, epilog=epilog, rich_help_panel=panel)
+    as_command(command)
 
 
 # in the order of `nlzoo --help`

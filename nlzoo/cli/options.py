@@ -1,13 +1,16 @@
 """Options and arguments that several commands share."""
 
 import dataclasses
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..core.errors import UsageError
 from ..core.files import VIDEO_EXTENSIONS
+from ..core.text import quoted
 from ..core.view_spec import parse_views
 from . import console
 
@@ -86,7 +89,7 @@ def refuse_early(
     from ..networks import download, hub_dataset, zoo
     from ..videos import listing, splits
 
-    swapped = model and (
+    swapped = (model and not zoo.find(model)) and (
         Path(model).exists() or Path(model).suffix.lower() in {*VIDEO_EXTENSIONS, ".csv", ".tsv", ".txt"}
     )
     if model and not swapped and not (images and zoo.is_image_network(model)):
@@ -94,6 +97,7 @@ def refuse_early(
     if videos and hub_dataset.is_address(videos):
         hub_dataset.parse(videos)
     elif videos and not (swapped and zoo.find(str(videos))):
+        refuse_model(videos)
         listing.refuse_missing(videos)
     if views:
         parse_views(views)
@@ -102,6 +106,24 @@ def refuse_early(
         from ..videos import video
 
         video.check_decoder(decoder)
+
+
+def refuse_model(videos: Path, command: str = "") -> None:
+    """Raises `UsageError` where a model stands in the place of videos; `command` takes both."""
+    from ..networks import download
+    from ..videos import tree
+
+    if download.names_model(str(videos)) and not (videos.is_dir() and tree.walk(videos).videos):
+        shown = f"give a folder or a list of videos; nlzoo info {shlex.quote(str(videos))} shows the model"
+        raise UsageError(f"{quoted([str(videos)])} is a model, not videos", command or shown)
+
+
+def refuse_models(model: str, videos: Iterable[Path]) -> None:
+    """`refuse_model` for several, unless `model` is none: then what opens it says that they were swapped."""
+    from ..networks import zoo
+
+    for path in videos if zoo.find(model) else ():
+        refuse_model(path)
 
 
 def fetched(videos: Path) -> Path:

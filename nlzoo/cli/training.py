@@ -1,6 +1,7 @@
 """The command that trains: finetune."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from .options import (
     fetched,
     picked,
     refuse_early,
+    refuse_model,
 )
 from .videos import tell_scan
 
@@ -188,6 +190,8 @@ def finetune(
 
     options = picked(FinetuneOptions, locals()) | {"runs": out}
     if not resume:
+        both = [str(Path(start)) if start and Path(start).exists() else "VIDEOS", "--from", str(videos)]
+        refuse_model(videos, shlex.join(["nlzoo", "finetune", *both]))
         refuse_early(None if start == IMAGENET else start, videos)
     FinetuneOptions(**options)  # refuses what cannot be
     if not resume:

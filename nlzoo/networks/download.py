@@ -4,6 +4,7 @@ Four named files travel, never code, and each is compared with the hash that the
 """
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -61,6 +62,26 @@ def refuse_unknown(name: str) -> None:
     """Raises `UsageError` for a name that is neither a model here nor `user/name`. The Hub is not asked."""
     if zoo.find(name) is None and (Path(name).exists() or not looks_like_repo(name)):
         raise UsageError(f"there is no model {name!r} here, and it is not user/name on the Hub", _what_was_meant(name))
+
+
+def names_model(word: str) -> bool:
+    """Whether a user's word means a model or run that is here, or by its name a network that could be made."""
+    path = Path(word)
+    if path.exists():
+        return zoo.is_run(path) or any(map(zoo.is_model, (path, path / "best")))
+    if zoo.find(word) or zoo.is_run(zoo.RUNS / word):
+        return True
+    with contextlib.suppress(UsageError):  # of such a name, but not possible
+        return word in _names() or parse_name(word) is not None
+    return True
+
+
+@functools.cache
+def _names() -> set[str]:
+    """Of networks that `inflate` and `import` make."""
+    backbones = [backbone.name for backbone in pretrained.backbones()]
+    plain = [name.partition(".")[0] for name in backbones]
+    return {*zoo.EMBEDDED, *backbones, *plain, *(model.name for model in pretrained.known())}
 
 
 def _repo_in_address(name: str) -> str:

@@ -46,6 +46,8 @@ class FinetuneOptions:
     runs: Path = RUNS  # folder of the run's folder
 
     def __post_init__(self) -> None:
+        if empty := [field.name for field in dataclasses.fields(self) if getattr(self, field.name) == ""]:
+            raise UsageError(f"{empty[0]} is empty", "omit it for what is usual")
         if self.recipe:
             parse_recipe(self.recipe)
         if self.augment:
