@@ -178,11 +178,10 @@ class Journal:
         assert self.file
         others = [_of_rank(self.file, rank) for rank in range(1, world)]
         until = time.monotonic() + _APPEARS
-        while not all(path.exists() for path in others):
+        while gone := [path for path in others if not path.exists()]:
             if time.monotonic() > until:
-                gone = next(path for path in others if not path.exists())
                 raise UsageError(
-                    f"{printable(gone)}, which another process has made, is not there",
+                    f"{printable(gone[0])}, which another process has made, is not there",
                     "several machines need one folder in common for the output, or --shard K/N on each",
                 )
             time.sleep(_POLL)

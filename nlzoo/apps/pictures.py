@@ -118,7 +118,7 @@ def write(explanation: Explanation, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("res[2-5]-*-*.png"):
-            old.unlink()
+            old.unlink(missing_ok=True)
     except OSError as error:
         raise files.not_written(folder, error) from error
     for name, drawing in pictures.items():

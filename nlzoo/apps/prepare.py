@@ -8,7 +8,6 @@ command again does what is missing or no longer fits.
 import contextlib
 import json
 import os
-import re
 import shlex
 import shutil
 import time
@@ -29,36 +28,18 @@ from ..core.progress import Progress, no_progress
 from ..core.shard import WHOLE, Shard
 from ..core.skipped import Skipped
 from ..core.text import counted, printable
-from ..videos import encode, listing, pool, scanning, tree, video
+from ..videos import encode, listing, manifest, pool, scanning, tree, video
+from ..videos.manifest import Line
 
 if TYPE_CHECKING:
     from ..training.engine import Engine
 
-MANIFEST = "prepared.jsonl"  # and one of each shard, until all are brought together
-_SHARD = re.compile(r"prepared-\d{5}-of-\d{5}\.jsonl")  # the manifest of one
 LOCKS = ".locks"  # of shards
 _POLL = 0.2  # seconds from one look for the end of another rank to the next
 LIST = "videos.csv"  # of the prepared videos, where a list named the sources
-FORMAT = 1  # of prepared videos; raised when they would come out otherwise
 SIZES = 16, 4096  # of the short side, pixels
 _NEW = "choose a new folder"
 SLOWEST = 20_000  # bytes of a source in a second, after the first ten minutes; slower than that it hangs
-
-
-@dataclass(frozen=True)
-class Line:
-    """What the manifest says of one prepared video."""
-
-    source: str  # relative to the folder of sources, "/" between parts; absolute where it lies outside
-    size: int  # bytes of the source
-    mtime_ns: int
-    sha256: str
-    output: str  # relative to the manifest's folder
-    output_sha256: str
-    frames: int
-    short_side: int  # `--size`
-    format: int = FORMAT
-    fps: float = 0.0  # that a folder of frames was said to have
 
 
 @dataclass(frozen=True)
@@ -121,17 +102,17 @@ def prepare(
 
 @contextlib.contextmanager
 def _hold(out: Path, shard: Shard) -> Iterator[None]:
-    """Nobody else works at this shard, or for the whole at any."""
+    """Nobody else works at this shard, or for the whole at any; no shard begins beside the whole."""
     with contextlib.ExitStack() as held:
+        held.enter_context(lock.hold(out, shared=shard.count > 1))
         if shard.count > 1:
             held.enter_context(lock.hold(_lock(out, shard)))
         else:
-            held.enter_context(lock.hold(out))
-            for folder in (out / LOCKS).glob("*"):
+            for folder in (out / LOCKS).glob("*"):  # where the file system has no locks, this tells of other hosts
                 held.enter_context(lock.hold(folder))
         yield
-    if shard.count == 1:
-        shutil.rmtree(out / LOCKS, ignore_errors=True)
+        if shard.count == 1:
+            shutil.rmtree(out / LOCKS, ignore_errors=True)
 
 
 def _lock(out: Path, shard: Shard) -> Path:
@@ -165,7 +146,7 @@ def _prepare(
     if whole:
         _remove_renamed(out, tasks)
     results: dict[str, _Made | pool.Failure] = {}
-    work = partial(_work, out=out, size=size, manifest=shard.file(out / MANIFEST))
+    work = partial(_work, out=out, size=size, record=shard.file(out / manifest.NAME))
     try:
         with contextlib.closing(pool.run(work, tasks.values(), workers, _deadline)) as made:
             for task, result in made:
@@ -246,21 +227,21 @@ def prepare_by_ranks(videos: Path, out: Path, size: int, progress: Progress, eng
     launch = engine.broadcast(uuid.uuid4().hex)
     mine, target = prepare_source(videos, out, size, progress, shard)
     last = {"end": launch, "done": mine.done, "reused": mine.reused}
-    files.append_text(shard.file(Path(out) / MANIFEST), json.dumps(last) + "\n")
+    files.append_text(shard.file(Path(out) / manifest.NAME), json.dumps(last) + "\n")
     if not engine.main:
         return mine, target
     parts = [Shard(number, engine.world) for number in range(1, engine.world + 1)]
-    ends = [_last_line(part.file(Path(out) / MANIFEST), launch) for part in parts]
+    ends = [_last_line(part.file(Path(out) / manifest.NAME), launch) for part in parts]
     whole, target = prepare_source(videos, out, size)
     done = sum(end["done"] for end in ends)
     return replace(whole, done=whole.done + done, reused=whole.reused - done), target
 
 
-def _last_line(manifest: Path, launch: str) -> dict:
+def _last_line(record: Path, launch: str) -> dict:
     """The last line of a shard that has ended; waits for it, however long it takes."""
     while True:
         with contextlib.suppress(OSError, ValueError):
-            with open(manifest, "rb") as opened:
+            with open(record, "rb") as opened:
                 last = json.loads(deque(opened, 1)[0])
             if last.get("end") == launch:
                 return last
@@ -331,7 +312,7 @@ def _check_folders(paths: list[str], root: Path, out: Path, scanned: bool) -> No
         raise UsageError(f"{printable(out)} is a file, not a folder", _NEW)
     names = {file.name for file in out.iterdir()} if out.is_dir() else set()
     # looked for after the listing: a shard beside this one makes the manifest before anything else
-    if names - {lock.LOCK, LOCKS} and not (out / MANIFEST).exists():
+    if names - {lock.LOCK, LOCKS} and not (out / manifest.NAME).exists():
         raise UsageError(f"{printable(out)} is not empty, and its files are not of nlzoo prepare", _NEW)
 
 
@@ -358,32 +339,23 @@ def _open_folder(out: Path, shard: Shard) -> dict[str, Line]:
     Without shards it is made clean, and the manifests of shards are brought together in one.
     """
     out.mkdir(parents=True, exist_ok=True)
-    common, own = out / MANIFEST, shard.file(out / MANIFEST)
-    shards_of = sorted(path for path in out.iterdir() if _SHARD.fullmatch(path.name))
+    common, own = out / manifest.NAME, shard.file(out / manifest.NAME)
+    shards_of = manifest.of_shards(out)
     lines: dict[str, Line] = {}
-    for manifest in dict.fromkeys((common, *shards_of, own)):
-        with open(manifest, "a+b") as file:
+    for each in dict.fromkeys((common, *shards_of, own)):
+        with open(each, "a+b") as file:
             file.seek(0)
             text = file.read()
-            if manifest == own and text and not text.endswith(b"\n"):  # the last line is torn
+            if each == own and text and not text.endswith(b"\n"):  # the last line is torn
                 file.write(b"\n")
-        lines |= {line.source: line for line in map(_parsed, text.splitlines()) if line}
+        lines |= {line.source: line for line in map(manifest.parsed, text.splitlines()) if line}
     if shard.count == 1:
         _remove_leftovers(out)
         if shards_of:
             files.write_text(common, "".join(json.dumps(asdict(line)) + "\n" for line in lines.values()))
-        for manifest in shards_of:
-            manifest.unlink()
+        for each in shards_of:
+            each.unlink()
     return lines
-
-
-def _parsed(text: bytes) -> Line | None:
-    try:
-        line = Line(**json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        return None
-    typed = all(isinstance(getattr(line, name), kind) for name, kind in Line.__annotations__.items())
-    return line if typed else None
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -409,17 +381,17 @@ def _remove_renamed(out: Path, tasks: dict[str, _Task]) -> None:
 # --- in the workers
 
 
-def _work(task: _Task, out: Path, size: int, manifest: Path) -> _Made:
+def _work(task: _Task, out: Path, size: int, record: Path) -> _Made:
     """Makes one video, or finds it made. A `DiskError` ends the whole run."""
     try:
-        return _make(task, out, size, manifest)
+        return _make(task, out, size, record)
     except DiskError as error:
         raise DiskError(error.message, "free some room; the same command again continues from here") from error
     except OSError as error:
         raise _not_written(out, error) from error
 
 
-def _make(task: _Task, out: Path, size: int, manifest: Path) -> _Made:
+def _make(task: _Task, out: Path, size: int, record: Path) -> _Made:
     target, state = out / task.output, _state(task.source)
     line = task.line if task.line and _output_fits(task.line, task, target, size) else None
     if line and (line.size, line.mtime_ns) == state:
@@ -436,12 +408,12 @@ def _make(task: _Task, out: Path, size: int, manifest: Path) -> _Made:
         target.unlink()
         raise VideoError("changed while it was read", "run it again", task.source)
     new = Line(task.name, *state, digest, task.output, written, frames, size, fps=task.fps)
-    files.append_text(manifest, json.dumps(asdict(new)) + "\n")
+    files.append_text(record, json.dumps(asdict(new)) + "\n")
     return _Made(line is not None, state[0], target.stat().st_size)
 
 
 def _output_fits(line: Line, task: _Task, target: Path, size: int) -> bool:
-    if (line.output, line.short_side, line.format, line.fps) != (task.output, size, FORMAT, task.fps):
+    if (line.output, line.short_side, line.format, line.fps) != (task.output, size, manifest.FORMAT, task.fps):
         return False
     try:
         return files.sha256(target) == line.output_sha256
@@ -453,7 +425,7 @@ def _state(source: str) -> tuple[int, int]:
     state = video.state(source)
     if state is None:
         video.probe(source)  # says what is wrong
-        raise FileNotFoundError(source)  # it came back meanwhile
+        raise VideoError("changed while it was read", "run it again", source)  # it is there again
     return state
 
 

@@ -186,7 +186,11 @@ def current(folder: Path) -> Path:
     """`folder`, or its old content where a replacement was killed between its two renames."""
     if folder.exists():
         return folder
-    return max(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"), key=os.path.getmtime, default=folder)
+    old: dict[Path, float] = {}
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        with contextlib.suppress(FileNotFoundError):  # the replacement has ended meanwhile
+            old[left] = left.stat().st_mtime
+    return max(old, key=lambda left: old[left], default=folder)
 
 
 def sync(path: Path) -> None:
@@ -260,8 +264,12 @@ def _hidden(path: Path, ending: str) -> Path:
 def _swap(part: Path, folder: Path) -> Path | None:
     """Puts `part` in `folder`'s place; returns where the old content is now, if there was any."""
     if not folder.exists():
-        os.rename(part, folder)
-        return None
+        try:
+            os.rename(part, folder)
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster: its folder is replaced
+                raise
     old = _hidden(folder, "old")
     if _exchange(part, folder):
         os.rename(part, old)

@@ -44,14 +44,15 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, shared: bool = False) -> Iterator[None]:
     """Only this process works in `folder`, which is made where it is missing and must not be replaced meanwhile.
 
-    Forked children do not hold the lock. Raises `UsageError` at once where another process holds it, and `DiskError`.
+    `shared`: beside others that say so too, and nobody who does not (on file systems with locks). Forked children do
+    not hold the lock. Raises `UsageError` at once where another process holds it, and `DiskError`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handles = _take(folder)
+        handles = _take(folder, shared)
     except OSError as error:
         raise DiskError(
             f"{printable(folder)} could not be locked ({error.strerror or error})", "work in a folder of your own"
@@ -72,16 +73,17 @@ def is_ours(folder: Path) -> bool:
     return owner is not None and owner[:2] == (os.getpid(), socket.gethostname())
 
 
-def _take(folder: Path) -> list[int]:
+def _take(folder: Path, shared: bool) -> list[int]:
     """Descriptors that hold the lock: of the lock file, and of a file of this host where the first cannot be locked."""
     handles = [_open(folder / LOCK)]
     try:
-        free = _flock(handles[0])
+        free = _flock(handles[0], shared)
         if free is None:
-            _refuse_other_host(folder)
+            if not shared:  # or the one named may be another of these
+                _refuse_other_host(folder)
             name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
             handles.append(_open(Path(tempfile.gettempdir(), f"nlzoo-{os.getuid()}-{name}.lock")))
-            free = _flock(handles[1])
+            free = _flock(handles[1], shared)
         if not free:
             raise _in_use(folder, _wait_for_owner(folder / LOCK))
         owner = Owner(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
@@ -102,10 +104,10 @@ def _close(handles: list[int]) -> None:
         os.close(handle)
 
 
-def _flock(handle: int) -> bool | None:
+def _flock(handle: int, shared: bool) -> bool | None:
     """True: ours now; False: another process has it; None: this file system has no locks."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False

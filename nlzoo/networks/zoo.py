@@ -1,5 +1,6 @@
 """What can be had: the backbone that ships with nlzoo, and the model folders and runs in the working folder."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable
@@ -73,8 +74,20 @@ def runs(root: Path = RUNS) -> list[Path]:
 
 
 def _newest_first(root: Path, belongs: Callable[[Path], bool], file: str) -> list[Path]:
-    folders = [folder for folder in root.iterdir() if belongs(folder)] if root.is_dir() else []
-    return sorted(folders, key=lambda folder: (folder / file).stat().st_mtime, reverse=True)
+    dated = []
+    for folder in _folders(root):
+        with contextlib.suppress(FileNotFoundError):  # removed or renamed meanwhile
+            if belongs(folder):
+                dated.append(((folder / file).stat().st_mtime, folder))
+    return [folder for _, folder in sorted(dated, key=lambda each: each[0], reverse=True)]
+
+
+def _folders(root: Path) -> list[Path]:
+    """What is in `root`, if there is such a folder, without what is being written or removed."""
+    try:
+        return [folder for folder in root.iterdir() if not folder.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def result(run: Path) -> dict:
@@ -154,9 +167,12 @@ def unfinished_run(name: str, named: bool, root: Path = RUNS) -> Path | None:
 
 def _begun(run: Path) -> bool:
     """Whether there is more than a start leaves behind that was refused, or killed before its config.json."""
-    if not run.is_dir():
-        return run.exists()
-    return any(file.name not in _BEFORE_A_RUN and file.suffix != ".part" for file in run.iterdir())
+    try:
+        return any(file.name not in _BEFORE_A_RUN and file.suffix != ".part" for file in run.iterdir())
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
 
 
 def find(name: str) -> Path | None:

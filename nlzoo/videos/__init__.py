@@ -2,6 +2,7 @@
 
 listing     what the user points at, as labelled items; no video is opened
 folders     of classes; lists: of paths, list_rows: in every format; list_writer: ours; items, tree: what they share
+manifest    which videos are copies that `nlzoo prepare` made, and of what
 records     what is in each video, found out once and remembered
 scanning    which videos of a listing can be used; splits: groups, training and validation without leaks
 video       the decoder boundary; frame_folder: that of pictures; encode: the encoder's

@@ -109,7 +109,7 @@ def _cached_file(path: str | os.PathLike, short_side: int | None, cache: Path, s
     state = video.state(path, trust=True)
     if state is None:
         video.probe(path)  # says what is wrong
-        raise FileNotFoundError(path)  # it came back meanwhile
+        raise VideoError("changed while it was read", "run it again", path)  # it is there again
     kind = [] if stream == "rgb" else [stream]
     key = "\0".join([path, *map(str, state), str(short_side), str(FORMAT), *kind])
     return cache / f"{hashlib.sha256(os.fsencode(key)).hexdigest()}.npy"

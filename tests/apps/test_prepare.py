@@ -17,11 +17,12 @@ import pytest
 from drawn import B, break_frame, calm, drawing, encode, rotate
 from measured import grown
 
-from nlzoo.apps.prepare import MANIFEST, outputs, prepare
+from nlzoo.apps.prepare import outputs, prepare
 from nlzoo.core import lock
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.videos import video
 from nlzoo.videos.encode import transcode, write_video
+from nlzoo.videos.manifest import NAME as MANIFEST
 
 
 def packets(path):

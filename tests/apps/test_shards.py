@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import sys
 import tracemalloc
 from contextlib import closing
@@ -22,7 +23,7 @@ from nlzoo.apps import draw, journal, predict, prepare
 from nlzoo.core import lock, model_spec, shard, tables, view_spec
 from nlzoo.core.errors import UsageError
 from nlzoo.networks import checkpoint, model
-from nlzoo.videos import video
+from nlzoo.videos import manifest, video
 
 BAD = "b/broken.mp4"
 
@@ -267,13 +268,49 @@ def test_a_shard_that_begins_while_another_opens_the_folder_is_not_refused(few, 
 
     def iterdir(folder):
         if folder == out:
-            (out / prepare.MANIFEST).touch()
+            (out / manifest.NAME).touch()
             (out / "prepared-00002-of-00002.jsonl").touch()
         return listed(folder)
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     prepared, _ = prepare.prepare_source(few, out, 16, shard="1/2")
     assert prepared.done + len(prepared.skipped) == 2
+
+
+def test_a_shard_and_the_whole_never_work_at_one_time(few, tmp_path, nlzoo, monkeypatch):
+    """Whichever comes first; shards do, each in one process."""
+    monkeypatch.chdir(few.parent)
+    out = tmp_path / "out"
+    words = "prepare", "few", out, "--size", 16
+    with lock.hold(out):
+        for command in (words, [*words, "--shard", "1/2"]):
+            code, _, err = nlzoo(*command)
+            assert code == 2 and f"{out} is in use by process {os.getpid()}" in err
+    with lock.hold(out, shared=True):
+        assert nlzoo(*words)[0] == 2
+        assert nlzoo(*words, "--shard", "1/2")[0] == 0
+        with lock.hold(out / prepare.LOCKS / "shard-00001-of-00002"):
+            assert nlzoo(*words, "--shard", "1/2")[0] == 2
+    assert nlzoo(*words)[0] == 0 and not (out / prepare.LOCKS).exists()
+
+
+def test_a_file_that_appears_at_the_last_moment_is_named_like_one_that_does_not(tmp_path, monkeypatch):
+    rows = journal.Journal(["a.mp4"])
+    rows.open(tmp_path / "rows.csv")
+    other, moments = tmp_path / "rows.csv.partial-1", iter((0.0, 1e9))
+
+    def monotonic():
+        moment = next(moments)
+        if moment:
+            other.touch()
+        return moment
+
+    monkeypatch.setattr(journal.time, "monotonic", monotonic)
+    with pytest.raises(UsageError, match="rows.csv.partial-1, which another process has made, is not there"):
+        rows.see(2)
+    monkeypatch.undo()
+    rows.see(2)
+    rows.close()
 
 
 def test_ranks_prepare_what_one_process_prepares(two, few, tmp_path, nlzoo, monkeypatch):

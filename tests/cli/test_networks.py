@@ -1,14 +1,16 @@
 """inflate, import, list and info as a user types them: near misses, no network, foreign text, unfinished runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from nlzoo.core import files, model_spec
 from nlzoo.core.model_spec import ModelSpec
 from nlzoo.core.view_spec import ClipSpec
-from nlzoo.networks import checkpoint, model
+from nlzoo.networks import checkpoint, model, zoo
 
 
 @pytest.mark.parametrize("word, meant", [("resnett50", "resnet50"), ("ResNet18", "resnet18"), ("tinny", "tiny")])
@@ -108,3 +110,25 @@ def test_list_and_info_say_what_there_is(nlzoo):
     assert (facts["model"], facts["metrics"], facts["outputs"]) == ("runs/done-1/best", figures, 2)
     out = nlzoo("info", "plain")[1]
     assert r"weights from a\x1b[31m\u202eb, licence x\x9bmit" in out and "its outputs have no names" in out
+
+
+def test_what_is_written_or_removed_meanwhile_is_no_model(nlzoo, tmp_path, monkeypatch):
+    """Another process has written half of one, and removes one between the listing and its date."""
+    for name in ("kept", ".made.0123abcd.part", ".replaced.0123abcd.old", "gone"):
+        folder = tmp_path / "weights" / name
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+        files.write_json(folder / "config.json", model_spec.to_json(ModelSpec("tiny", num_outputs=2)))
+    real = zoo.is_model
+
+    def is_model(folder):
+        answer = real(folder)
+        if folder.name == "gone":
+            shutil.rmtree(folder)
+        return answer
+
+    monkeypatch.setattr(zoo, "is_model", is_model)
+    assert [folder.name for folder in zoo.models(tmp_path / "weights")] == ["kept"]
+    code, out, err = nlzoo("list", "--json")
+    assert code == 0 and [each["model"] for each in json.loads(out)["models"]] == ["weights/kept"]
+    assert zoo.runs(tmp_path / "nowhere") == zoo.runs(tmp_path / "weights" / "kept" / "config.json") == []

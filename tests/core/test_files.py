@@ -119,3 +119,40 @@ def test_json_comes_back_and_nan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="NaN|nan|Out of range"):
         files.write_json(tmp_path / "a.json", {"x": float("nan")})
     assert files.read_json(tmp_path / "a.json") == value
+
+
+class Watched(type(Path())):
+    """A path at which something happens just after it was looked at."""
+
+    meanwhile = None
+
+    def exists(self):
+        answer = super().exists()
+        if self.meanwhile:
+            self.meanwhile()
+        return answer
+
+    def glob(self, pattern):
+        found = list(super().glob(pattern))
+        for path in found:
+            os.rename(path, path.with_name("gone"))
+        return found
+
+
+def test_of_two_that_write_a_folder_at_once_the_later_replaces_the_other(tmp_path):
+    """The folder was not there when the later one looked."""
+    folder = Watched(tmp_path / "folder")
+
+    def other():
+        folder.meanwhile = None
+        files.write_folder(tmp_path / "folder", lambda part: (part / "a").write_text("of the other"))
+
+    folder.meanwhile = other
+    files.write_folder(folder, lambda part: (part / "a").write_text("mine"))
+    assert (folder / "a").read_text() == "mine" and os.listdir(tmp_path) == ["folder"]
+
+
+def test_an_old_folder_that_goes_while_it_is_looked_for_is_no_error(tmp_path):
+    (tmp_path / ".folder.00000000.old").mkdir()
+    folder = Watched(tmp_path / "folder")
+    assert files.current(folder) == folder and os.listdir(tmp_path) == ["gone"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import nlzoo
-from nlzoo.apps import draw
+from nlzoo.apps import draw, prepare
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import DiskError, DivergedError, UsageError, VideoError
 from nlzoo.networks import checkpoint, model
@@ -239,6 +239,47 @@ def test_videos_that_trained_the_model_are_counted_by_path_part_and_content(labe
     done = nlzoo.evaluate(folder, only, device="cpu")
     assert done.figures["trained_on"] == 2 and done.figures["others"] is None
     assert metrics.in_words(done.figures).startswith("all 2 videos trained this model")
+
+
+def test_what_prepare_made_of_training_videos_trained_the_model_too(labelled, tmp_path):
+    """Both ways, from another copy, from a list's folder and before shards are joined; not what replaced it."""
+    originals = sorted(labelled.rglob("*.mp4"))[::3]
+    label = [path.parent.name for path in originals]
+    source = tmp_path / "some"
+    for path in originals:
+        (source / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, source / path.parent.name)
+    rows = ["path,label", *(f"{path},{name}" for path, name in zip(originals, label))]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    small, shard, listed = tmp_path / "small", tmp_path / "shard", tmp_path / "listed"
+    prepare.prepare_source(source, small, 32)
+    prepare.prepare_source(source, shard, 16)
+    (shard / "prepared.jsonl").rename(shard / "prepared-00001-of-00001.jsonl")
+    (shard / "prepared.jsonl").touch()
+    prepare.prepare_source(tmp_path / "list.csv", listed, 16)
+    copies = [small / path.relative_to(labelled) for path in originals]
+    net = classifier()
+    runs = [
+        run_with(tmp_path / name, net, [(paths[0], label[0], "train", "", ""), (paths[2], label[2], "val", "", "")])
+        for name, paths in (("by original", originals), ("by copy", copies))
+    ]
+
+    def trained_on(run, place):
+        found = listing.read(place)
+        known = provenance.trained_on(provenance.training_lists(run), found.root, found.items)
+        return [Path(item.path).stem for item, yes in zip(found.items, known) if yes]
+
+    for run in runs:
+        assert nlzoo.evaluate(run, small, device="cpu").figures["trained_on"] == 1
+        for place in (labelled, source, small, shard, listed / "videos.csv"):
+            assert trained_on(run, place) == [originals[0].stem], place
+    (small / "prepared.jsonl").rename(tmp_path / "kept.jsonl")
+    for text in (b"", b"\xff{}\n[1]\n" + b'{"source": 1}\n'):
+        (small / "prepared.jsonl").write_bytes(text)
+        assert trained_on(runs[0], small) == []
+    (tmp_path / "kept.jsonl").rename(small / "prepared.jsonl")
+    shutil.copy(copies[3], copies[0])  # another video has the name now
+    assert trained_on(runs[0], small) == []
 
 
 def test_training_videos_that_are_gone_are_said_to_be(labelled, tmp_path):
