@@ -257,6 +257,7 @@ def test_what_prepare_made_of_training_videos_trained_the_model_too(labelled, tm
     (shard / "prepared.jsonl").rename(shard / "prepared-00001-of-00001.jsonl")
     (shard / "prepared.jsonl").touch()
     prepare.prepare_source(tmp_path / "list.csv", listed, 16)
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", small))
     copies = [small / path.relative_to(labelled) for path in originals]
     net = classifier()
     runs = [
@@ -271,7 +272,7 @@ def test_what_prepare_made_of_training_videos_trained_the_model_too(labelled, tm
 
     for run in runs:
         assert nlzoo.evaluate(run, small, device="cpu").figures["trained_on"] == 1
-        for place in (labelled, source, small, shard, listed / "videos.csv"):
+        for place in (labelled, source, small, shard, listed / "videos.csv", packed):
             assert trained_on(run, place) == [originals[0].stem], place
     (small / "prepared.jsonl").rename(tmp_path / "kept.jsonl")
     for text in (b"", b"\xff{}\n[1]\n" + b'{"source": 1}\n'):
