@@ -18,6 +18,7 @@ _MODULES = {
     "insert_nonlocal_": "networks.inflate",
     "build": "networks.model",
     "finetune": "training.finetune",
+    "fuse": "training.fuse",
     "load": "networks.download",
     "evaluate": "training.evaluate",
     "export": "apps.export",

@@ -26,7 +26,18 @@ DOORS = {
         "cli.arguments",
         *(
             f"cli.{name}"
-            for name in ("app", "answers", "hub", "machine", "networks", "options", "processes", "training", "videos")
+            for name in (
+                "app",
+                "answers",
+                "fusion",
+                "hub",
+                "machine",
+                "networks",
+                "options",
+                "processes",
+                "training",
+                "videos",
+            )
         ),
     },
     "torchvision": {"networks.vision"},

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..core.errors import NlzooError, UsageError
 from ..core.text import did_you_mean
-from . import answers, arguments, console, hub, machine, networks, training, videos
+from . import answers, arguments, console, fusion, hub, machine, networks, training, videos
 
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]  # click.ClickException, wherever this typer keeps click
 PIPE_CLOSED = 128 + signal.SIGPIPE
@@ -98,6 +98,11 @@ _add(
     "Training", "probe", answers.probe_, "Train a linear classifier on a model's features.",
     "nlzoo probe weights/resnet50-nl5 videos/",
     "nlzoo probe vit_small_patch14_dinov2 videos/",
+)  # fmt: skip
+_add(
+    "Training", "fuse", fusion.fuse, "Make one model of several runs (late fusion).",
+    "nlzoo fuse videos-1 videos-2",
+    "nlzoo fuse videos-rgb videos-flow --by weights --name two-stream",
 )  # fmt: skip
 _add(
     "Results", "eval", answers.eval_, "Measure a model on labelled videos.",

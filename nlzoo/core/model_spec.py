@@ -18,9 +18,11 @@ from .view_spec import ClipSpec
 FORMAT = 1  # of config.json; raised when an old reader would misread a new file
 STAGES = ("res2", "res3", "res4", "res5")
 FRAMES = "frames"  # no 3-D network: any 2-D one of timm on each frame, its features averaged
-ARCHS = ("c2d", "i3d", "i3d-333", FRAMES)
+FUSED = "fused"  # several whole models, whose probabilities are averaged
+ARCHS = ("c2d", "i3d", "i3d-333", FRAMES, FUSED)
 FORMS = ("gaussian", "embedded", "dot", "concat")
 SPANS = ("spacetime", "space", "time")
+MOST_MEMBERS = 32  # of a fused model
 SUBSAMPLES = ("before", "after", "none")
 NORMS = ("bn", "none")
 INITS = ("centre", "mean", "imported")
@@ -81,7 +83,7 @@ class NonLocal:
 class Inflation:
     """How the 2-D network becomes 3-D (paper, section 4.1 and table 1)."""
 
-    arch: str = "i3d"  # c2d: no temporal kernels; i3d: 3x1x1; i3d-333: 3x3x3; frames: not inflated, see `FRAMES`
+    arch: str = "i3d"  # c2d: no temporal kernels; i3d: 3x1x1; i3d-333: 3x3x3; others: not inflated
     # centre: the 2-D kernel in the middle tap; mean: copied and divided by t (paper); imported: neither, trained in 3-D
     init: str = "centre"
     temporal_padding: str = "replicate"  # replicate keeps a still clip still; zeros for imported checkpoints
@@ -114,11 +116,12 @@ class ModelSpec:
     threshold: float | None = None  # with several labels: the probability from which on one is predicted; None: CHOSEN
     # of a network of sound: the shares of the classes in training, which a video without sound is given
     prior: tuple[float, ...] = ()
+    members: tuple["Member", ...] = ()  # of a fused model; the backbone is then called fused
 
     @property
     def is_inflated(self) -> bool:
         """Whether this is a 3-D ResNet, which alone can be fine-tuned, explained and exported."""
-        return self.inflation.arch != FRAMES
+        return self.inflation.arch not in (FRAMES, FUSED)
 
     @property
     def label_threshold(self) -> float:
@@ -129,6 +132,13 @@ class ModelSpec:
         text(self.backbone, "backbone", 100)
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.\-]*", self.backbone):
             raise UsageError(f"backbone {self.backbone!r} is not a model name")
+        self._check_outputs()
+        self._check_parts()
+        for name, value in (("source", self.source), ("licence", self.licence)):
+            if value != "":
+                text(value, name, 1000)
+
+    def _check_outputs(self) -> None:
         between(self.num_outputs, 1, 100_000, "num_outputs")
         if not isinstance(self.multi_label, bool):
             raise UsageError(f"multi_label must be true or false; it is {self.multi_label!r}")
@@ -144,38 +154,72 @@ class ModelSpec:
             raise UsageError(f"{len(self.classes)} class names for {self.num_outputs} outputs")
         if len(set(self.classes)) != len(self.classes):
             raise UsageError("class names repeat")
-        for name, value in (("source", self.source), ("licence", self.licence)):
-            if value != "":
-                text(value, name, 1000)
+
+    def _check_parts(self) -> None:
         stages = [n.stage for n in self.non_local]
         if stages != sorted(set(stages)):
             raise UsageError(f"stages with non-local blocks must rise and not repeat: {stages}")
         if stages and not self.is_inflated:
-            raise UsageError("a network that sees single frames has no non-local blocks")
+            raise UsageError("a network that is not inflated has no non-local blocks")
+        if bool(self.members) != (self.inflation.arch == FUSED):
+            raise UsageError("a model of the arch fused has members, and no other has")
+        if self.members and not any(member.weight for member in self.members):
+            raise UsageError("no member of the fused model has a weight above 0")
+        for member in self.members:
+            if member.model.members or member.outputs != (self.classes, self.num_outputs, self.multi_label):
+                raise UsageError("members of a fused model have its own classes, and no members of theirs")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several models whose probabilities are averaged."""
+
+    weight: float  # its part in the mean; they need not add up to 1
+    model: ModelSpec
+
+    def __post_init__(self) -> None:
+        number(self.weight, 0, 1, "weight")
+
+    @property
+    def outputs(self) -> tuple[tuple[str, ...], int, bool]:
+        """What its outputs mean."""
+        return self.model.classes, self.model.num_outputs, self.model.multi_label
+
+    def __str__(self) -> str:
+        blocks = "non-local " if self.model.non_local else ""
+        stream = "" if self.model.clip.stream == "rgb" else f" of {self.model.clip.stream}"
+        return f"{self.weight:.2f} of {blocks}{self.model.inflation.arch} {self.model.backbone}{stream}"
 
 
 def refuse_other_kinds(spec: ModelSpec, what: str) -> None:
     """Raises `UsageError` for a model that is no 3-D ResNet, which `what` (a verb: be exported) is for."""
     if not spec.is_inflated:
+        kind = f"{len(spec.members)} fused models" if spec.members else f"{spec.backbone} on single frames"
         raise UsageError(
-            f"this model cannot {what}: it is {spec.backbone} on single frames, and no 3-D ResNet",
-            "nlzoo inflate resnet50 makes one that can",
+            f"this model cannot {what}: it is {kind}, and no 3-D ResNet", "nlzoo inflate resnet50 makes one that can"
         )
 
 
 # Fields of a spec that hold another dataclass; everything else is plain JSON.
-_NESTED = {"inflation": Inflation, "clip": ClipSpec}
+_NESTED = {"inflation": Inflation, "clip": ClipSpec, "model": ModelSpec}
 
 
 def to_json(spec: ModelSpec) -> dict:
     """The `config.json` of a model folder; what is not used is left out, so that earlier versions read it too."""
-    values = {"format": FORMAT, **dataclasses.asdict(spec)}
+    return {"format": FORMAT, **_plain(spec)}
+
+
+def _plain(spec: ModelSpec) -> dict:
+    values = dataclasses.asdict(spec)
     if spec.threshold is None:
         del values["threshold"]
     if not spec.prior:
         del values["prior"]
     if spec.clip.stream == "rgb":
         del values["clip"]["stream"]
+    values["members"] = [{"weight": member.weight, "model": _plain(member.model)} for member in spec.members]
+    if not spec.members:
+        del values["members"]
     return values
 
 
@@ -211,10 +255,14 @@ def _decode(cls: Any, data: object) -> Any:
 
 
 def _decode_value(name: str, value: object) -> object:
+    if name == "model" and isinstance(value, dict) and "members" in value:
+        raise ValueError("a member of a fused model has no members")  # nor has it a depth
     if name in _NESTED:
         return _decode(_NESTED[name], value)
     if name == "non_local":
         return tuple(_decode(NonLocal, part) for part in _list(value, name, 4))
+    if name == "members":
+        return tuple(_decode(Member, part) for part in _list(value, name, MOST_MEMBERS))
     if name in ("mean", "std", "prior"):
         return tuple(float(part) if type(part) is int else part for part in _list(value, name, 100_000))
     if name in ("blocks", "classes"):

@@ -19,6 +19,7 @@ _ARCHS = {
     "c2d": ("C2D", "no temporal kernels"),
     "i3d": ("I3D", "3x1x1 temporal kernels"),
     "i3d-333": ("I3D", "3x3x3 kernels"),
+    "fused": ("Late fusion", "whole models, whose probabilities are averaged"),
     "frames": ("Frame by frame", "a 2-D network on each frame, whose features are averaged"),
 }
 _INITS = {
@@ -56,6 +57,8 @@ def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None, use:
 
 def title(spec: ModelSpec) -> str:
     """One line: `Non-local I3D, resnet50.a1_in1k`."""
+    if spec.members:
+        return f"Late fusion of {len(spec.members)} models"
     return f"{'Non-local ' if spec.non_local else ''}{_ARCHS[spec.inflation.arch][0]}, {escape(spec.backbone)}"
 
 
@@ -104,6 +107,8 @@ def _visible(character: str) -> str:
 
 
 def _what(spec: ModelSpec) -> str:
+    if spec.members:
+        return _what_members(spec)
     arch, kernels = _ARCHS[spec.inflation.arch]
     blocks = ", with non-local blocks" if spec.non_local else ""
     made = "made with nlzoo: a 2-D ResNet inflated to 3-D"
@@ -134,6 +139,16 @@ def _what(spec: ModelSpec) -> str:
 def _normalised(spec: ModelSpec) -> str:
     of = "RGB" if spec.clip.stream == "rgb" else f"the bytes of {spec.clip.stream}"
     return f"mean {_numbers(spec.clip.mean)}, std {_numbers(spec.clip.std)} of {of} in [0, 1]"
+
+
+def _what_members(spec: ModelSpec) -> str:
+    lines = [
+        "A video classifier made with nlzoo: several models, the weighted mean of whose probabilities is taken.",
+        "",
+    ]
+    lines += [f"- {escape(str(member))}: {member.model.clip}" for member in spec.members]
+    lines += [f"- starting weights: {escape(spec.source) or 'not recorded'}", f"- their licence: {_licence(spec)}"]
+    return "\n".join(lines)
 
 
 def _licence(spec: ModelSpec) -> str:

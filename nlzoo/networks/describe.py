@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..core.model_spec import ModelSpec
+from ..core.model_spec import Member, ModelSpec
 from ..core.text import printable
 from ..core.view_spec import ClipSpec
 from .inflate import LAYER, FrameBlurPool, TemporalMaxPool, depths
@@ -69,6 +69,9 @@ def cost(net: Network, clip: ClipSpec) -> tuple[int, int, dict[str, Cost]]:
     The multiply-adds are those that torch's own counter finds, both attention products included; it is not asked,
     since it imports torch's compiler.
     """
+    if net.spec.members:
+        costs = [cost(member, member.spec.clip)[:2] for member in net.members]
+        return sum(params for params, _ in costs), sum(macs for _, macs in costs), {}
     if not net.spec.is_inflated:
         return *_cost_on_frames(net, clip), {}
     return _cost(net, _pass_on_meta(net, clip))
@@ -156,14 +159,29 @@ def describe(net: Network) -> dict:
         "outputs": spec.num_outputs,
         "source": spec.source,
         "licence": spec.licence,
+        **({"members": [_member(one) for one in spec.members]} if spec.members else {}),
     }
+
+
+def _shown(spec: ModelSpec) -> str:
+    return "the clips of all" if spec.members else str(spec.clip)
+
+
+def _member(member: Member) -> dict:
+    spec = member.model
+    kind = {
+        "backbone": spec.backbone,
+        "arch": spec.inflation.arch,
+        "nonlocal": sum(len(n.blocks) for n in spec.non_local),
+    }
+    return {"weight": member.weight, **kind, "clip": dataclasses.asdict(spec.clip)}
 
 
 def in_words(net: Network, facts: dict, checks: Checks | None = None) -> str:
     """The `facts` that `describe` gives, and the checks, as lines for a person."""
     lines = [
         *_architecture(net),
-        f"  {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.2f} G multiply-adds for {net.spec.clip}",
+        f"  {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.2f} G multiply-adds for {_shown(net.spec)}",
         f"  {net.spec.num_outputs} outputs; {_origin(net.spec)}",
         *(f"  weights file: {note}" for note in (checks.notes if checks else ())),
         *(_stage_lines(facts["stages"]) if facts["stages"] else ()),
@@ -175,6 +193,9 @@ def in_words(net: Network, facts: dict, checks: Checks | None = None) -> str:
 
 def _architecture(net: Network) -> list[str]:
     spec, inflation = net.spec, net.spec.inflation
+    if spec.members:
+        lines = [f"  {member}, {member.model.clip}" for member in spec.members]
+        return [f"{len(spec.members)} models, whose probabilities are averaged", *lines]
     if not spec.is_inflated:
         return [f"{spec.backbone}, on each frame; its features are averaged"]
     counts = depths(net)

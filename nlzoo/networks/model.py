@@ -6,7 +6,7 @@ A network is timm's own `ResNet` object with 3-D leaves (see `inflate.py`) and i
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,6 +26,7 @@ from ..core.view_spec import ClipSpec
 from . import vision, zoo
 from .foreign import Weights, misfit, read_weights
 from .frame_network import FrameNetwork
+from .fused import FusedNetwork
 from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_, stem
 from .network import Network
 
@@ -237,6 +238,8 @@ def build(spec: ModelSpec) -> Network:
     """The network of `spec`, randomly initialised, in eval mode: `(B, C, T, H, W)` to `(B, num_outputs)` logits."""
     if spec.inflation.arch == FRAMES:
         return _on_frames(spec)
+    if spec.members:
+        return _fused(spec)
     net = inflate_(plain_resnet(spec.backbone, spec.clip.channels), spec.inflation)
     insert_nonlocal_(net, spec.non_local)
     if net.fc.out_features != spec.num_outputs:
@@ -313,6 +316,17 @@ def _without_classifier(read: Weights, blueprint: Any) -> list[str]:
         for key in read.entries
         if key in own or (key.partition(".")[0] in parts and not key.startswith(heads))  # a part of its own, or odd
     ]
+
+
+def _fused(spec: ModelSpec) -> Network:
+    return fuse([build(member.model) for member in spec.members], spec)
+
+
+def fuse(members: Sequence[Network], spec: ModelSpec) -> Network:
+    """The networks of `spec.members` as one, in eval mode."""
+    net = cast(Network, FusedNetwork(members))
+    net.spec = spec
+    return net.eval()
 
 
 def takes_size(net: Network, size: int) -> bool:

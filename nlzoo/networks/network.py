@@ -3,6 +3,7 @@
 At run time it is nothing of its own; a type checker learns here which attributes it has.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         layer3: nn.Sequential
         layer4: nn.Sequential
         drop_rate: float
+        members: "Sequence[Network]"  # of a fused model alone
 
         def set_grad_checkpointing(self, enable: bool = True) -> None:
             """timm's: of every block only the input is kept."""

@@ -1,17 +1,16 @@
 """Predictions of a network for labelled videos, the one path of validation, `eval` and `predict`; and `nlzoo.evaluate`.
 
-Each view gets its own softmax (or sigmoids, where a video may have several labels). The prediction for a video is the
-mean over its views (paper, section 5).
+`outputs` has the rows that they are made of.
 """
 
 import copy
 import glob
 import os
 import shlex
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,69 +27,19 @@ from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
 from ..core.view_spec import ViewSpec, parse_views
 from ..networks import checkpoint, download, zoo
-from ..networks.folding import fold_bn
 from ..networks.network import Network
-from ..videos import clips, listing, loader, pool, scanning, tree, video
+from ..videos import listing, loader, pool, scanning, tree, video
 from ..videos.listing import Item
 from . import devices, metrics, provenance
 from .engine import Engine
+from .outputs import AUTO as AUTO
+from .outputs import CLIPS as CLIPS
+from .outputs import Row, probabilities, videos_at_a_time
+from .outputs import batches as batches
+from .outputs import features as features
 
-CLIPS = 8  # in a forward pass
 ROUND = 64  # videos after which ranks meet, so that none waits for another as long as for one that hangs
 CLASSES = ("all", "shared")  # of the videos that `evaluate` measures on
-AUTO = Recipe()  # bf16 on a GPU that has it, otherwise float32
-
-Row = tuple[int, np.ndarray | None, str]  # index of a video, its numbers, or else the reason why there are none
-
-
-def probabilities(
-    net: Network,
-    source: loader.Clips | loader.Loader,
-    device: torch.device,
-    workers: int = 0,
-    recipe: Recipe = AUTO,
-) -> Iterator[Row]:
-    """For each video, as it is done, `(index, float64 (K,) probabilities, "")`, or `(index, None, reason)`.
-
-    `net` is in eval mode on `device`; `recipe` says the precision. A `Loader` brings its own workers.
-    """
-
-    folded = fold_bn(net)
-
-    def forward(inputs: torch.Tensor) -> torch.Tensor:
-        logits = folded(inputs).cpu().double()  # on the CPU: Metal has no float64
-        return logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
-
-    return _mean_over_views(forward, source, device, workers, recipe)
-
-
-def features(
-    net: Network,
-    source: loader.Clips | loader.Loader,
-    device: torch.device,
-    workers: int = 0,
-    recipe: Recipe = AUTO,
-) -> Iterator[Row]:
-    """The same with float64 `(C,)` inputs of the last layer: means over the views, frames and positions of a video."""
-
-    folded = fold_bn(net)
-
-    def forward(inputs: torch.Tensor) -> torch.Tensor:
-        return folded.forward_head(folded.forward_features(inputs), pre_logits=True).cpu().double()
-
-    return _mean_over_views(forward, source, device, workers, recipe)
-
-
-def videos_at_a_time(views: ViewSpec) -> int:
-    """How many videos go through the network together."""
-    return max(1, CLIPS // views.num_views)
-
-
-def batches(source: loader.Clips) -> list[list[loader.Key]]:
-    """The videos of `source`, as many at a time as give `CLIPS` views."""
-    keys = [(-1, index) for index in range(len(source))]
-    count = videos_at_a_time(source.test_views)
-    return [keys[start : start + count] for start in range(0, len(keys), count)]
 
 
 def of_rank(source: loader.Clips, engine: Engine, together: int = 1) -> loader.Clips:
@@ -103,32 +52,6 @@ def _numbers_of_rank(total: int, rank: int, world: int, together: int) -> list[i
     """Every world-th group of so many videos from the rank's own on."""
     firsts = range(rank * together, total, world * together)
     return [number for first in firsts for number in range(first, min(first + together, total))]
-
-
-def _mean_over_views(
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    source: loader.Clips | loader.Loader,
-    device: torch.device,
-    workers: int,
-    recipe: Recipe,
-) -> Iterator[Row]:
-    """The mean of `forward`'s rows over the views of each video; `CLIPS` views in a pass."""
-    feed = source if isinstance(source, loader.Loader) else loader.Loader(source, workers)
-    clip = feed.source.clip
-    in_parts = devices.InParts(lambda part: forward(clips.to_input(part.to(device), clip)), CLIPS)
-    with nullcontext() if feed is source else closing(feed), closing(feed.load(batches(feed.source))) as loaded:
-        yield from _rows(loaded, in_parts, device, recipe)
-
-
-def _rows(
-    loaded: Iterator[loader.Batch], in_parts: devices.InParts, device: torch.device, recipe: Recipe
-) -> Iterator[Row]:
-    for indices, pixels, bad in loaded:
-        if pixels is not None:
-            with torch.inference_mode(), devices.autocast(recipe, device):
-                rows = in_parts(pixels.flatten(0, 1))
-            yield from zip(indices, rows.view(*pixels.shape[:2], -1).mean(1).numpy(), repeat(""))
-        yield from ((index, None, reason) for index, reason in bad)
 
 
 @dataclass(frozen=True)

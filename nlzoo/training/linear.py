@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core.errors import VideoError
+from ..core.errors import UsageError, VideoError
 from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
 from ..networks.model import set_head
@@ -142,6 +142,48 @@ def _features(
     return dict(sorted(rows.items())), bad
 
 
+def fold_likelihoods(
+    net: Network,
+    source: loader.Clips,
+    dataset: scanning.Dataset,
+    device: torch.device,
+    workers: int = 0,
+    progress: Progress = no_progress,
+) -> dict[int, np.ndarray]:
+    """How likely heads that were fitted without a video's group hold what is true of it, by the index of the video.
+
+    One label a video: float64 (1,), the probability of its class. Several: (K,), of each class that it is there, or
+    not. The heads have one C, chosen over the same folds. Raises `UsageError` for fewer than two groups.
+    """
+    rows, _ = _features(net, source, device, workers, progress)
+    items = [source.items[index] for index in rows]
+    groups = [item.group for item in items]
+    if len(set(groups)) < 2:
+        raise UsageError("the training videos that could be read are of one group: there are no folds", "use --by mean")
+    features, truth = np.stack(list(rows.values())), metrics.targets(items, dataset.classes)
+    mean, scale = _scale(features)
+    strength, *_ = fit((features - mean) / scale, truth, groups, dataset.multi_label)
+    likely = np.zeros((len(items), truth.shape[1] if dataset.multi_label else 1))
+    for train, test in _folds(features, groups):
+        mean, scale = _scale(features[train])
+        weights, biases = _head((features[train] - mean) / scale, truth[train], strength, dataset.multi_label)
+        logits = torch.from_numpy((features[test] - mean) / scale @ weights.T + biases)
+        if dataset.multi_label:
+            scores = logits.sigmoid().numpy()
+            likely[test] = np.where(truth[test] > 0, scores, 1 - scores)
+        else:
+            likely[test, 0] = (logits.softmax(-1).numpy() * truth[test]).sum(1)
+    return dict(zip(rows, likely))
+
+
+def _folds(x: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows to fit to and rows to test on, whole groups each; none of a single group."""
+    from sklearn.model_selection import GroupKFold
+
+    count = len(set(groups))
+    return list(GroupKFold(min(FOLDS, count)).split(x, groups=groups)) if count > 1 else []
+
+
 def fit(
     x: np.ndarray, truth: np.ndarray, groups: Sequence[str], multi_label: bool
 ) -> tuple[float, np.ndarray, np.ndarray]:
@@ -150,10 +192,7 @@ def fit(
     `x`: float (N, D). `truth`: (N, K) of 0 and 1. C has the least log loss over folds of the groups. Several labels:
     one regression for each class, all with one C.
     """
-    from sklearn.model_selection import GroupKFold
-
-    count = len(set(groups))
-    folds = list(GroupKFold(min(FOLDS, count)).split(x, groups=groups)) if count > 1 else []
+    folds = _folds(x, groups)
 
     def loss(strength: float) -> float:
         total = 0.0

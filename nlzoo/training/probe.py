@@ -15,12 +15,12 @@ from ..core.errors import UsageError
 from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
-from ..core.text import as_json
-from ..networks import card, checkpoint, download, hub_dataset, zoo
+from ..networks import download, hub_dataset, zoo
 from ..networks import model as models
 from ..networks.network import Network
 from ..videos import pool, scanning, video
-from . import devices, evaluate, learning_curve, linear, metrics, run_folder
+from . import devices, evaluate, finished, learning_curve, linear
+from .finished import Outcome
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,14 @@ def probe(
     with lock.hold(run):
         with stages("computing features") as progress:
             fitted = linear.fit_head(net, dataset, device, workers, decoder, progress)
-        return _keep(run, net, dataset, config, fitted, time.monotonic() - began)
+        reason = "C of a logistic regression on the features, by cross-validation over the training groups"
+        decision = Decision("probe", fitted.strength, reason)
+        seconds = time.monotonic() - began
+        outcome = Outcome(fitted.predictions, fitted.train, fitted.bad, fitted.train_loss, seconds, fitted.curve)
+        figures = finished.write(run, net, dataset, config, decision, outcome, {"C": fitted.strength})
+    curve = asdict(fitted.curve) if fitted.curve else None
+    skipped = (*fitted.bad, *fitted.predictions.bad)
+    return Probe(figures | {"learning_curve": curve}, skipped, fitted.curve)
 
 
 def _open(
@@ -81,7 +88,10 @@ def _open(
 ) -> tuple[Network, Path | None]:
     """As `evaluate.open_network`, and 2-D networks by timm's names."""
     if isinstance(model, torch.nn.Module) or not (weights or zoo.is_image_network(str(model))):
-        return evaluate.open_network(model, device, videos, "probe")
+        net, folder = evaluate.open_network(model, device, videos, "probe")
+        if net.spec.members:
+            raise UsageError("a fused model has no last layer of its own to fit", "probe one of its members")
+        return net, folder
     command, file = f"nlzoo probe {model} {videos}", Path(weights) if weights else None
     return models.load_on_frames(str(model), file, download.backbone_weights, command).to(device), None
 
@@ -95,37 +105,3 @@ def _fitting_size(net: Network, size: int | None, device: torch.device) -> int:
     if size:
         raise UsageError(f"{net.spec.backbone} cannot compute frames of {size} pixels", f"its own size: --size {own}")
     return own
-
-
-def _keep(
-    run: Path, net: Network, dataset: scanning.Dataset, config: TrainConfig, fitted: linear.Fitted, seconds: float
-) -> Probe:
-    """Writes the files of a finished run."""
-    made, classes, multi_label = fitted.predictions, net.spec.classes, net.spec.multi_label
-    if multi_label:
-        threshold = metrics.best_threshold(made.scores, made.items, classes)
-        net.spec = replace(net.spec, threshold=threshold)
-    figures = metrics.full(made.scores, made.items, classes, multi_label, net.spec.label_threshold)
-    chance = metrics.chance(classes, fitted.train, made.items, multi_label)
-    main: dict[str, float | None] = {key: figures.get(key) for key in ("top1", "top5", "mean_class", "map")}
-    counts = {"train": len(fitted.train), "val": len(made.items)}
-    reason = "C of a logistic regression on the features, by cross-validation over the training groups"
-    run_folder.start(run, net, dataset, config, [Decision("probe", fitted.strength, reason)])
-    skipped = (*fitted.bad, *made.bad)
-    epoch = {"epoch": 1, "train_loss": fitted.train_loss, **main, "loss": figures["loss"]}
-    epoch |= {"seconds": round(seconds, 2), "data_seconds": 0.0, "clips": len(fitted.train), "failed": len(skipped)}
-    files.append_text(run / "metrics.jsonl", as_json(epoch) + "\n")
-    summary = {key: value for key, value in main.items() if value is not None and key != "mean_class"}
-    interval = figures["intervals"]["map" if multi_label else "top1"]
-    summary |= {"majority": chance, **counts, "groups": figures["groups"], "interval": interval}
-    for part in ("last", "best"):
-        checkpoint.save_model(run / part, net, summary, card.body(net.spec, summary))
-    shared = {"run": str(run), "model": str(run / "best"), "classes": list(classes), **counts}
-    last = {"best_epoch": 1, "last_top1": main["top1"], "last_map": main["map"], "seconds": round(seconds, 1)}
-    result = {**shared, "epochs": 1, **main, "majority": chance, **last, "resumed_from": None, "C": fitted.strength}
-    curve = asdict(fitted.curve) if fitted.curve else None
-    if curve:
-        files.write_json(run / run_folder.CURVE, curve)
-    files.write_json(run / run_folder.RESULT, result)
-    figures |= {"learning_curve": curve}
-    return Probe({**shared, "majority": chance, "C": fitted.strength, **figures}, skipped, fitted.curve)

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -76,6 +77,14 @@ def example(stream="rgb"):
     return json.loads(json.dumps(model_spec.to_json(whole)))
 
 
+def fused():
+    """Two whole models as one."""
+    model = {key: value for key, value in example().items() if key not in ("format", "threshold")}
+    shared = {key: model[key] for key in ("classes", "num_outputs", "multi_label")}
+    members = [{"weight": weight, "model": copy.deepcopy(model)} for weight in (0.25, 0.75)]
+    return {"format": 1, "backbone": "fused", "inflation": {"arch": "fused"}, **shared, "members": members}
+
+
 def places(data, path=()):
     """Every path to a value."""
     yield path
@@ -115,7 +124,13 @@ def beyond_the_schema(data):
         stages == sorted(set(stages))
         and all(b == sorted(b) for b in blocks)
         and all(size in (0, data.get("num_outputs", 1000)) for size in sizes)
+        and all(beyond_the_schema(m["model"]) and outputs(m["model"]) == outputs(data) for m in data.get("members", ()))
+        and any(m["weight"] for m in data.get("members") or [{"weight": 1}])
     )
+
+
+def outputs(data):
+    return [data.get(key, default) for key, default in (("classes", []), ("num_outputs", 1000), ("multi_label", False))]
 
 
 def without_stride():
@@ -129,8 +144,16 @@ def test_schema_and_reader_agree(seed):
     rng, validator = random.Random(seed), jsonschema.Draft202012Validator(SCHEMA)
     verdicts = []
     for _ in range(3000):
-        data = changed(example(rng.choice(list(view_spec.STREAMS))), rng)
+        data = changed(rng.choice((fused, *(partial(example, stream) for stream in view_spec.STREAMS)))(), rng)
         expected = validator.is_valid(data) and beyond_the_schema(data)
         assert accepted(data) == expected, data
         verdicts.append(expected)
     assert accepted(example()) and not accepted(without_stride()) and 100 < sum(verdicts) < 2900
+    spec = model_spec.from_json(fused(), "here")
+    assert (
+        spec == model_spec.from_json(json.loads(json.dumps(model_spec.to_json(spec))), "here")
+        and len(spec.members) == 2
+    )
+    nested = fused()
+    nested["members"][0]["model"] = {key: value for key, value in fused().items() if key != "format"}
+    assert not accepted(nested) and not validator.is_valid(nested)

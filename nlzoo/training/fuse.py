@@ -1,0 +1,285 @@
+"""`nlzoo.fuse`: late fusion. Finished runs on the same split become one model, whose probabilities are their mean.
+
+The weights of the mean are equal, or those with the least log loss on the training side: each member's head is fitted
+anew without a fold of the training groups, and its predictions for that fold count. Validation decides nothing.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..core import files, lock
+from ..core.bounds import one_of
+from ..core.errors import UsageError
+from ..core.model_spec import FUSED, Inflation, Member, ModelSpec
+from ..core.progress import Stages, no_stages
+from ..core.recipe_spec import Decision, Recipe, TrainConfig, train_config
+from ..core.skipped import Skipped
+from ..core.text import counted, printable
+from ..networks import checkpoint, hub_dataset, zoo
+from ..networks import model as models
+from ..networks.network import Network
+from ..videos import listing, loader, pool, scanning
+from . import devices, evaluate, finished, linear, metrics, outputs, run_folder
+from .finished import Outcome
+
+BY = ("mean", "weights")
+STEPS = 1000  # of the search for the weights, which has long converged then
+REASONS = {
+    "mean": "equal weights",
+    "weights": "the least log loss of heads that were fitted without a fold of the training groups each",
+}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What `fuse` made and measured."""
+
+    figures: dict  # ready for JSON (docs/fusion.md)
+    skipped: tuple[Skipped, ...]  # videos that could not be read
+
+
+def fuse(
+    runs: Sequence[str | Path],
+    by: str = "mean",
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    stages: Stages = no_stages,
+) -> Fused:
+    """Makes one model of the best models of finished `runs`, and keeps it as the run `runs/NAME`.
+
+    `by`: `mean`, or `weights`, of the members. A run that is itself fused gives its members. Raises `UsageError` for
+    fewer than two runs, for runs with other classes or another split, naming the first difference, and where the
+    weights cannot be found.
+    """
+    began = time.monotonic()
+    one_of(by, BY, "--by")
+    folders = [_finished(str(run)) for run in runs]
+    if len(folders) < 2:
+        raise UsageError("one run is nothing to fuse", "nlzoo fuse RUN RUN…, of the same split")
+    for other in folders[1:]:
+        _refuse_different(folders[0], other)
+    device = devices.resolve(device)
+    config = _config(folders)
+    run = zoo.new_run(zoo.folder_name(name or f"{hub_dataset.base_name(Path(config.videos))}-fused"), name is not None)
+    files.check_folder(run)
+    shares = [(folder, member) for folder in folders for member in _members(folder)]
+    names = [printable(folder.name) for folder, _ in shares]
+    net = _as_one([member for _, member in shares]).to(device)
+    workers = pool.default_workers(str(device))
+    with stages("scanning") as progress:
+        dataset = scanning.scan(folders[0] / "videos.csv", (), progress)
+    config = replace(config, device=str(device), workers=workers)
+    with lock.hold(run):
+        if by == "weights":
+            net.spec = _weighted(net, _fold_likelihoods(net, names, dataset, device, workers, stages))
+        made, parts = _validated(net, dataset, device, workers, stages)
+        train = scanning.items_in(dataset, listing.TRAIN)
+        loss = float(np.average([_train_loss(folder) for folder, _ in shares], weights=_weights(net)))
+        epochs = max(run_folder.read_result(folder).epochs for folder in folders)
+        outcome = Outcome(made, train, (), loss, time.monotonic() - began, epochs=epochs if epochs > 1 else None)
+        facts = {"by": by, "members": _figures_of_members(net, names, made, parts)}
+        figures = finished.write(run, net, dataset, config, Decision("fused", by, REASONS[by]), outcome, facts)
+    return Fused(figures | {"gain": _gain(net, made, parts)}, tuple(made.bad))
+
+
+# --- what is fused
+
+
+def _finished(name: str) -> Path:
+    """The folder of a finished run. Raises `UsageError`."""
+    folder = zoo.find_run(name)
+    if not (folder / run_folder.RESULT).is_file():
+        raise UsageError(
+            f"{printable(folder)} is {'unfinished' if zoo.is_run(folder) else 'no run'}, and finished runs are fused",
+            "the command that started it resumes it" if zoo.is_run(folder) else "nlzoo list shows the runs",
+        )
+    return folder
+
+
+def _refuse_different(one: Path, other: Path) -> None:
+    """Raises `UsageError` with the first difference of their classes and videos."""
+    if difference := next(_differences(one, other), None):
+        raise UsageError(
+            f"{printable(one)} and {printable(other)} are not of the same split: {difference}",
+            "fuse runs of the same videos, with the same --val and --seed",
+        )
+
+
+def _differences(one: Path, other: Path) -> Iterator[str]:
+    spec, other_spec = (zoo.read_spec(run / "best") for run in (one, other))
+    for name in sorted({*spec.classes} ^ {*other_spec.classes}):
+        yield f"only {printable(one if name in spec.classes else other)} has the class {printable(name)!r}"
+    if (spec.classes, spec.multi_label) != (other_spec.classes, other_spec.multi_label):
+        yield "their classes are in another order, or a video may have several in one of them"
+    lists = [_listed(run) for run in (one, other)]
+    for key in sorted(lists[0].keys() | lists[1].keys(), key=str):
+        mine, theirs = (found.get(key) for found in lists)
+        if mine is None or theirs is None:
+            yield f"only {printable(other if mine is None else one)} has {printable(key[0])}"
+        elif mine != theirs:
+            yield f"{printable(key[0])} is {_side(mine)} in {printable(one)}, {_side(theirs)} in {printable(other)}"
+
+
+def _listed(run: Path) -> dict[tuple, tuple[str, tuple[str, ...]]]:
+    """The side and the labels of each video of a run, by path, start and end."""
+    root = os.path.abspath(run)
+    items = listing.read(run / "videos.csv").items
+    return {
+        (os.path.normpath(os.path.join(root, item.path)), item.start, item.end): (
+            item.split,
+            tuple(sorted(item.labels)),
+        )
+        for item in items
+    }
+
+
+def _side(entry: tuple[str, tuple[str, ...]]) -> str:
+    side, labels = entry
+    return f"{', '.join(map(printable, labels)) or 'without a label'} in {side}"
+
+
+def _config(folders: Sequence[Path]) -> TrainConfig:
+    settings = files.read_json(folders[0] / run_folder.CONFIG)
+    first = train_config(settings.get("train") if isinstance(settings, dict) else None)
+    return TrainConfig(
+        first.videos, str(folders[0] / "best"), first.val, first.seed, "cpu", 0, Recipe(epochs=1), decoder=first.decoder
+    )
+
+
+def _members(folder: Path) -> list[tuple[Network, float]]:
+    """The networks of a run with their shares of it."""
+    net = checkpoint.load_model(folder / "best")
+    if not net.spec.members:
+        return [(net, 1.0)]
+    return [(one, member.weight) for one, member in zip(net.members, net.spec.members)]
+
+
+def _as_one(members: Sequence[tuple[Network, float]]) -> Network:
+    """The fused network with the weights of its parts as they are, which add up to 1."""
+    total = sum(weight for _, weight in members)
+    specs = [net.spec for net, _ in members]
+    first = next((spec for spec in specs if spec.clip.stream == "rgb"), specs[0])
+    spec = ModelSpec(
+        FUSED,
+        Inflation(FUSED),
+        clip=first.clip,  # that people are shown
+        classes=first.classes,
+        num_outputs=first.num_outputs,
+        multi_label=first.multi_label,
+        source="; ".join(dict.fromkeys(spec.source for spec in specs if spec.source))[:1000],
+        licence=", ".join(dict.fromkeys(spec.licence for spec in specs if spec.licence))[:1000],
+        members=tuple(Member(weight / total, net.spec) for net, weight in members),
+    )
+    return models.fuse([net for net, _ in members], spec)
+
+
+def _weights(net: Network) -> list[float]:
+    return [member.weight for member in net.spec.members]
+
+
+def _train_loss(folder: Path) -> float:
+    """Of the epoch that a run kept."""
+    return run_folder.best_epoch(run_folder.read_epochs(folder)).train_loss
+
+
+# --- weights
+
+
+def _fold_likelihoods(
+    net: Network, names: Sequence[str], dataset: scanning.Dataset, device: torch.device, workers: int, stages: Stages
+) -> np.ndarray:
+    """float64 (N, M): how likely each member holds what is true of the training videos, told by heads without them."""
+    items = tuple(scanning.items_in(dataset, listing.TRAIN))
+    columns = []
+    for name, member in zip(names, net.members):
+        source = loader.Clips(dataset.root, items, member.spec.clip)
+        with stages(f"computing features of {name}") as progress:
+            columns.append(linear.fold_likelihoods(member, source, dataset, device, workers, progress))
+    read = set.intersection(*(set(column) for column in columns))
+    if not read:
+        raise UsageError("no training video could be read by all members", "nlzoo check shows what is wrong")
+    return np.concatenate([np.stack([column[index] for column in columns], -1) for index in sorted(read)])
+
+
+def best_weights(likelihoods: np.ndarray) -> np.ndarray:
+    """float64 (M,), adding up to 1: the weights of the mean of members with the least log loss.
+
+    `likelihoods`: (N, M), of what is true. Expectation maximisation of a mixture, which is convex in its weights.
+    """
+    weights = np.full(likelihoods.shape[1], 1 / likelihoods.shape[1])
+    for _ in range(STEPS):
+        parts = np.clip(likelihoods, 1e-12, None) * weights
+        weights = (parts / parts.sum(1, keepdims=True)).mean(0)
+    return weights
+
+
+def _weighted(net: Network, likelihoods: np.ndarray) -> ModelSpec:
+    weights = best_weights(likelihoods).tolist()
+    members = [replace(member, weight=weight) for member, weight in zip(net.spec.members, weights)]
+    return replace(net.spec, members=tuple(members))
+
+
+# --- what it is worth
+
+
+def _validated(
+    net: Network, dataset: scanning.Dataset, device: torch.device, workers: int, stages: Stages
+) -> tuple[evaluate.Predictions, np.ndarray]:
+    """The predictions for the validation videos, and float64 (N, M, K), those of each member."""
+    items = tuple(scanning.items_in(dataset, listing.VAL))
+    source, rows, bad = loader.Clips(dataset.root, items, net.spec.clip), {}, []
+    with stages("predicting") as progress:
+        for done, (index, parts, reason) in enumerate(outputs.by_member(net, source, device, workers), 1):
+            progress(done, len(items))
+            if parts is None:
+                bad.append(Skipped(items[index].path, scanning.UNREADABLE, reason))
+            else:
+                rows[index] = parts
+    if not rows:
+        raise UsageError("no validation video could be read by all members", "nlzoo check shows what is wrong")
+    parts = np.stack([rows[index] for index in sorted(rows)])
+    scores = np.average(parts, axis=1, weights=_weights(net))
+    return evaluate.Predictions(tuple(items[index] for index in sorted(rows)), scores, bad), parts
+
+
+def _figures_of_members(
+    net: Network, names: Sequence[str], made: evaluate.Predictions, parts: np.ndarray
+) -> list[dict]:
+    """`run`, `weight` and `metrics.brief` of each member."""
+    spec = net.spec
+    return [
+        {"run": name, "weight": weight, **metrics.brief(parts[:, number], made.items, spec.classes, spec.multi_label)}
+        for number, (name, weight) in enumerate(zip(names, _weights(net)))
+    ]
+
+
+def _gain(net: Network, made: evaluate.Predictions, parts: np.ndarray) -> metrics.Interval:
+    """The 95 % interval of how much better all are than the best of them, which is chosen on the same videos."""
+    spec, key = net.spec, "map" if net.spec.multi_label else "top1"
+    scored = [
+        metrics.brief(parts[:, n], made.items, spec.classes, spec.multi_label)[key] for n in range(parts.shape[1])
+    ]
+    best = parts[:, int(np.argmax(scored))]
+    return metrics.difference(made.scores, best, made.items, spec.classes, spec.multi_label)
+
+
+def in_words(figures: dict) -> str:
+    """The members, the figures, and what was gained, as lines of text."""
+    key = "map" if "map" in figures else "top1"
+    rows = [
+        f"  {one['weight']:.3f} of {one['run']}: {metrics.NAMES[key]} {one[key]:.3f}, log loss {one['loss']:.3f}"
+        for one in figures["members"]
+    ]
+    gain = figures["gain"]
+    verdict = f"too few groups (under {metrics.FEW_GROUPS}) to tell what fusing is worth"
+    if gain:
+        verdict = f"better than the best of them by {gain[0]:.3f} to {gain[1]:.3f}"
+        verdict += "" if gain[0] > 0 else ", which may be nothing"
+    words = f"{counted(len(rows), 'model')}, {REASONS[figures['by']]}:"
+    return "\n".join([words, *rows, metrics.in_words(figures), verdict, f"model {figures['model']}"])

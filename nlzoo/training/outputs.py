@@ -1,0 +1,187 @@
+"""What a network says of videos, row by row as they are done: probabilities, or the features before its last layer.
+
+Each view gets its own softmax (or sigmoids, where a video may have several labels); a row is the mean over the views of
+a video (paper, section 5). Of a model that is several (`ModelSpec.members`) each member sees its own clip of the video.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import repeat
+
+import numpy as np
+import torch
+
+from ..core.recipe_spec import Recipe
+from ..core.view_spec import ClipSpec, ViewSpec
+from ..networks.folding import fold_bn
+from ..networks.network import Network
+from ..videos import clips, loader
+from ..videos.sweep import Sweep
+from . import devices
+
+CLIPS = 8  # in a forward pass
+AUTO = Recipe()  # bf16 on a GPU that has it, otherwise float32
+
+Row = tuple[int, np.ndarray | None, str]  # index of a video, its numbers, or else the reason why there are none
+Forward = Callable[[Network, torch.Tensor], torch.Tensor]  # of a network and its inputs, float64 (B, N) on the CPU
+
+
+def probabilities(
+    net: Network,
+    source: loader.Clips | loader.Loader,
+    device: torch.device,
+    workers: int = 0,
+    recipe: Recipe = AUTO,
+) -> Iterator[Row]:
+    """For each video, as it is done, `(index, float64 (K,) probabilities, "")`, or `(index, None, reason)`.
+
+    `net` is in eval mode on `device`; `recipe` says the precision. A `Loader` brings its own workers. Of several
+    members it is the mean of theirs by `Member.weight`.
+    """
+    if not net.spec.members:
+        yield from _mean_over_views(partial(_probabilities, fold_bn(net)), source, device, workers, recipe)
+        return
+    weights = np.array([member.weight for member in net.spec.members])
+    for index, rows, reason in by_member(net, source, device, workers, recipe):
+        yield index, None if rows is None else np.average(rows, axis=0, weights=weights), reason
+
+
+def by_member(
+    net: Network,
+    source: loader.Clips | loader.Loader,
+    device: torch.device,
+    workers: int = 0,
+    recipe: Recipe = AUTO,
+) -> Iterator[Row]:
+    """As `probabilities`, float64 `(M, K)` with a row for each member of `net`."""
+    order = np.argsort([number for numbers in _same_clips(net).values() for number in numbers])
+    for index, row, reason in _each_member(net, source, device, workers, recipe, _probabilities):
+        yield index, None if row is None else row.reshape(len(order), -1)[order], reason
+
+
+def features(
+    net: Network,
+    source: loader.Clips | loader.Loader,
+    device: torch.device,
+    workers: int = 0,
+    recipe: Recipe = AUTO,
+) -> Iterator[Row]:
+    """The same with float64 `(C,)` inputs of the last layer: means over the views, frames and positions of a video.
+
+    Those of several members stand behind one another.
+    """
+    if not net.spec.members:
+        yield from _mean_over_views(partial(_features, fold_bn(net)), source, device, workers, recipe)
+        return
+    yield from _each_member(net, source, device, workers, recipe, _features)
+
+
+def videos_at_a_time(views: ViewSpec) -> int:
+    """How many videos go through the network together."""
+    return max(1, CLIPS // views.num_views)
+
+
+def batches(source: loader.Clips) -> list[list[loader.Key]]:
+    """The videos of `source`, as many at a time as give `CLIPS` views."""
+    keys = [(-1, index) for index in range(len(source))]
+    count = videos_at_a_time(source.test_views)
+    return [keys[start : start + count] for start in range(0, len(keys), count)]
+
+
+def _probabilities(net: Network, inputs: torch.Tensor) -> torch.Tensor:
+    logits = net(inputs).cpu().double()  # on the CPU: Metal has no float64
+    return logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)
+
+
+def _features(net: Network, inputs: torch.Tensor) -> torch.Tensor:
+    return net.forward_head(net.forward_features(inputs), pre_logits=True).cpu().double()
+
+
+def _mean_over_views(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    source: loader.Clips | loader.Loader,
+    device: torch.device,
+    workers: int,
+    recipe: Recipe,
+) -> Generator[Row, None, None]:
+    """The mean of `forward`'s rows over the views of each video; `CLIPS` views in a pass."""
+    feed = source if isinstance(source, loader.Loader) else loader.Loader(source, workers)
+    clip = feed.source.clip
+    in_parts = devices.InParts(lambda part: forward(clips.to_input(part.to(device), clip)), CLIPS)
+    with nullcontext() if feed is source else closing(feed), closing(feed.load(batches(feed.source))) as loaded:
+        yield from _rows(loaded, in_parts, device, recipe)
+
+
+def _rows(
+    loaded: Iterator[loader.Batch], in_parts: devices.InParts, device: torch.device, recipe: Recipe
+) -> Iterator[Row]:
+    for indices, pixels, bad in loaded:
+        if pixels is not None:
+            with torch.inference_mode(), devices.autocast(recipe, device):
+                rows = in_parts(pixels.flatten(0, 1))
+            yield from zip(indices, rows.view(*pixels.shape[:2], -1).mean(1).numpy(), repeat(""))
+        yield from ((index, None, reason) for index, reason in bad)
+
+
+# --- a model that is several
+
+
+def _each_member(
+    net: Network,
+    source: loader.Clips | loader.Loader,
+    device: torch.device,
+    workers: int,
+    recipe: Recipe,
+    forward: Forward,
+) -> Generator[Row, None, None]:
+    """What `forward` gives for the members, side by side in the order of `_same_clips`, once all have seen a video.
+
+    Members with the same clip share it: it is decoded once. A video that one of them could not read has no row.
+    """
+    base = source.source if isinstance(source, loader.Loader) else source
+    shared = _same_clips(net)
+    made = []
+    for clip, numbers in shared.items():
+        feed = source if clip == base.clip else _shown(base, clip)
+        members = [fold_bn(net.members[number]) for number in numbers]
+        own = workers if feed is source else -(-workers // len(shared))
+        made.append(_mean_over_views(partial(_side_by_side, forward, members), feed, device, own, recipe))
+    done: dict[int, dict[int, Row]] = {}  # by video, by clip
+    with ExitStack() as stack:
+        for rows in made:
+            stack.enter_context(closing(rows))
+        for together in zip(*made, strict=True):
+            for number, row in enumerate(together):
+                done.setdefault(row[0], {})[number] = row
+                if len(done[row[0]]) == len(shared):
+                    yield _joined(done.pop(row[0]))
+
+
+def _same_clips(net: Network) -> dict[ClipSpec, list[int]]:
+    """The numbers of the members of `net`, by their clip."""
+    shared: dict[ClipSpec, list[int]] = {}
+    for number, member in enumerate(net.spec.members):
+        shared.setdefault(member.model.clip, []).append(number)
+    return shared
+
+
+def _side_by_side(forward: Forward, members: Sequence[Network], inputs: torch.Tensor) -> torch.Tensor:
+    return torch.cat([forward(member, inputs) for member in members], -1)
+
+
+def _joined(rows: dict[int, Row]) -> Row:
+    """One row of those of each clip."""
+    (index, *_), reason = rows[0], next((reason for _, _, reason in rows.values() if reason), "")
+    found = [rows[number][1] for number in range(len(rows))]
+    return index, None if reason else np.concatenate([row for row in found if row is not None]), reason
+
+
+def _shown(source: loader.Clips, clip: ClipSpec) -> loader.Clips:
+    """The same videos in the clip of another member: in its own views, where `source` has those of its own clip."""
+    views = source.views
+    if views and replace(views, order="true") == source.clip.views:
+        views = replace(clip.views, order=views.order)
+    sweep = Sweep(len(source)) if source.sweep else None
+    return replace(source, clip=clip, views=views, sweep=sweep)
