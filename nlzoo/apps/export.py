@@ -100,7 +100,7 @@ def export(
     written = [{"path": file.name, "bytes": file.stat().st_size} for file in sorted(place.iterdir())]
     return Exported(
         str(place), to, precision, written, job.shapes, job.error, *smallest(net.spec), job.folded, job.validation,
-        (*unfinished(folder), *job.notes),
+        (*filter(None, [zoo.unfinished_note(folder)]), *job.notes),
     )  # fmt: skip
 
 
@@ -187,13 +187,6 @@ def _whole(net: Any) -> Network:
     if not hasattr(net, "spec"):
         raise UsageError("a network needs its `spec` to be exported", "nlzoo.load and nlzoo.build give such networks")
     return net
-
-
-def unfinished(folder: Path | None) -> tuple[str, ...]:
-    """What should be said of a model of a run that has not finished."""
-    if folder and folder.name in ("best", "last") and zoo.is_unfinished(folder.parent):
-        return (f"the run {printable(folder.parent)} is unfinished: this is its best model so far",)
-    return ()
 
 
 def about(spec: ModelSpec) -> dict[str, Any]:

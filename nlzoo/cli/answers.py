@@ -22,6 +22,7 @@ from .options import (
     fetched,
     refuse_early,
     refuse_models,
+    warn_of_unfinished,
 )
 from .processes import Gpus, Part
 from .videos import tell_scan
@@ -249,6 +250,7 @@ def probe_(
     from ..training import metrics
     from ..training.probe import probe
 
+    warn_of_unfinished(model)
     made = probe(model, videos, val, seed, size, name, "auto", device, console.progress, tell_scan, weights)
     for skipped in made.skipped:
         console.warn(f"skipped {skipped}")
@@ -295,6 +297,7 @@ def explain_(
     on = devices.resolve(device)
     files.check_folder(folder)
     net, _ = evaluate.open_network(model, on, video, "explain")
+    warn_of_unfinished(model)
     explanation = explain.explain(net, video, on, target_class, at_points, points)
     written = [str(file) for file in pictures.write(explanation, folder)]
     lines = [str(explanation), "wrote", *(f"  {printable(file)}" for file in written)]
@@ -312,6 +315,8 @@ def report(
     from ..networks import zoo
 
     folder = zoo.find_run(run)  # before torch is imported
+    zoo.refuse_without_model(folder)
+    warn_of_unfinished(str(folder))
 
     from ..apps import report as reports
     from ..training import devices
@@ -341,5 +346,6 @@ def serve(
 
     at = devices.resolve(device)
     net, _ = evaluate.open_network(model, at, "VIDEO", "serve")
+    warn_of_unfinished(model)
     net = evaluate.with_threshold(net, threshold)
     page.serve(net, at, host, port, model, lambda url: console.result({"url": url}, f"{url}\nCtrl-C ends it"))

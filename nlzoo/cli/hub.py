@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core import files
 from ..core.errors import UsageError
 from ..core.text import printable
 from . import console
@@ -103,9 +104,7 @@ def _doubts(folder: Path) -> list[str]:
     """Why somebody may not want to publish this model, as sentences."""
     from ..networks import zoo
 
-    doubts, run = [], _run_of(folder)
-    if run != folder and zoo.is_unfinished(run):
-        doubts.append(f"the run {printable(run)} is unfinished: this is its best model so far")
+    doubts = list(filter(None, [zoo.unfinished_note(folder)]))
     spec = zoo.read_spec(folder)
     if spec.inflation.init != "imported" and not spec.classes:
         doubts.append(f"{printable(folder)} has never been trained on videos")
@@ -174,6 +173,7 @@ def pull(
         raise UsageError(f"{repo!r} is not user/name", download.what_repo_was_meant(repo))
     folder = zoo.WEIGHTS / zoo.folder_name(name or repo.split("/")[1])
     download.refuse_revision(revision or "main")
+    files.check_folder(folder)
     console.log(f"fetching {repo} from the Hub")
     download.pull_to(repo, folder, revision)
     console.result({"repo": repo, "model": str(folder)}, f"wrote {folder}")

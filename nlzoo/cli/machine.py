@@ -8,7 +8,7 @@ import typer
 from ..core.errors import UsageError
 from ..core.model_spec import refuse_other_kinds
 from . import console
-from .options import Device, Json, refuse_early
+from .options import Device, Json, refuse_early, warn_of_unfinished
 
 
 def demo(json: Json = False) -> None:
@@ -43,6 +43,7 @@ def bench(
     if not model and not known:
         raise UsageError("there is no model in weights/ to measure", "nlzoo inflate resnet50 --nl 5 makes one")
     net = checkpoint.load_model(download.locate(model) if model else known[0])
+    warn_of_unfinished(model or "")
     refuse_other_kinds(net.spec, "be measured in training")
     plan.fit_clip(net, FinetuneOptions(frames=frames, size=size), on)
     with console.progress("measuring") as bar:

@@ -10,7 +10,7 @@ from ..core.errors import UsageError
 from ..core.model_spec import Inflation, Named, parse_name
 from ..core.view_spec import ClipSpec
 from . import console
-from .options import BLOCKS, INFLATION, UNSAID, Json, Model, refuse_early
+from .options import BLOCKS, INFLATION, UNSAID, Json, Model, refuse_early, warn_of_unfinished
 
 
 def inflate(
@@ -72,6 +72,7 @@ def inflate(
 
     from ..networks import card, checkpoint, describe, download, model, zoo
 
+    zoo.check_place(name)
     console.status(f"inflating {net_spec.backbone} and checking the result …")
     net, checks = model.inflate(
         net_spec.backbone,
@@ -151,6 +152,7 @@ def import_(
     from ..networks import labels as naming
     from ..networks import pretrained, zoo
 
+    zoo.check_place(name)
     names = naming.read(labels) if labels else ()
     path = Path(file)
     if not path.exists():
@@ -246,6 +248,7 @@ def info(
         facts = describe.describe(net)
         console.result(facts, describe.in_words(net, facts))
     if folder:
+        warn_of_unfinished(model)
         net, metrics = checkpoint.read_blueprint(folder), checkpoint.read_metrics(folder)
         facts = describe.describe(net)
         lines = [str(folder), describe.in_words(net, facts), *describe.trained_lines(net.spec, metrics)]

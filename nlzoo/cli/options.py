@@ -126,6 +126,14 @@ def refuse_models(model: str, videos: Iterable[Path]) -> None:
         refuse_model(path)
 
 
+def warn_of_unfinished(model: str) -> None:
+    """Says so where the model is that of a run which has not finished."""
+    from ..networks import zoo
+
+    if note := zoo.unfinished_note(zoo.find(model)):
+        console.warn(note)
+
+
 def fetched(videos: Path) -> Path:
     """The videos on this machine: a dataset of the Hub is fetched, and its size said before."""
     from ..networks import hub_dataset

@@ -208,6 +208,7 @@ def finetune(
 # --- what is said on the way
 
 _EVENTS = {  # by the code of an event; the values are its own
+    "note": "{text}",
     "starting_from": "starting from {folder}",
     "inflating": "no model in weights/: inflating {backbone} --nl {nl}",
     "kinetics_first": "a better start is a network trained on Kinetics-400: nlzoo import {name} (top-1 {top1} there, "

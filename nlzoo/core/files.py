@@ -59,13 +59,16 @@ def check_writable(file: Path) -> None:
         with tempfile.TemporaryFile(dir=file.parent):
             pass
     except OSError as error:
-        raise not_written(file, error) from None
+        raise not_written(file, error) from error
 
 
 def check_folder(folder: Path) -> None:
     """Raises `DiskError` where files could not be written into `folder`, which may be made for them later."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    check_writable(existing / ".nlzoo")
+    try:
+        check_writable(existing / ".nlzoo")
+    except DiskError as error:
+        raise not_written(folder, error.__cause__ or error) from None
 
 
 @contextmanager

@@ -117,6 +117,14 @@ def folder_name(name: str) -> str:
     return plain[:100]
 
 
+def check_place(name: str | None) -> None:
+    """Raises before the work what `refuse_other` and writing `weights/NAME` would: `UsageError`, `DiskError`."""
+    folder = WEIGHTS / folder_name(name) if name else WEIGHTS
+    if name and folder.exists() and not is_model(folder):
+        raise _is_another(folder)
+    files.check_folder(folder)
+
+
 def refuse_other(folder: Path, spec: ModelSpec) -> None:
     """`inflate` and `import` may write over what the same command made, named or not. Raises `DiskError`."""
     if not folder.exists():
@@ -126,9 +134,13 @@ def refuse_other(folder: Path, spec: ModelSpec) -> None:
     except WeightsError:
         same = False
     if not same:
-        raise DiskError(
-            f"{folder} already exists and holds something else", "choose another name with --name, or move it away"
-        )
+        raise _is_another(folder)
+
+
+def _is_another(folder: Path) -> DiskError:
+    return DiskError(
+        f"{folder} already exists and holds something else", "choose another name with --name, or move it away"
+    )
 
 
 def new_run(name: str, named: bool, root: Path = RUNS) -> Path:
@@ -154,6 +166,13 @@ def is_unfinished(run: Path) -> bool:
     return is_run(run) and not (run / "result.json").exists()
 
 
+def unfinished_note(folder: Path | None) -> str:
+    """What is to be said of the model `folder` of a run that has not finished; "" for any other."""
+    if folder and folder.name in ("best", "last") and is_unfinished(folder.parent):
+        return f"the run {printable(folder.parent)} is unfinished: this is its best model so far"
+    return ""
+
+
 def unfinished_runs(root: Path = RUNS) -> list[Path]:
     """Unfinished runs in `root`, newest first."""
     return _newest_first(root, is_unfinished, "config.json")
@@ -172,7 +191,7 @@ def _begun(run: Path) -> bool:
     except FileNotFoundError:
         return False
     except NotADirectoryError:
-        return True
+        return run.exists()
 
 
 def find(name: str) -> Path | None:
@@ -204,6 +223,14 @@ def find_run(name: str | None) -> Path:
     if run is None:
         raise no_run(places[0])
     return run
+
+
+def refuse_without_model(run: Path) -> None:
+    """Raises `UsageError` for a run that has not finished and has no model yet."""
+    if is_unfinished(run) and not is_model(run / "best"):
+        raise UsageError(
+            f"the run {printable(run)} is unfinished and has no model yet", "nlzoo finetune --resume continues it"
+        )
 
 
 def no_run(folder: Path) -> UsageError:

@@ -49,6 +49,7 @@ def finetune(
         base = zoo.folder_name(settings.name or hub_dataset.base_name(videos))
         if settings.dry_run:
             return _rehearse(videos, first, settings, engine, callbacks)
+        files.check_folder(settings.runs / base)
         if settings.seeds == 1:
             return _run(videos, first, settings, engine, callbacks, base, named)
         results = []

@@ -67,6 +67,8 @@ def starting_model(start: str | None, callbacks: Callbacks) -> tuple[Path, Netwo
         folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
     refuse_other_kinds(zoo.read_spec(folder), "be fine-tuned")
     callbacks.log(Event("starting_from", {"folder": str(folder)}))
+    if note := zoo.unfinished_note(folder):
+        callbacks.warn(Event("note", {"text": note}))
     return folder, checkpoint.load_model(folder)
 
 

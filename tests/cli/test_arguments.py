@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from nlzoo.cli import arguments
 from nlzoo.core.errors import UsageError
 from nlzoo.training.options import FinetuneOptions
+from nlzoo.videos import scanning
 
 
 @pytest.fixture
@@ -111,3 +114,34 @@ def test_every_command_is_such_a_command():
     from test_app import COMMANDS
 
     assert all(isinstance(command, arguments.Command) for command in COMMANDS.values())
+
+
+@pytest.mark.parametrize(
+    "words, code, error",
+    [
+        ("inflate tiny --name a/b", 2, "'a/b' cannot name a folder"),
+        ("import nl5-i3d-r50-8x8.authors --name ..", 2, "'..' cannot name a folder"),
+        ("import nl5-i3d-r50-8x8.authors --name taken", 5, "weights/taken already exists and holds something else"),
+        ("inflate resnet50 --name taken", 5, "weights/taken already exists and holds something else"),
+        ("pull alice/gestures --name taken/x", 2, "'taken/x' cannot name a folder"),
+        ("finetune videos --out a.txt", 5, "a.txt/videos could not be written (Not a directory)"),
+        ("finetune videos --out a.txt/deep --name x", 5, "a.txt/deep/x could not be written (Not a directory)"),
+    ],
+)
+def test_where_it_goes_is_checked_before_the_work(folder, nlzoo, monkeypatch, words, code, error):
+    """Nothing is fetched, no network is made and no video is opened for a place that cannot be."""
+    (folder / "weights" / "taken").mkdir()
+    (folder / "a.txt").write_text("")
+    monkeypatch.setattr(scanning, "scan", None)
+    before = sorted(folder.rglob("*"))
+    found = nlzoo(*words.split())
+    assert found[:2] == (code, "") and f"error: {error}\nhint: " in found[2], found[2]
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_weights_that_cannot_be_written_are_told_before_a_transfer(folder, nlzoo):
+    shutil.rmtree("weights")
+    Path("weights").write_text("")
+    for words in ("inflate resnet50", "import nl5-i3d-r50-8x8.authors", "pull alice/gestures"):
+        code, _, err = nlzoo(*words.split())
+        assert code == 5 and re.search(r"error: weights(/gestures)? could not be written \(Not a directory\)", err), err

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from nlzoo.cli import training
 from nlzoo.core import files, model_spec
 from nlzoo.core.model_spec import ModelSpec
 from nlzoo.core.view_spec import ClipSpec
 from nlzoo.networks import checkpoint, model, zoo
+from nlzoo.training import plan
+from nlzoo.training.callbacks import Callbacks
 
 
 @pytest.mark.parametrize("word, meant", [("resnett50", "resnet50"), ("ResNet18", "resnet18"), ("tinny", "tiny")])
@@ -132,3 +135,24 @@ def test_what_is_written_or_removed_meanwhile_is_no_model(nlzoo, tmp_path, monke
     code, out, err = nlzoo("list", "--json")
     assert code == 0 and [each["model"] for each in json.loads(out)["models"]] == ["weights/kept"]
     assert zoo.runs(tmp_path / "nowhere") == zoo.runs(tmp_path / "weights" / "kept" / "config.json") == []
+
+
+def test_every_command_says_that_a_run_is_unfinished(nlzoo, clip_file, tmp_path):
+    """Its best model so far is shown all the same; without one there is nothing to show."""
+    torch.manual_seed(0)
+    spec = ModelSpec("tiny", classes=("a", "b"), num_outputs=2, clip=ClipSpec(4, None, 32))
+    run = Path("runs/half")
+    checkpoint.save_model(run / "best", model.build(spec))
+    (run / "config.json").write_text("{}")
+    (run / "videos.csv").write_text("")
+    warning = "warning: the run runs/half is unfinished: this is its best model so far"
+    for words in (["info", "half"], ["info", "runs/half/best"], ["explain", "half", clip_file], ["push", "half"]):
+        assert warning in nlzoo(*words, *(["--dry-run"] if words[0] == "push" else []))[2], words
+    told = []
+    plan.starting_model("half", Callbacks(warn=told.append))
+    assert [training.event_in_words(event) for event in told] == [warning.removeprefix("warning: ")]
+    shutil.rmtree(run / "best")
+    assert nlzoo("report", "half")[::2] == (
+        2,
+        "error: the run runs/half is unfinished and has no model yet\nhint: nlzoo finetune --resume continues it\n",
+    )

@@ -40,6 +40,11 @@ def test_what_cannot_be_written_is_known_before_the_work(tmp_path):
         files.check_writable(tmp_path / "file" / "new.csv")
     with pytest.raises(DiskError, match=r"could not be written \(Is a directory\)"):
         files.check_writable(tmp_path)
+    files.check_folder(tmp_path / "new" / "deep")
+    for folder in ("file", "file/new/deep"):
+        with pytest.raises(DiskError, match=rf"{tmp_path}/{folder} could not be written \(Not a directory\)"):
+            files.check_folder(tmp_path / folder)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("name", ["a.bin", "ü" * 127, os.fsdecode(b"\xff" * 255)])
