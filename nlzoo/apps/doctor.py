@@ -20,6 +20,7 @@ LOW_DISK = 2e9  # bytes; a ResNet-50 run keeps two models of 0.2 GB and their op
 BF16_ERROR = 2e-2  # of the largest output; rounding the inputs to 8 bits costs about 4e-3
 HUB_SECONDS = 5.0
 EXTRAS = {  # of the package: what they are for
+    "flow": "nlzoo finetune --stream flow",
     "multi": "several GPUs, --track",
     "onnx": "nlzoo export --to onnx",
     "parquet": "answers and features as .parquet",
@@ -28,7 +29,7 @@ EXTRAS = {  # of the package: what they are for
 PACKAGES = (  # where nlzoo is not installed and so cannot say what it needs
     *("torch", "torchvision", "timm", "numpy", "safetensors", "huggingface-hub", "av", "decord2", "scikit-learn"),
     *("scipy", "matplotlib", "jinja2", "typer", "rich"),
-    *("onnx; extra == 'onnx'", "onnxruntime; extra == 'onnx'"),
+    *("onnx; extra == 'onnx'", "onnxruntime; extra == 'onnx'", "opencv-python-headless; extra == 'flow'"),
     *("accelerate; extra == 'multi'", "pyarrow; extra == 'parquet'", "gradio; extra == 'serve'"),
 )
 
