@@ -85,6 +85,9 @@ class Session(nn.Module):
         with _in_words():
             self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
+    def __deepcopy__(self, memo: object) -> "Session":
+        return self  # nothing in it can be changed, and onnxruntime's part cannot be copied
+
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         with _in_words():
             return torch.from_numpy(self.session.run([OUTPUT], {INPUT: clips.contiguous().numpy()})[0])

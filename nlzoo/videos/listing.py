@@ -45,7 +45,8 @@ def opened(source: Path) -> Path:
         return Path(archives.top(source))
     except OSError as error:
         reason = f"{printable(source)} cannot be read in place: {error.strerror}"
-        raise VideoError(reason, f"unpack it, and give the folder: {list_rows.unpacking(source)}") from None
+        again = "fetch or pack it again; or " if "cut off" in str(error.strerror) else ""
+        raise VideoError(reason, f"{again}unpack it, and give the folder: {list_rows.unpacking(source)}") from None
 
 
 def read(source: Path, classes: Sequence[str] = (), val: str = "") -> Listing:

@@ -149,7 +149,7 @@ def test_names_for_predict(data, tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(b"PK no zip")
     with pytest.raises(VideoError, match="x.zip cannot be read in place: it is cut off, or is no zip") as caught:
         list(predict.find([tmp_path / "x.zip"]))
-    assert caught.value.hint.startswith("unpack it, and give the folder: unzip -q ")
+    assert caught.value.hint.startswith("fetch or pack it again; or unpack it, and give the folder: unzip -q ")
     with pytest.raises(VideoError, match="cannot be read: it is cut off, or is no zip"):
         video.probe(tmp_path / "x.zip/a/1.mp4")
     assert records.examine([tmp_path / "x.zip/a/1.mp4"], workers=0)[0].problem.startswith("cannot be read: it is cut")
