@@ -9,7 +9,10 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 DOORS = {
     "timm": {"networks.inflate", "networks.model", "apps.portable.usage_timm"},
-    "av": {"videos.video", "videos.encode", *(f"apps.portable.{name}" for name in ("usage_onnx", "video_nlzoo"))},
+    "av": {
+        *("videos.video", "videos.encode", "videos.sound"),
+        *(f"apps.portable.{name}" for name in ("usage_onnx", "video_nlzoo")),
+    },
     "onnx": {"apps.onnx_graph"},
     "onnxruntime": {"apps.onnx_graph", "apps.portable.usage_onnx"},
     "transformers": {

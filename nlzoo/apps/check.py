@@ -44,6 +44,7 @@ _FACTS = (
     "variable",
     "still",
     "repeated",
+    "sound",
 )
 _TITLES = {  # code of a finding: as it is printed
     "split": "split",
@@ -202,7 +203,9 @@ def in_words(report: Report) -> str:
         "",
     ]
     if kinds:
-        lines += [_few([f"{kind} ({number})" for kind, number in kinds.most_common()], 6), ""]
+        with_sound = len({v["path"] for v in report.videos if v["sound"]})
+        lines += [_few([f"{kind} ({number})" for kind, number in kinds.most_common()], 6)]
+        lines += [f"{with_sound} of {counted(report.used, 'file')} with sound" if with_sound else "no sound", ""]
     if report.skipped:
         more = len(report.skipped) - _SHOWN
         lines += ["skipped:", *(f"  {entry}" for entry in report.skipped[:_SHOWN])]

@@ -354,9 +354,10 @@ def _row(net: Network, numbers: np.ndarray | None, reason: str, as_features: boo
         return {"features": numbers.astype(np.float32)}
     names = evaluate.class_names(net)
     scores = {names[k]: float(numbers[k]) for k in np.argsort(-numbers, kind="stable")}
+    note = {"note": f"{reason}: the network of sound {evaluate.PRIOR}"} if reason else {}
     if not net.spec.multi_label:
-        return {"scores": scores}
-    return {"scores": scores, "labels": [name for name, p in scores.items() if p >= net.spec.label_threshold]}
+        return {"scores": scores, **note}
+    return {"scores": scores, **note, "labels": [name for name, p in scores.items() if p >= net.spec.label_threshold]}
 
 
 def write_features(file: Path, rows: Iterable[dict]) -> None:

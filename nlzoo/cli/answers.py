@@ -212,6 +212,8 @@ def _print_prediction(top: int, row: dict) -> None:
         )
     for name, score in list(row.get("scores", {}).items())[:top]:
         lines.append(f"  {score:6.3f}  {printable(name)}")
+    if "note" in row:
+        lines.append(f"  {printable(row['note'])}")
     if "labels" in row:
         lines.append(f"  labels: {', '.join(map(printable, row['labels'])) or 'none'}")
     console.result(None, "\n".join(lines))

@@ -211,6 +211,7 @@ _EVENTS = {  # by the code of an event; the values are its own
     "note": "{text}",
     "starting_from": "starting from {folder}",
     "inflating": "no model in weights/: inflating {backbone} --nl {nl}",
+    "inflating_2d": "sound is seen by a 2-D network on each patch: inflating {backbone} --arch c2d --nl {nl}",
     "kinetics_first": "a better start is a network trained on Kinetics-400: nlzoo import {name} (top-1 {top1} there, "
     "licence {licence}), then this command again; --from imagenet says no",
     "images_only": "it has seen images only; on a small set a network trained on Kinetics is often 10 to 20 points "
@@ -218,6 +219,8 @@ _EVENTS = {  # by the code of an event; the values are its own
     "no_probe": "no linear probe to compare with: {reason}",
     "resuming": "resuming {run} with the settings that it was started with",
     "videos_gone": "{videos} of its videos cannot be used any more: it will not end as it would have",
+    "no_sound": "{videos} of {total} videos have no sound: {train} of them are left out of training, "
+    "the others are given the shares of the classes in it",
     "passed_over": "passed over {name}: {reason}",
     "resumed": "resumed from step {step} of {steps}, in epoch {epoch}",
     "stopped_early": "stopped early: no better epoch in the last {epochs}",

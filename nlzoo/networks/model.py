@@ -349,7 +349,7 @@ def set_head(net: Network, classes: tuple[str, ...], multi_label: bool = False) 
     nn.init.zeros_(net.fc.weight)
     nn.init.zeros_(net.fc.bias)
     net.spec = dataclasses.replace(
-        net.spec, classes=tuple(classes), num_outputs=len(classes), multi_label=multi_label, threshold=None
+        net.spec, classes=tuple(classes), num_outputs=len(classes), multi_label=multi_label, threshold=None, prior=()
     )
     return net
 

@@ -28,7 +28,7 @@ from ..core.text import counted, printable, quoted
 from ..core.view_spec import ViewSpec, parse_views
 from ..networks import checkpoint, download, zoo
 from ..networks.network import Network
-from ..videos import listing, loader, pool, scanning, tree, video
+from ..videos import listing, loader, pool, scanning, sound, tree, video
 from ..videos.listing import Item
 from . import devices, metrics, provenance
 from .engine import Engine
@@ -39,6 +39,7 @@ from .outputs import batches as batches
 from .outputs import features as features
 
 ROUND = 64  # videos after which ranks meet, so that none waits for another as long as for one that hangs
+PRIOR = "gives the shares of the classes in training"  # for a video without sound
 CLASSES = ("all", "shared")  # of the videos that `evaluate` measures on
 
 
@@ -61,6 +62,7 @@ class Predictions:
     items: tuple[Item, ...]  # those that could be read
     scores: np.ndarray  # float64 (N, K) probabilities
     bad: list[Skipped]  # the others
+    silent: int = 0  # of `items`, that have no sound and were given the prior
 
 
 def predictions(
@@ -104,7 +106,8 @@ def predictions(
     if not good:
         first = f"the first: {bad[0]}" if bad else "nlzoo check shows what is there"
         raise VideoError(f"none of the {len(source)} videos to evaluate on could be read", first)
-    return Predictions(tuple(source.items[index] for index in good), np.stack(list(good.values())), bad)
+    silent = sum(scores is not None and reason == sound.NONE for _, scores, reason in rows)
+    return Predictions(tuple(source.items[index] for index in good), np.stack(list(good.values())), bad, silent)
 
 
 def validate(
@@ -236,6 +239,8 @@ def evaluate(
     if out and engine.main:
         tables.write(Path(out), as_rows(made, names, dataset.skipped))
     notes = [*model_notes(net, folder), *scanning.left_out(dataset), *_notes_of_training(folder, lists)]
+    if made.silent:
+        notes.append(f"{counted(made.silent, 'video')} without sound: the network of sound {PRIOR}")
     left_out = len(_items(dataset)) - len(items)
     if left_out:
         notes.append(f"left out {counted(left_out, 'video')} of classes that the model does not know")

@@ -131,7 +131,7 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
         tuning.refuse_unmeasured(engine.device)
     # no network is fetched for videos that cannot be trained on; one that is here is looked at before they are opened
     dataset = scan() if not start and not zoo.models() else None
-    folder, net = plan.starting_model(start, callbacks)
+    folder, net = plan.starting_model(start, callbacks, options.stream)
     fresh = net.spec.inflation.init != "imported" and not net.spec.classes
     if fresh:
         callbacks.log(Event("images_only"))
@@ -139,8 +139,12 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     dataset = dataset or scan()
     callbacks.dataset(dataset)
     span = plan.fit_span(net, options, dataset)
-    new_head = linear.fit_classes(net, dataset)
     clip = net.spec.clip
+    prior: tuple[float, ...] = ()
+    if clip.stream == "audio":
+        prior = plan.prior_of_sound(dataset, callbacks)
+    new_head = linear.fit_classes(net, dataset)
+    net.spec = dataclasses.replace(net.spec, prior=prior)
     config, decisions = plan.plan(
         dataset, str(videos), str(folder), options, engine, fresh, clip.frames, new_head, clip.stream
     )

@@ -5,7 +5,7 @@ Unusual: standardising and a linear map are one linear map, so what is measured 
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
 from ..networks.model import set_head
 from ..networks.network import Network
-from ..videos import listing, loader, scanning
+from ..videos import listing, loader, scanning, sound
 from ..videos.listing import Item
 from . import evaluate, learning_curve, metrics
 
@@ -71,10 +71,24 @@ def fit_head(
     train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
     bad_train, bad_val = _by_side(bad, {item.path for item in parts[listing.VAL]})
     predictions = evaluate.Predictions(tuple(items[n] for n in val), scores[val], bad_val)
+    if net.spec.clip.stream == "audio":
+        net.spec = replace(net.spec, prior=net.spec.prior or tuple(truth[train].mean(0).tolist()))
+        predictions = _with_silent(predictions, parts[listing.VAL], net.spec.prior)
     curve = None
     if not dataset.multi_label:
         curve = learning_curve.measure(features, truth.argmax(1), items, partial(classify, strength))
     return Fitted(strength, predictions, tuple(measured), train_loss, tuple(bad_train), curve)
+
+
+def _with_silent(
+    predictions: evaluate.Predictions, items: Sequence[Item], prior: Sequence[float]
+) -> evaluate.Predictions:
+    """With the `prior` for those of the `items` that have no sound."""
+    silent = {one.path for one in predictions.bad if one.reason == sound.NONE}
+    more = tuple(item for item in items if item.path in silent)
+    scores = np.concatenate([predictions.scores, np.tile(prior, (len(more), 1))])
+    bad = [one for one in predictions.bad if one.path not in silent]
+    return evaluate.Predictions((*predictions.items, *more), scores, bad, len(more))
 
 
 def fit_classes(net: Network, dataset: scanning.Dataset) -> bool:

@@ -17,7 +17,7 @@ from ..core.recipe_spec import Recipe
 from ..core.view_spec import ClipSpec, ViewSpec
 from ..networks.folding import fold_bn
 from ..networks.network import Network
-from ..videos import clips, loader
+from ..videos import clips, loader, sound
 from ..videos.sweep import Sweep
 from . import devices
 
@@ -38,10 +38,12 @@ def probabilities(
     """For each video, as it is done, `(index, float64 (K,) probabilities, "")`, or `(index, None, reason)`.
 
     `net` is in eval mode on `device`; `recipe` says the precision. A `Loader` brings its own workers. Of several
-    members it is the mean of theirs by `Member.weight`.
+    members it is the mean of theirs by `Member.weight`. A network of sound gives its prior for a video without any, and
+    the reason stands beside the row.
     """
     if not net.spec.members:
-        yield from _mean_over_views(partial(_probabilities, fold_bn(net)), source, device, workers, recipe)
+        made = _mean_over_views(partial(_probabilities, fold_bn(net)), source, device, workers, recipe)
+        yield from _with_prior(made, net.spec.prior)
         return
     weights = np.array([member.weight for member in net.spec.members])
     for index, rows, reason in by_member(net, source, device, workers, recipe):
@@ -125,6 +127,13 @@ def _rows(
         yield from ((index, None, reason) for index, reason in bad)
 
 
+def _with_prior(rows: Generator[Row, None, None], prior: Sequence[float]) -> Generator[Row, None, None]:
+    """The rows, with the `prior`, where there is one, for videos without sound."""
+    with closing(rows):
+        for index, row, reason in rows:
+            yield index, np.array(prior) if prior and reason == sound.NONE else row, reason
+
+
 # --- a model that is several
 
 
@@ -147,7 +156,9 @@ def _each_member(
         feed = source if clip == base.clip else _shown(base, clip)
         members = [fold_bn(net.members[number]) for number in numbers]
         own = workers if feed is source else -(-workers // len(shared))
-        made.append(_mean_over_views(partial(_side_by_side, forward, members), feed, device, own, recipe))
+        rows = _mean_over_views(partial(_side_by_side, forward, members), feed, device, own, recipe)
+        priors = [net.spec.members[number].model.prior for number in numbers] if forward is _probabilities else []
+        made.append(_with_prior(rows, sum(priors, ()) if all(priors) else ()))
     done: dict[int, dict[int, Row]] = {}  # by video, by clip
     with ExitStack() as stack:
         for rows in made:
@@ -173,9 +184,11 @@ def _side_by_side(forward: Forward, members: Sequence[Network], inputs: torch.Te
 
 def _joined(rows: dict[int, Row]) -> Row:
     """One row of those of each clip."""
-    (index, *_), reason = rows[0], next((reason for _, _, reason in rows.values() if reason), "")
     found = [rows[number][1] for number in range(len(rows))]
-    return index, None if reason else np.concatenate([row for row in found if row is not None]), reason
+    index, reason = rows[0][0], next((reason for _, _, reason in rows.values() if reason), "")
+    if any(row is None for row in found):
+        return index, None, next(reason for _, row, reason in rows.values() if row is None)
+    return index, np.concatenate([row for row in found if row is not None]), reason
 
 
 def _shown(source: loader.Clips, clip: ClipSpec) -> loader.Clips:

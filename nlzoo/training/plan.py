@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..core.errors import UsageError
 from ..core.model_spec import Inflation, refuse_other_kinds
 from ..core.recipe_spec import (
     GIVEN,
@@ -23,12 +24,12 @@ from ..core.recipe_spec import (
     for_labels,
     parse_recipe,
 )
-from ..core.text import printable
+from ..core.text import printable, quoted
 from ..core.view_spec import Augment, default_augment, for_stream, parse_augment
 from ..networks import card, checkpoint, download, model, pretrained, zoo
 from ..networks.network import Network
 from ..videos import listing, pool, scanning
-from . import devices, tuning
+from . import devices, metrics, tuning
 from . import recipe as recipes
 from .callbacks import Callbacks, Event
 from .engine import Engine
@@ -43,26 +44,29 @@ _SIDED = re.compile(r"left|right|clockwise", re.IGNORECASE)  # classes that a mi
 _DIRECTED = re.compile(r"open|clos|push|pull|enter|exit|towards|away|forward|backward", re.IGNORECASE)
 
 
-def starting_model(start: str | None, callbacks: Callbacks) -> tuple[Path, Network]:
-    """`(folder, network)`: the one asked for, the newest in weights/, or the default, made now.
+def starting_model(start: str | None, callbacks: Callbacks, stream: str | None = None) -> tuple[Path, Network]:
+    """`(folder, network)`: the one asked for, the newest in weights/, or the default of the stream, made now.
 
-    `imagenet` asks for that default, which is made once; who does not ask is told of a start from Kinetics first.
+    `imagenet` asks for that default, which is made once; who does not ask is told of a start from Kinetics first. That
+    of sound is a 2-D ResNet on each patch, and no other is taken for it unasked.
     """
+    of_sound = stream == "audio"
+    arch, nl, name = ("c2d", "none", "c2d-resnet50") if of_sound else ("i3d", "5", "nl5-i3d-resnet50")
     models = zoo.models()
-    made = [folder for folder in models if folder.name.partition(".")[0] == "nl5-i3d-resnet50"]  # behind it timm's tag
+    made = [folder for folder in models if folder.name.partition(".")[0] == name]  # behind it timm's tag
     if start and start != IMAGENET:
         folder = download.locate(start)
-    elif models and not start:
+    elif models and not start and not of_sound:
         folder = models[0]
     elif made:
         folder = made[0]
     else:
-        if not start:
+        if not start and not of_sound:
             kinetics = pretrained.recommended()
             values = {"name": kinetics.name, "top1": kinetics.top1, "licence": kinetics.licence}
             callbacks.log(Event("kinetics_first", values))
-        callbacks.log(Event("inflating", {"backbone": "resnet50", "nl": "5"}))
-        net, checks = model.inflate("resnet50", None, Inflation(), "5", download.backbone_weights)
+        callbacks.log(Event("inflating_2d" if of_sound else "inflating", {"backbone": "resnet50", "nl": nl}))
+        net, checks = model.inflate("resnet50", None, Inflation(arch), nl, download.backbone_weights)
         readme = card.body(net.spec, None, checks.summary())
         folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
     refuse_other_kinds(zoo.read_spec(folder), "be fine-tuned")
@@ -90,6 +94,27 @@ def fit_clip(net: Network, options: FinetuneOptions, device: torch.device) -> No
     net.spec = dataclasses.replace(net.spec, clip=clip)
     if options.nl:
         model.add_blocks(net, options.nl)
+
+
+def prior_of_sound(dataset: scanning.Dataset, callbacks: Callbacks) -> tuple[float, ...]:
+    """The shares of the classes in training, which videos without sound get; says how many have none.
+
+    Raises `UsageError` where a class, or the whole set, has no sound to train on.
+    """
+    train = scanning.items_in(dataset, listing.TRAIN)
+    heard = scanning.with_sound(dataset, dataset.items)
+    labels = {label for item in heard if item.split == listing.TRAIN for label in item.labels}
+    if not labels:
+        raise UsageError("none of the videos to train on has sound", "use --stream rgb or flow")
+    if silent := [name for name in dataset.classes if name not in labels]:
+        raise UsageError(
+            f"no training video of {quoted(silent, 3)} has sound",
+            "leave such classes out with --classes, or use another stream",
+        )
+    if missing := set(dataset.items) - set(heard):
+        values = {"videos": len(missing), "total": len(dataset.items), "train": len(missing & set(train))}
+        callbacks.warn(Event("no_sound", values))
+    return tuple(metrics.targets(train, dataset.classes).mean(0).tolist())
 
 
 def fit_span(net: Network, options: FinetuneOptions, dataset: scanning.Dataset) -> Decision | None:

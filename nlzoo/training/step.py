@@ -193,9 +193,12 @@ def prepare(
     recipe = config.recipe
 
     def side(part: str) -> loader.Clips:
+        items = tuple(scanning.items_in(dataset, part))
+        if part == listing.TRAIN and net.spec.clip.stream == "audio":  # in validation the others get the prior
+            items = scanning.with_sound(dataset, items)
         return loader.Clips(
             dataset.root,
-            tuple(scanning.items_in(dataset, part)),
+            items,
             net.spec.clip,
             config.augment,
             seed=config.seed,

@@ -24,7 +24,7 @@ from ..core.skipped import Skipped
 from ..core.stopping import SIGNALS, stopping
 from ..networks import card, checkpoint
 from ..networks.network import Network
-from ..videos import clips, frame_cache, loader, records, scanning
+from ..videos import clips, frame_cache, loader, records, scanning, streams
 from . import devices, evaluate, linear, metrics, run_folder, state
 from . import recipe as recipes
 from .callbacks import Callbacks, Event, Step
@@ -131,7 +131,7 @@ def sanity_check(job: Job) -> list[Skipped]:
 
 def _begin(job: Job, checkpoints: _Checkpoints, dataset: scanning.Dataset, decisions: Sequence[Decision]) -> None:
     """A new run: its settings, two batches of validation and a whole checkpoint, before hours depend on them."""
-    if job.config.cache:
+    if job.config.cache and streams.is_kept(job.net.spec.clip.stream):
         _check_room(dataset, job, Path(job.config.cache))
     if job.engine.main and job.run:
         run_folder.start(job.run, job.net, dataset, job.config, decisions)

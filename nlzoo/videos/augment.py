@@ -15,7 +15,7 @@ from ..core.view_spec import Augment
 from ..networks import vision
 
 GREY = (124, 116, 104)  # RGB; about 0 once normalised, so that what is erased says nothing
-MIDDLE = 128  # the same of flow and sound
+MIDDLE = {1: 89, 2: 128}  # the same of sound and flow, by their channels
 
 
 def apply(frames: torch.Tensor, augment: Augment, rng: np.random.Generator) -> torch.Tensor:
@@ -35,7 +35,7 @@ def apply(frames: torch.Tensor, augment: Augment, rng: np.random.Generator) -> t
         bilinear = v2.InterpolationMode.BILINEAR
         steps.append(v2.RandAugment(magnitude=augment.randaugment, interpolation=bilinear, fill=GREY))
     if augment.erase:
-        steps.append(v2.RandomErasing(augment.erase, value=GREY if frames.shape[-1] == 3 else MIDDLE))
+        steps.append(v2.RandomErasing(augment.erase, value=MIDDLE.get(frames.shape[-1], GREY)))
     with _seeded(int(rng.integers(2**63))):
         changed = v2.Compose(steps)(frames.permute(0, 3, 1, 2))
     return changed.permute(0, 2, 3, 1).contiguous()

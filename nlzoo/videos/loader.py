@@ -79,7 +79,7 @@ class Clips:
         info = video.at_rate(records.probe(self.root / item.path), item.fps)
         first, total = video.span(info, item.start, item.end)
         rng = np.random.default_rng([self.seed, max(epoch, 0), index])
-        fps, aspect = self._rate(info, item), info.width / info.height
+        fps, aspect = self._rate(info, item), self._aspect(info)
         if epoch < 0:
             views = self._test_views(total, aspect, fps, rng)
         else:
@@ -99,6 +99,10 @@ class Clips:
             cuts = [augment.apply(c, self.augment, rng) for c in cuts]
         return torch.stack(cuts)
 
+    def _aspect(self, info: video.Probe) -> float:
+        """Width / height of what is cut; of sound 1, whose patches are always shown whole in a test."""
+        return 1.0 if self.clip.stream == "audio" else info.width / info.height
+
     def _cut(self, frames: np.ndarray, view: clips.View, size: tuple[int, int]) -> torch.Tensor:
         """The view's rectangle; of mirrored flow what moved to the right moves to the left."""
         part = clips.cut(frames, view, size)
@@ -113,7 +117,7 @@ class Clips:
         """Of the frames that the views of an item show, in their true order."""
         item = self.items[index]
         first, total = video.span(info, item.start, item.end)
-        views = clips.views(total, self.clip, self.test_views, info.width / info.height, self._rate(info, item))
+        views = clips.views(total, self.clip, self.test_views, self._aspect(info), self._rate(info, item))
         return [first + number for view in views for number in view.indices]
 
     def _test_views(self, total: int, aspect: float, fps: float | None, rng: np.random.Generator) -> list[clips.View]:
@@ -128,7 +132,7 @@ class Clips:
 
     def _frames(self, info: video.Probe, numbers: list[int]) -> np.ndarray:
         side = clips.decode_side(self.clip)
-        if self.cache:
+        if self.cache and streams.is_kept(self.clip.stream):
             return frame_cache.read_frames(info.path, numbers, side, self.cache, self.clip.stream)
         return streams.read_frames(info, numbers, side, self.clip.stream, self.decoder)
 

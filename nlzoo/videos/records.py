@@ -31,7 +31,7 @@ from . import pool, video
 from .frame_folder import State
 
 HEADER, THREE, ALL = 0, 1, 2  # levels: packets walked; first, middle and last frame decoded; every frame decoded
-PROBE_FORMAT = 3  # raised when `video.Probe` changes
+PROBE_FORMAT = 4  # raised when `video.Probe` changes
 SIDE = 64  # shorter side, pixels, that frames are compared at
 SLOWEST = 2**21  # bytes a second that a file must be read at, above the first minute, before its worker is stopped
 _STORE_AFTER = 2.0  # seconds of work that a kill may cost
@@ -74,6 +74,7 @@ class Record:
     rotation: int = 0  # degrees clockwise
     variable: bool = False  # frame rate
     missing: int = 0  # numbers that the pictures of a folder leave out
+    sound: bool = False  # whether there is a track of it
     level: int = HEADER  # how closely it was looked at
     still: bool = False  # first, middle and last frame are the same; from level 1
     repeated: float | None = None  # share of frames equal to the one before; from level 2
@@ -193,6 +194,7 @@ def _look(task: _Task) -> tuple[Record, bytes]:
         rotation=info.rotation,
         variable=info.variable,
         missing=info.missing,
+        sound=info.sound,
     )
     try:
         if level == THREE:

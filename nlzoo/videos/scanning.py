@@ -192,6 +192,12 @@ def split(dataset: Dataset, val: str, seed: int) -> Dataset:
     return replace(dataset, items=items, grouped_by=rule, val=val)
 
 
+def with_sound(dataset: Dataset, items: Sequence[Item]) -> tuple[Item, ...]:
+    """Those of the `items` of a dataset whose videos have a track of sound."""
+    found = records.examine([dataset.root / item.path for item in items])
+    return tuple(item for item, record in zip(items, found) if record.sound)
+
+
 def items_in(dataset: Dataset, part: str) -> list[Item]:
     """The items of `train`, `val` or `test`."""
     return [item for item in dataset.items if item.split == part]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..core.errors import UsageError
-from . import flow, video
+from . import flow, sound, video
 
 
 def check(stream: str, decoder: str = "auto") -> None:
@@ -14,6 +14,13 @@ def check(stream: str, decoder: str = "auto") -> None:
         flow.check_library(stream)
         if decoder == "decord":
             raise UsageError("flow is computed of frames that PyAV decodes", "omit --decoder")
+    if stream == "audio" and decoder == "decord":
+        raise UsageError("sound is decoded by PyAV", "omit --decoder")
+
+
+def is_kept(stream: str) -> bool:
+    """Whether a cache keeps it; sound is read again, for little."""
+    return stream != "audio"
 
 
 def read_frames(
@@ -22,6 +29,8 @@ def read_frames(
     """uint8 (len(indices), H, W, C) of any frames, as `video.read_frames`. Raises `VideoError`, `IndexError`."""
     if stream in flow.METHODS:
         return flow.read_frames(info, indices, short_side, stream)
+    if stream == "audio":
+        return sound.read_frames(info, indices)
     return video.read_frames(info.path, indices, short_side, decoder, info)
 
 
@@ -31,4 +40,6 @@ def images(
     """(number, uint8 (H, W, C)) of frames, ascending and each once, as `video.images`. Raises `VideoError`."""
     if stream in flow.METHODS:
         return flow.images(info, numbers, short_side, stream)
+    if stream == "audio":
+        return sound.images(info, numbers)
     return video.images(info, numbers, short_side)

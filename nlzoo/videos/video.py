@@ -88,6 +88,7 @@ class Probe:
     keys: np.ndarray | None = field(repr=False, compare=False)  # ascending frame numbers where decoding may start
     missing: int = 0  # numbers that the pictures of a folder leave out
     series: frame_folder.Series | None = None  # the pictures of a folder, by their `pts`
+    sound: bool = False  # whether there is a track of it that can be decoded
 
     def __post_init__(self) -> None:
         if self.series is not None:  # as JSON gives it back
@@ -308,6 +309,7 @@ class _Walk:
     packets: list[_Packet]  # in decode order
     first: _First
     whole: bool  # to the end, without a damaged packet
+    sound: bool  # whether there is a track of it that can be decoded
 
     @property
     def timed(self) -> bool:
@@ -391,6 +393,7 @@ def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:
         decord_doubt=doubt,
         pts=pts,
         keys=None if pts is None else _safe_keys(walk.packets, pts),
+        sound=walk.sound,
     )
 
 
@@ -517,9 +520,11 @@ def _walk(path: str) -> _Walk:
             whole = False
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         base = float(stream.time_base or 1)
+        audio = container.streams.best("audio")
+        sound = audio is not None and audio.codec_context is not None
     if first is None:
         raise _no_frames(path, packets)
-    return _Walk(path, name, codec, rate, base, packets, first, whole)
+    return _Walk(path, name, codec, rate, base, packets, first, whole, sound)
 
 
 def _first_frame(packet: av.Packet) -> _First | None:
@@ -775,11 +780,8 @@ def _by_decord(info: Probe, numbers: list[int], height: int, width: int) -> np.n
 
 
 @contextmanager
-def _opened(path: str, strict: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """(container, video stream) of a file, single-threaded and within the size limits; closed at the end.
-
-    `strict` decoding raises on damage that the decoder would otherwise paint over.
-    """
+def opened_file(path: str) -> Iterator[InputContainer]:
+    """The container of a file, or of one in an archive, within the limits on kinds and sizes; closed at the end."""
     limits = {"max_pixels": str(MAX_PIXELS), "format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
     with ExitStack() as closing:
         try:
@@ -787,6 +789,16 @@ def _opened(path: str, strict: bool = False) -> Iterator[tuple[InputContainer, V
             container = closing.enter_context(av.open(place, "r", options=limits, metadata_errors="replace"))
         except (av.error.FFmpegError, OSError) as error:
             raise _unreadable(path, error) from None
+        yield container
+
+
+@contextmanager
+def _opened(path: str, strict: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """(container, video stream) of a file, single-threaded and within the size limits; closed at the end.
+
+    `strict` decoding raises on damage that the decoder would otherwise paint over.
+    """
+    with opened_file(path) as container:
         stream = _video_stream(container, path)
         options = {"max_pixels": str(MAX_PIXELS)}  # again: frames may grow after the header
         stream.codec_context.options = options | ({"err_detect": "explode"} if strict else {})
