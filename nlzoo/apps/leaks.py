@@ -15,10 +15,17 @@ import huggingface_hub
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.text import printable
 
-_TOKEN = re.compile(r"\b(?:hf|gh[pousr]|github_pat|glpat|sk)[_\-][A-Za-z0-9_\-]{20,}")
+_TOKEN = re.compile(
+    r"\b(?:hf|gh[pousr]|github_pat|glpat|sk|pypi)[_\-][A-Za-z0-9_\-]{20,}|\bxox[abeoprs]-[A-Za-z0-9\-]{10,}"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w\-]{35}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\b[a-z][a-z0-9+.\-]*://[^\s/@:]*:[^\s/@]+@"  # an address with a password
+)
 _HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:[\\/]+Users[\\/]+)[^\s\"'<>|]+|(?<![\w.\-/])/root(?![\w\-])")
 _ENDINGS = "|".join(sorted(ending[1:] for ending in VIDEO_EXTENSIONS - {".264"}))
 _VIDEO = re.compile(rf"[^\s\"'/\\]+\.(?:{_ENDINGS})\b|\b\w*[a-z]\w*\.264\b", re.IGNORECASE)  # 0.264 is a number
+
+
+_DEPTH = 3  # an address in HTML in JSON
 
 
 def find_leak(text: str, folder: Path) -> str:
@@ -26,10 +33,11 @@ def find_leak(text: str, folder: Path) -> str:
 
     The text is read as JSON, HTML, Markdown and addresses may spell it, too.
     """
-    for form in {text, *_decoded(text)}:
-        if leak := _find_in_plain(form, folder):
-            return leak
-    return ""
+    forms, new = {text}, {text}
+    for _ in range(_DEPTH):
+        new = {form for known in new for form in _decoded(known)} - forms
+        forms |= new
+    return next(filter(None, (_find_in_plain(form, folder) for form in forms)), "")
 
 
 def _decoded(text: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import io
 import os
+import re
 import socket
 import ssl
 import tomllib
@@ -224,7 +225,7 @@ def _check(model: PretrainedModel, file: Path) -> str:
     """sha256 of the file, which is removed when it is not what was published or recorded, or no weights file."""
     found = files.sha256(file)
     record = file.with_name(file.name.removesuffix(".part") + ".sha256")
-    recorded = record.read_text().strip() if record.is_file() else ""
+    recorded = _recorded(record)
     kind, _, expected = (model.hash or f"sha256:{recorded}").partition(":")
     digest = found
     if kind == "sha1":
@@ -235,13 +236,20 @@ def _check(model: PretrainedModel, file: Path) -> str:
         raise WeightsError(
             f"{file.name} is not the file that was {'published' if model.hash else 'fetched before'}: "
             f"{kind} {digest[:16]}…, not {expected[:16]}…",
-            "fetch it again; the wrong one is removed",
+            "fetch it again; the wrong one is removed"
+            + ("" if model.hash else f"; if they published another file, remove {printable(record)} too"),
         )
     if not expected:
         _check_content(model, file)
     if not recorded:
         files.write_text(record, found + "\n")
     return found
+
+
+def _recorded(record: Path) -> str:
+    """The sha256 that an earlier fetch wrote; "" where there is none, or no such thing."""
+    text = record.read_bytes().strip().decode("ascii", "replace") if record.is_file() else ""
+    return text if re.fullmatch("[0-9a-f]{64}", text) else ""
 
 
 def _check_content(model: PretrainedModel, file: Path) -> None:

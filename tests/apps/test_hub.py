@@ -449,6 +449,13 @@ def leaks():
         "root's home": ("trained on /root/videos", "/root"),
         "an address": ("trained on file:%2F%2F%2Fhome%2Fsomebody%2Fvideos", "home folder"),
         "html": ("trained on &#47;home&#47;somebody", "home folder"),
+        "html in an address": ("trained on %26%2347%3Bhome%26%2347%3Bsomebody", "home folder"),
+        "an address in html": ("trained on &percnt;2Fhome&#37;2Fsomebody", "home folder"),
+        "key of a cloud": ("with AKIA" + "Q1W2" * 4, "access token"),
+        "key of a chat": ("with xoxb-" + "12345-abc" * 2, "access token"),
+        "private key": ("-----BEGIN OPENSSH PRIVATE KEY-----", "access token"),
+        "password in an address": ("from https://somebody:secret@example.org/data", "access token"),
+        "password in another": ("from postgresql://:secret@db/data", "access token"),
         "markdown": (r"worst on clip\_7\.mp4", "the name of a video"),
     }
 

@@ -161,8 +161,14 @@ def test_an_unknown_hash_is_recorded_and_held(server):
     assert file.with_name("net.pth.sha256").read_text().strip() == sha
     file.unlink()
     server.content = checkpoint_bytes(2.0)
-    with pytest.raises(WeightsError, match="fetched before"):
+    with pytest.raises(WeightsError, match="fetched before") as caught:
         pretrained.fetch(start(server))
+    record = file.with_name("net.pth.sha256")
+    assert caught.value.hint.endswith(f"if they published another file, remove {record} too")
+    for damage in (b"", b"\xff\xfe", sha[:9].encode(), b"<html>"):  # no hash: that of the next file is recorded
+        record.write_bytes(damage)
+        file, sha = pretrained.fetch(start(server))
+        assert record.read_text().strip() == sha == files.sha256(file)
 
 
 def test_what_cannot_be_had_says_how_else(server):
