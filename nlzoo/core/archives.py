@@ -301,9 +301,11 @@ class _Bounded:
         self.seek, self.tell, self._opened, self._most = opened.seek, opened.tell, opened, most
 
     def read(self, count: int = -1) -> bytes:
-        if count > self._most:
-            raise BadArchive(f"its list of members has {count:,} bytes")
-        return self._opened.read(self._most if count < 0 else count)
+        left = max(0, os.fstat(self._opened.fileno()).st_size - self.tell())  # what is asked for is memory at once
+        wanted = left if count < 0 else count
+        if wanted > self._most:
+            raise BadArchive(f"its list of members has {wanted:,} bytes")
+        return self._opened.read(min(wanted, left))
 
 
 def _of_zip(opened: BinaryIO) -> Iterator[tuple[str, _Member | None]]:
