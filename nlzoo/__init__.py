@@ -17,6 +17,7 @@ _MODULES = {
     "inflate_": "networks.inflate",
     "insert_nonlocal_": "networks.inflate",
     "build": "networks.model",
+    "compare": "apps.compare",
     "finetune": "training.finetune",
     "fuse": "training.fuse",
     "load": "networks.download",

@@ -105,6 +105,12 @@ _add(
     "nlzoo fuse videos-rgb videos-flow --by weights --name two-stream",
 )  # fmt: skip
 _add(
+    "Training", "compare", fusion.compare, "Compare systems on your videos, in one table.",
+    "nlzoo compare videos/",
+    "nlzoo compare videos/ --probe vit_small_patch14_dinov2 --seeds 3",
+    "nlzoo compare videos/ --system probe --system i3d --system nl-i3d",
+)  # fmt: skip
+_add(
     "Results", "eval", answers.eval_, "Measure a model on labelled videos.",
     "nlzoo eval runs/videos videos/",
     "nlzoo eval runs/videos videos/ --control --out rows.csv",

@@ -200,7 +200,7 @@ def finetune(
     from ..training import finetune as training
 
     processes.begin(gpus, device, "resumes from the last checkpoint")
-    with _callbacks() as callbacks:
+    with run_callbacks("finetune") as callbacks:
         outcome = training.finetune(videos, start, callbacks, **options)
     _show(outcome, device)
 
@@ -236,11 +236,11 @@ _PHASES = {
 
 
 @contextmanager
-def _callbacks() -> Iterator["Callbacks"]:
+def run_callbacks(name: str) -> Iterator["Callbacks"]:
     """What a run says, in words: on the terminal, and in log.txt once there is a folder for it."""
     from ..training.callbacks import Callbacks
 
-    with console.progress("finetune") as bar:
+    with console.progress(name) as bar:
         try:
             yield Callbacks(
                 epoch=_tell_epoch,

@@ -44,21 +44,22 @@ def probe(
     stages: Stages = no_stages,
     on_scan: Callable[[scanning.Dataset], object] = lambda dataset: None,
     weights: str | Path | None = None,
+    runs: Path = zoo.RUNS,
 ) -> Probe:
     """Fits a linear classifier to the features of a model, and keeps it as the run `runs/NAME`.
 
     `model`: a network, what `download.locate` finds, or the name of any 2-D network of timm, which sees each frame
     alone. `size`: of the clip, pixels; the model's where it was trained on videos, otherwise 224, on a CPU 112, or
     what the network can take. `on_scan` gets the videos and their split before the work. `weights`: a file with the
-    weights of that 2-D network. Raises `VideoError` where too few videos could be read, `WeightsError` for weights that
-    cannot be had, and `UsageError` and `DiskError` for what cannot be.
+    weights of that 2-D network. `runs`: the folder of the run's. Raises `VideoError` where too few videos could be
+    read, `WeightsError` for weights that cannot be had, and `UsageError` and `DiskError` for what cannot be.
     """
     began = time.monotonic()
     videos = Path(videos)
     video.check_decoder(decoder)
     device = devices.resolve(device)
     stem = hub_dataset.base_name(videos)
-    run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None)
+    run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None, runs)
     files.check_folder(run)
     net, folder = _open(model, weights, device, videos)
     size = _fitting_size(net, size, device)

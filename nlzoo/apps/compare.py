@@ -1,0 +1,439 @@
+"""`nlzoo compare`: the paper's table on a user's own videos, every system on one split.
+
+Everything is in one folder: what the systems start from, their runs, and what each predicts for the validation videos.
+What is there is not made again, so that a comparison may be stopped, and grow. Unusual: of fine-tuned networks
+the *last* epoch counts, which no validation chose, so that they are not flattered beside a probe.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core import files, lock
+from ..core.bounds import between
+from ..core.errors import NlzooError, UsageError
+from ..core.model_spec import Inflation
+from ..core.progress import Stages, no_stages
+from ..core.text import counted, printable
+from ..networks import checkpoint, describe, download, hub_dataset, zoo
+from ..networks import model as models
+from ..training import devices, evaluate, linear, metrics, run_folder
+from ..training.callbacks import Callbacks
+from ..training.finetune import finetune
+from ..training.probe import probe
+from ..videos import listing, loader, pool, records, scanning
+from ..videos.listing import Item
+
+FOLDER = Path("comparisons")  # default place, in the working folder
+# C2D, I3D and NL I3D start from one image network; other streams from I3D's start; two streams are I3D and flow
+INFLATED = {"c2d": ("c2d", "none"), "i3d": ("i3d", "none"), "nl-i3d": ("i3d", "5")}
+STREAMS = {"flow": "flow"}
+FUSED = {"rgb+flow": ("i3d", "flow")}
+SYSTEMS = ("majority", "size-and-length", "probe", *INFLATED, *STREAMS, *FUSED)
+FEW_BLOCKS = "res3:1,res4:1"  # of a backbone that is too shallow for the paper's five
+
+Key = tuple[str, float | None, float | None]  # of a video: path, start, end
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one system predicts for the validation videos of one seed."""
+
+    keys: tuple[Key, ...]
+    scores: np.ndarray  # float64 (N, K)
+    params: int = 0
+    macs: int = 0  # of a video: all its clips
+    seconds: float = 0.0  # to predict a video, decoding included
+    training: float = 0.0  # seconds
+
+    def as_json(self) -> dict:
+        """Ready to be written."""
+        return dataclasses.asdict(self) | {"scores": self.scores.tolist()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all systems of a comparison. None is filled in by each command as ever."""
+
+    videos: str
+    backbone: str
+    weights: str | None = None
+    val: str = "0.25"
+    seed: int = 0
+    frames: int | None = None
+    size: int | None = None
+    epochs: int | None = None
+
+    def clip(self) -> dict[str, Any]:
+        """Options of `finetune`, where they are given."""
+        given = {name: getattr(self, name) for name in ("frames", "size", "epochs")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` measured; `in_words` and `as_markdown` say it."""
+
+    figures: dict  # ready for JSON (docs/fusion.md)
+
+
+@dataclass
+class _Job:
+    folder: Path
+    settings: Settings
+    device: torch.device
+    callbacks: Callbacks
+    stages: Stages
+    datasets: dict[int, scanning.Dataset] = field(default_factory=dict)  # split, by seed
+
+    def dataset(self, seed: int) -> scanning.Dataset:
+        """The videos, split for a seed."""
+        if seed not in self.datasets:
+            with self.stages("scanning") as progress:
+                scanned = scanning.scan(Path(self.settings.videos), (), progress, val=self.settings.val)
+            self.datasets[seed] = scanning.split(scanned, self.settings.val, seed)
+            self.callbacks.dataset(self.datasets[seed])
+        return self.datasets[seed]
+
+
+def compare(
+    videos: str | Path,
+    probes: Sequence[str] = (),
+    systems: Sequence[str] = (),
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    val: str = "0.25",
+    seed: int = 0,
+    seeds: int = 1,
+    frames: int | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    callbacks: Callbacks = Callbacks(),
+    stages: Stages = no_stages,
+    log: Callable[[str], object] = lambda text: None,
+) -> Comparison:
+    """Trains and measures `systems` (none: all of `SYSTEMS` that can be had here) and probes of the models `probes`.
+
+    The table has them and whatever else of the comparison has been measured for these seeds.
+    `backbone`: the image network that all start from, by default resnet50, on a CPU resnet18; `weights`: its file. Each
+    of `seeds` seeds has a split of its own, the same for all systems. `log` gets sentences on the way. Raises
+    `UsageError` for what cannot be, and for a comparison of that name with other settings.
+    """
+    device = devices.resolve(device)
+    between(seeds, 1, 100, "--seeds")
+    wanted = _wanted(systems, probes)
+    backbone = backbone or ("resnet18" if device.type == "cpu" else "resnet50")
+    file = str(Path(weights).resolve()) if weights else None
+    settings = Settings(str(Path(videos).absolute()), backbone, file, val, seed, frames, size, epochs)
+    folder = FOLDER / zoo.folder_name(name or hub_dataset.base_name(Path(videos)))
+    files.check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock.hold(folder):
+        _keep_settings(folder, settings)
+        job = _Job(folder, settings, device, callbacks, stages)
+        numbers = range(seed, seed + seeds)
+        left_out: dict[str, str] = {}
+        for number, system in product(numbers, wanted):
+            if system in left_out:
+                continue
+            try:
+                _measured(job, system, number, log)
+            except NlzooError as problem:  # the others go on
+                left_out[system] = " ".join(filter(None, [problem.message, problem.hint and f"({problem.hint})"]))
+                log(f"{system} is left out: {left_out[system]}")
+        measured = _known(folder, numbers)
+        if not measured:
+            raise UsageError(f"no system could be measured: {'; '.join(left_out.values())}")
+        figures = _figures([job.dataset(number) for number in numbers], measured)
+        figures |= {"folder": str(folder), "left_out": left_out}
+        files.write_json(folder / "table.json", figures)
+        files.write_text(folder / "table.md", as_markdown(figures))
+    return Comparison(figures)
+
+
+def _wanted(systems: Sequence[str], probes: Sequence[str]) -> list[str]:
+    """The systems in the order of the table. Raises `UsageError` for one that there is not."""
+    for system in systems:
+        if system not in SYSTEMS:
+            raise UsageError(f"there is no system {printable(system)!r}", f"the systems: {', '.join(SYSTEMS)}")
+    asked = {*(systems or SYSTEMS), *(part for system in systems for part in FUSED.get(system, ()))}
+    named = [f"probe {model}" for model in probes]
+    return [one for s in SYSTEMS for one in ((s, *named) if s == "probe" else (s,)) if one in asked or one in named]
+
+
+def _keep_settings(folder: Path, settings: Settings) -> None:
+    """Raises `UsageError` where the comparison was started with other settings."""
+    file, now = folder / "config.json", dataclasses.asdict(settings)
+    before = files.read_json(file) if file.is_file() else now
+    changed = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+    if changed:
+        was = before.get(changed[0]) if isinstance(before, dict) else None
+        raise UsageError(
+            f"{printable(folder)} was started with different settings: {changed[0]} {was} then, {now[changed[0]]} now",
+            "--name NEW starts another comparison",
+        )
+    files.write_json(file, now)
+
+
+# --- the systems
+
+
+def _measured(job: _Job, system: str, seed: int, log: Callable[[str], object]) -> Measured:
+    """What is there of a system for a seed, or else is made now."""
+    file = job.folder / "results" / f"{_slug(system, seed)}.json"
+    if file.is_file():
+        return _read(file)[1]
+    log(f"{system}, seed {seed}")
+    made = _made(job, system, seed)
+    file.parent.mkdir(exist_ok=True)
+    files.write_json(file, {"system": system, **made.as_json()})
+    return made
+
+
+def _slug(system: str, seed: int) -> str:
+    return f"{zoo.folder_name(system.replace('/', '-'))}-s{seed}"
+
+
+def _read(file: Path) -> tuple[str, Measured]:
+    """The name of the system, and what it predicts."""
+    values: Any = files.read_json(file)
+    system, keys = values.pop("system"), tuple(tuple(key) for key in values["keys"])
+    return system, Measured(**values | {"keys": keys, "scores": np.array(values["scores"])})
+
+
+def _known(folder: Path, seeds: Sequence[int]) -> dict[str, list[Measured]]:
+    """All that has been measured for every one of these seeds, in the order of `SYSTEMS`, probes after theirs."""
+    found: dict[str, dict[int, Measured]] = {}
+    for seed in seeds:
+        for file in sorted((folder / "results").glob(f"*-s{seed}.json")):
+            system, measured = _read(file)
+            found.setdefault(system, {})[seed] = measured
+    order = sorted(found, key=lambda system: (SYSTEMS.index(system.partition(" ")[0]), system))
+    return {s: [found[s][seed] for seed in seeds] for s in order if len(found[s]) == len(seeds)}
+
+
+def _made(job: _Job, system: str, seed: int) -> Measured:
+    if system == "majority":
+        return _majority(job.dataset(seed))
+    if system == "size-and-length":
+        return _size_and_length(job.dataset(seed))
+    if system in FUSED:
+        return _fused([_measured(job, part, seed, lambda text: None) for part in FUSED[system]])
+    run = job.folder / "runs" / _slug(system, seed)
+    if system.startswith("probe"):
+        if not (run / run_folder.RESULT).is_file():
+            _probe(job, system.removeprefix("probe").strip(), seed, run)
+    elif not (run / run_folder.RESULT).is_file():
+        _finetune(job, system, seed, run)
+    return _predicted(job, run)
+
+
+def _majority(dataset: scanning.Dataset) -> Measured:
+    """Every video gets the shares of the classes in training."""
+    train, val = (scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL))
+    shares = metrics.targets(train, dataset.classes).mean(0).astype(float)
+    shares[dataset.classes.index(metrics.majority_class(train))] += 1e-9  # of equals one is predicted
+    return Measured(_keys(dataset.root, val), np.tile(shares, (len(val), 1)))
+
+
+def _size_and_length(dataset: scanning.Dataset) -> Measured:
+    """A linear classifier on width, height, frames and seconds: what can be told without a look at the pictures."""
+    train, val = (scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL))
+    x, held = (np.array([_numbers(dataset.root, item) for item in items]) for items in (train, val))
+    mean, scale = x.mean(0), x.std(0) + 1e-6
+    truth, groups = metrics.targets(train, dataset.classes), [item.group for item in train]
+    _, heads, biases = linear.fit((x - mean) / scale, truth, groups, dataset.multi_label)
+    logits = torch.from_numpy((held - mean) / scale @ heads.T + biases)
+    return Measured(_keys(dataset.root, val), (logits.sigmoid() if dataset.multi_label else logits.softmax(-1)).numpy())
+
+
+def _numbers(root: Path, item: Item) -> list[float]:
+    info = records.probe(root / item.path)
+    sizes = np.log([info.width, info.height, max(item.frames, 1), max(item.seconds, 1e-3)])
+    return [*sizes, sizes[0] - sizes[1]]
+
+
+def _fused(parts: Sequence[Measured]) -> Measured:
+    """Late fusion with equal weights, of what each predicts for the videos that all could read."""
+    rows = [dict(zip(part.keys, part.scores)) for part in parts]
+    keys = tuple(key for key in parts[0].keys if all(key in row for row in rows))
+    scores = np.stack([np.mean([row[key] for row in rows], 0) for key in keys])
+    sums = {name: sum(getattr(part, name) for part in parts) for name in ("params", "macs", "seconds", "training")}
+    return Measured(keys, scores, **sums)
+
+
+def _probe(job: _Job, model: str, seed: int, run: Path) -> None:
+    settings = job.settings
+    probe(
+        model or settings.backbone,
+        settings.videos,
+        settings.val,
+        seed,
+        settings.size,
+        run.name,
+        device=job.device,
+        stages=job.stages,
+        weights=settings.weights if not model else None,
+        runs=run.parent,
+    )
+
+
+def _finetune(job: _Job, system: str, seed: int, run: Path) -> None:
+    settings = job.settings
+    stream = STREAMS.get(system)
+    if stream == "flow" and importlib.util.find_spec("cv2") is None:
+        raise UsageError("flow needs OpenCV, which is not installed", "pip install 'nlzoo[flow]'")
+    options = settings.clip() | ({"stream": stream} if stream else {})
+    start = _start(job, "i3d" if stream else system)
+    finetune(
+        settings.videos,
+        start,
+        job.callbacks,
+        val=settings.val,
+        seed=seed,
+        name=run.name,
+        runs=run.parent,
+        device=str(job.device),
+        **options,
+    )
+
+
+def _start(job: _Job, system: str) -> Path:
+    """The inflated network that a system starts from, made once."""
+    folder = job.folder / "starts" / system
+    if not zoo.is_model(folder):
+        arch, nl = INFLATED[system]
+        settings = job.settings
+        shallow = zoo.EMBEDDED.keys() | {"resnet18", "resnet34"}
+        nl = FEW_BLOCKS if nl != "none" and settings.backbone.partition(".")[0] in shallow else nl
+        file = Path(settings.weights) if settings.weights else None
+        net, _ = models.inflate(settings.backbone, file, Inflation(arch), nl, download.backbone_weights)
+        checkpoint.save_model(folder, net)
+    return folder
+
+
+def _predicted(job: _Job, run: Path) -> Measured:
+    """Of the run's last model, which no validation chose."""
+    net = checkpoint.load_model(run / "last").to(job.device)
+    dataset = scanning.scan(run / "videos.csv")
+    items = tuple(scanning.items_in(dataset, listing.VAL))
+    workers = pool.default_workers(str(job.device))
+    began = time.monotonic()
+    with job.stages("predicting") as progress:
+        made = evaluate.predictions(
+            net, loader.Clips(dataset.root, items, net.spec.clip), job.device, workers, progress
+        )
+    seconds = (time.monotonic() - began) / len(items)
+    params, macs, _ = describe.cost(net, net.spec.clip)
+    result = run_folder.read_result(run)
+    return Measured(
+        _keys(dataset.root, made.items), made.scores, params, macs * net.spec.clip.clips, seconds, result.seconds
+    )
+
+
+def _keys(root: Path, items: Sequence[Item]) -> tuple[Key, ...]:
+    folder = os.path.abspath(root)
+    return tuple((os.path.normpath(os.path.join(folder, item.path)), item.start, item.end) for item in items)
+
+
+# --- the table
+
+
+def _figures(datasets: Sequence[scanning.Dataset], measured: dict[str, list[Measured]]) -> dict:
+    """All figures on the validation videos, of all seeds, that every system could read."""
+    classes, multi_label = datasets[0].classes, datasets[0].multi_label
+    key = "map" if multi_label else "top1"
+    items: list[list[Item]] = []  # by seed
+    columns: dict[str, list[np.ndarray]] = {system: [] for system in measured}
+    for number, dataset in enumerate(datasets):
+        val = scanning.items_in(dataset, listing.VAL)
+        found = {system: dict(zip(made[number].keys, made[number].scores)) for system, made in measured.items()}
+        keys = _keys(dataset.root, val)
+        common = [row for row, one in enumerate(keys) if all(one in scores for scores in found.values())]
+        items.append([val[row] for row in common])
+        for system, scores in found.items():
+            columns[system].append(np.stack([scores[keys[row]] for row in common]))
+    together = [item for some in items for item in some]
+    whole = {system: np.concatenate(parts) for system, parts in columns.items()}
+    gains = {
+        (one, other): metrics.difference(whole[one], whole[other], together, classes, multi_label)
+        for one, other in combinations(whole, 2)
+    }
+    rows = []
+    for system, made in measured.items():
+        brief = metrics.brief(whole[system], together, classes, multi_label)
+        each = [metrics.brief(part, some, classes, multi_label)[key] for part, some in zip(columns[system], items)]
+        costs = {name: float(np.mean([getattr(one, name) for one in made])) for name in ("seconds", "training")}
+        facts = {"params": made[0].params, "macs": made[0].macs, **costs, "by_seed": each}
+        between = {"interval": metrics.interval(whole[system], together, classes, multi_label)}
+        rows.append(
+            {"system": system, key: brief[key], "loss": brief["loss"], **between, **facts, **_beside(system, gains)}
+        )
+    counts = {"videos": len(together), "groups": metrics.num_groups(together), "seeds": len(datasets)}
+    pairs = [{"one": one, "other": other, "gain": gain} for (one, other), gain in gains.items()]
+    return {"figure": key, **counts, "rows": rows, "pairs": pairs}
+
+
+def _beside(system: str, gains: dict[tuple[str, str], metrics.Interval]) -> dict[str, list[str]]:
+    """The systems that this one is better than, and those that it cannot be told from: 95 % of the gains."""
+    better, like = [], []
+    for (one, other), gain in gains.items():
+        if system not in (one, other):
+            continue
+        rival = other if system == one else one
+        low, high = gain or (0.0, 0.0)
+        if (low > 0 and system == one) or (high < 0 and system == other):
+            better.append(rival)
+        elif low <= 0 <= high:
+            like.append(rival)
+    return {"better_than": better, "not_separable_from": like}
+
+
+COLUMNS = ("system", "95 %", "log loss", "parameters", "multiply-adds", "seconds a video", "minutes to train")
+
+
+def cells(figures: dict) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns, and a row for each system."""
+    key = figures["figure"]
+    rows = []
+    for row in figures["rows"]:
+        ends = f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}" if row["interval"] else "-"
+        spread = f" ± {np.std(row['by_seed'], ddof=1):.3f}" if figures["seeds"] > 1 else ""
+        cost = [f"{row['params'] / 1e6:.1f} M", f"{row['macs'] / 1e9:.1f} G", f"{row['seconds']:.2f}"]
+        cost = [*cost, f"{row['training'] / 60:.1f}"] if row["params"] else ["-"] * 4
+        rows.append([row["system"], f"{row[key]:.3f}{spread}", ends, f"{row['loss']:.3f}", *cost])
+    return [COLUMNS[0], metrics.NAMES[key], *COLUMNS[1:]], rows
+
+
+def sentences(figures: dict) -> list[str]:
+    """What the table is of, and what in it can and cannot be told apart."""
+    each = f", {figures['seeds']} seeds" if figures["seeds"] > 1 else ""
+    scope = f"on {counted(figures['videos'], 'validation video')} of {counted(figures['groups'], 'group')}{each}"
+    lines = [f"{scope}; fine-tuned networks after their last epoch, which nothing chose"]
+    if figures["groups"] < metrics.FEW_GROUPS:
+        lines.append(f"too few groups (under {metrics.FEW_GROUPS}) to tell any two systems apart")
+    else:
+        for row in figures["rows"]:
+            better = ", ".join(row["better_than"]) or "no other"
+            like = ", ".join(row["not_separable_from"])
+            lines.append(f"{row['system']}: better than {better}" + (f"; not separable from {like}" if like else ""))
+    lines += [f"left out: {system}: {reason}" for system, reason in figures["left_out"].items()]
+    return lines
+
+
+def as_markdown(figures: dict) -> str:
+    """The table and its sentences."""
+    columns, rows = cells(figures)
+    table = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join([*table, "", *(f"- {printable(line)}" for line in sentences(figures)), ""])

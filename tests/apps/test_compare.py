@@ -1,0 +1,101 @@
+"""One table of all systems on one split: what is there is not made again, and figures are those of the runs."""
+
+import json
+
+import numpy as np
+import pytest
+
+import nlzoo as zoo
+from nlzoo.apps import compare, draw
+from nlzoo.core.errors import UsageError
+from nlzoo.training import metrics
+from nlzoo.videos import listing, scanning
+
+ASKED = {"backbone": "tiny", "frames": 4, "size": 32, "epochs": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A comparison of the cheap systems, and its folder's parent."""
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        draw.write_videos(folder / "v", draw.CLASSES[:2], 3, seed=4, frames=8, size=(32, 48))
+        log = []
+        made = zoo.compare("v", systems=("majority", "size-and-length", "probe", "c2d"), log=log.append, **ASKED)
+    return folder, made.figures, log
+
+
+def test_the_figures_are_those_of_the_runs_on_one_split(done, monkeypatch):
+    folder, figures, log = done
+    monkeypatch.chdir(folder)
+    rows = {row["system"]: row for row in figures["rows"]}
+    assert list(rows) == ["majority", "size-and-length", "probe", "c2d"] and not figures["left_out"]
+    dataset = scanning.split(scanning.scan(folder / "v"), "0.25", 0)
+    train, val = (scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL))
+    assert rows["majority"]["top1"] == metrics.chance(dataset.classes, train, val, False)
+    for system, kept in (("probe", "best"), ("c2d", "last")):
+        run = f"comparisons/v/runs/{system}-s0"
+        again = zoo.evaluate(f"{run}/{kept}", f"{run}/videos.csv", device="cpu").figures
+        assert abs(again["loss"] - rows[system]["loss"]) < 1e-6 and again["top1"] == rows[system]["top1"]
+        assert rows[system]["params"] > 1e6 and rows[system]["macs"] > 1e6 and rows[system]["seconds"] > 0
+    assert json.loads((folder / "comparisons/v/table.json").read_text()) == figures
+    table = (folder / "comparisons/v/table.md").read_text()
+    assert all(f"| {system} |" in table for system in rows) and "too few groups" in table
+
+
+def test_what_was_measured_is_not_measured_again_and_the_table_grows(done, monkeypatch):
+    folder, figures, _ = done
+    monkeypatch.chdir(folder)
+    log = []
+    monkeypatch.setattr(compare, "finetune", None)  # nothing is trained
+    again = zoo.compare("v", systems=("c2d", "size-and-length"), log=log.append, **ASKED).figures
+    assert again["rows"] == figures["rows"] and log == []
+    more = zoo.compare("v", ["tiny"], ("majority",), log=log.append, **ASKED).figures
+    assert log == ["probe tiny, seed 0"] and [row["system"] for row in more["rows"]][2:] == [
+        "probe",
+        "probe tiny",
+        "c2d",
+    ]
+    with pytest.raises(UsageError, match="started with different settings: size 32 then, 48 now"):
+        zoo.compare("v", **ASKED | {"size": 48})
+    with pytest.raises(UsageError, match="there is no system 'i4d'"):
+        zoo.compare("v", systems=["i4d"], **ASKED)
+
+
+def test_a_system_that_cannot_be_had_is_left_out_and_said(done, monkeypatch):
+    folder, figures, _ = done
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
+    left = zoo.compare("v", systems=("flow",), **ASKED).figures
+    assert list(left["left_out"]) == ["flow"] and "nlzoo[flow]" in left["left_out"]["flow"]
+    assert [row["system"] for row in left["rows"]][:3] == ["majority", "size-and-length", "probe"]
+
+
+def measured(rng, keys, right, classes=2):
+    scores = rng.uniform(0.1, 0.4, (len(keys), classes))
+    scores[np.arange(len(keys)), right] += 0.5
+    return compare.Measured(keys, scores / scores.sum(1, keepdims=True))
+
+
+def test_systems_are_told_apart_by_pairs_over_groups(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    items = tuple(
+        listing.Item(f"{n}.mp4", (f"c{n % 2}",), split="val" if n < 60 else "train", group=f"g{n // 2}")
+        for n in range(64)
+    )
+    dataset = scanning.Dataset(tmp_path, items, (), 0)
+    val = scanning.items_in(dataset, listing.VAL)
+    keys, truth = compare._keys(tmp_path, val), np.array([int(item.labels[0][1]) for item in val])
+    good, same = measured(rng, keys, truth), measured(rng, keys, truth)
+    bad = measured(rng, keys, np.where(np.arange(60) < 40, 1 - truth, truth))
+    figures = compare._figures([dataset], {"i3d": [good], "c2d": [bad], "flow": [same]})
+    rows = {row["system"]: row for row in figures["rows"]}
+    assert rows["i3d"]["better_than"] == ["c2d"] and rows["i3d"]["not_separable_from"] == ["flow"]
+    assert rows["c2d"]["better_than"] == [] and rows["c2d"]["not_separable_from"] == [] and figures["groups"] == 30
+    gain = next(pair["gain"] for pair in figures["pairs"] if pair["one"] == "i3d" and pair["other"] == "c2d")
+    assert gain == metrics.difference(good.scores, bad.scores, val, dataset.classes, False)
+    fused = compare._fused([good, bad])
+    assert np.allclose(fused.scores, (good.scores + bad.scores) / 2) and fused.keys == keys
+    words = compare.sentences(figures | {"left_out": {}})
+    assert "i3d: better than c2d; not separable from flow" in words
