@@ -24,7 +24,7 @@ def test_help_shows_each_command_whole_in_its_panel(nlzoo, monkeypatch, flag):
     code, out, err = nlzoo(flag)
     assert code == 0 and not err
     lines = [line.strip("│╭╮╰╯─ ") for line in out.splitlines()]
-    assert len(COMMANDS) == 19
+    assert len(COMMANDS) == 21
     for name, command in COMMANDS.items():
         assert f"{name:8}  {command.short_help}" in lines
     assert [panel for panel in lines if panel in {c.rich_help_panel for c in COMMANDS.values()}] == [
