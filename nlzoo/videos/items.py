@@ -40,7 +40,7 @@ EMPTY, PICTURES, NO_VIDEOS, NOTES, LINK = (
 )  # the same of class folders
 # codes of `Kind`
 CLASS_FOLDERS, SPLIT_FOLDERS, HEADER, PLAIN, SPACED = "class_folders", "split_folders", "header", "plain", "spaced"
-KINETICS, CHARADES, OWN = "kinetics", "charades", "own"
+KINETICS, CHARADES, EPIC, OWN = "kinetics", "charades", "epic", "own"
 EXPECTED = "give a folder with one sub-folder of videos per class, or a list of path,label"
 FRAMES = "the frames of a video lie in a folder of their own, numbered: CLASS/NAME/img_00001.jpg (jpg, png, webp, bmp)"
 _KINDS = {
@@ -51,6 +51,7 @@ _KINDS = {
     SPACED: "a space-separated list",
     KINETICS: "a Kinetics list",
     CHARADES: "a Charades list",
+    EPIC: "an EPIC-Kitchens list",
     OWN: "nlzoo's list",
 }
 

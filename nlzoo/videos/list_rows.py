@@ -17,7 +17,7 @@ from ..core.errors import VideoError
 from ..core.files import VIDEO_EXTENSIONS
 from ..core.text import counted, printable, quoted
 from .frame_folder import RATE
-from .items import CHARADES, EXPECTED, FRAMES, HEADER, KINETICS, OWN, PLAIN, SPACED, SPLITS, Item, ends_like_video
+from .items import CHARADES, EPIC, EXPECTED, FRAMES, HEADER, KINETICS, OWN, PLAIN, SPACED, SPLITS, Item, ends_like_video
 
 COLUMNS = ("path", "label", "group", "split", "start", "end", "frames", "seconds")  # of the lists that nlzoo writes
 RATED = (*COLUMNS, "fps")  # the same, where the rate of a folder of frames was given
@@ -53,6 +53,10 @@ _ALIASES = {  # column: what people call it; the first that is there counts
     "id": ["id"],
     "actions": ["actions"],
     "subject": ["subject"],
+    "verb": ["verb"],
+    "start_clock": ["start_timestamp"],
+    "stop_clock": ["stop_timestamp"],
+    "stop_frame": ["stop_frame"],
 }
 
 
@@ -376,6 +380,8 @@ def _kind_of(header: list[str], columns: dict[str, int]) -> str:
         return CHARADES
     if "path" not in columns and {"youtube", "start", "end"} <= columns.keys():
         return KINETICS
+    if "path" not in columns and {"youtube", "start_clock", "stop_clock", "stop_frame"} <= columns.keys():
+        return EPIC
     return OWN if tuple(header) in (COLUMNS, RATED) else HEADER
 
 
@@ -416,6 +422,26 @@ def _kinetics_row(file: Path, line: int, cells: dict[str, str]) -> Row:
     return Row(item, file, line, False, stems)
 
 
+def _epic_row(file: Path, line: int, cells: dict[str, str]) -> Row:
+    """The rate of the frames follows from the end, which is written as a time and as the number of a frame."""
+    name, label = cells["youtube"].strip(), cells.get("label", cells.get("verb", "")).strip()
+    if not name or not label:
+        raise bad_row(file, line, f"no {'verb' if name else 'video'} is named")
+    clocks = [_clock(file, line, cells[column]) for column in ("start_clock", "stop_clock")]
+    start, end = _part(file, line, *map(str, clocks))
+    fps = _number(file, line, "stop_frame", cells["stop_frame"]) / clocks[1]
+    item = Item(f"{name}.mp4", (label,), name, _split(file, line, cells), start, end, fps=min(fps, MAX_FPS))
+    return Row(item, file, line, False, (name,))
+
+
+def _clock(file: Path, line: int, cell: str) -> float:
+    """`00:01:05.5` in seconds."""
+    match = re.fullmatch(r"\s*(\d{1,3}):(\d\d):(\d\d(?:\.\d{1,9})?)\s*", cell)
+    if not match:
+        raise bad_row(file, line, f"{quoted([cell])} is not a time", "hours, minutes and seconds: 00:01:05.5")
+    return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
+
+
 def _charades_row(file: Path, line: int, cells: dict[str, str]) -> Row:
     name = cells["id"].strip()
     if not name:
@@ -437,6 +463,7 @@ Maker = Callable[[Path, int, dict[str, str]], Row]
 _FORMATS: dict[str, tuple[Maker, tuple[str, ...]]] = {  # maker, needed columns
     CHARADES: (_charades_row, ()),
     KINETICS: (_kinetics_row, ("label",)),
+    EPIC: (_epic_row, ()),
     OWN: (_own_row, ("path", "label")),
     HEADER: (_general_row, ("path", "label")),
 }

@@ -125,6 +125,12 @@ def in_lists(root, content):
 
 
 KINETICS = "label,youtube_id,time_start,time_end,split,is_cc\n"
+EPIC = """narration_id,participant_id,video_id,start_timestamp,stop_timestamp,start_frame,stop_frame,verb,id,noun,all
+P01_01_0,P01,P01_01,00:00:00.50,00:00:02.50,30,150,open,3,door,['door']
+P01_01_1,P01,P01_01,00:00:03.000,00:01:03.000,150,3150,turn-on,6,light,"['light', 'lamp']"
+P02_1_0,P02,P02_1,00:00:01.00,00:00:02.00,60,120,open,3,door,['door']
+P03_1_0,P03,P03_1,00:00:01.00,00:00:02.00,60,120,open,3,door,['door']
+"""
 CHARADES = """id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length
 46GP8,HR43,Kitchen,6,7,Yes,"A person, cooking",food/towel,x,c092 11.90 21.20;c147 0.00 12.60;c092 1 2,24.83
 N11GT,0KZ7,Stairs,,,No,,,,,18.17
@@ -469,6 +475,24 @@ SHAPES = {
         lambda r: text(r, "k.csv", KINETICS + "hug,abcdefghijk,5,15,train,0\n"),
         (VideoError, "k.csv lists 1 video, and none is there; the first: abcdefghijk_000005_000015.mp4"),
     ),
+    "EPIC-Kitchens' list": (
+        lambda r: text(r, "EPIC_100_train.csv", EPIC, "P01/rgb/P01_01/frame_0000000001.jpg", "P02/P02_1.MP4"),
+        [
+            "P01/rgb/P01_01=open [0.5,2.5]",
+            "P01/rgb/P01_01=turn-on [3.0,63.0]",
+            "P02/P02_1.MP4=open [1.0,2.0]",
+            "!P03_1.mp4",
+        ],
+    ),
+    "EPIC-Kitchens' list of nouns": (
+        lambda r: text(r, "l.csv", EPIC.replace("noun,", "label,"), "P01_01.mp4", "P02_1.mp4"),
+        ["P01_01.mp4=door [0.5,2.5]", "P01_01.mp4=light [3.0,63.0]", "P02_1.mp4=door [1.0,2.0]", "!P03_1.mp4"],
+    ),
+    "EPIC-Kitchens' list with a broken time": (
+        of(EPIC.replace("00:01:03.000", "1:03")),
+        (VideoError, "l.csv line 3: '1:03' is not a time"),
+    ),
+    "EPIC-Kitchens' list without a verb": (of(EPIC.replace(",open,", ",,")), (VideoError, "line 2: no verb is named")),
     "Charades' list": (
         lambda r: text(r, "Charades_v1_train.csv", CHARADES, "Charades_v1/46GP8.mp4", "Charades_v1/N11GT.mp4"),
         ["Charades_v1/46GP8.mp4=c092;c147", "Charades_v1/N11GT.mp4=", "!NOPE1.mp4"],
@@ -574,6 +598,12 @@ def test_groups_come_from_the_column_the_subject_and_the_youtube_id(tmp_path, wo
     }
     for content, group in lists_.items():
         assert [i.group for i in listing.read(text(tmp_path, "l.csv", content, "a.mp4")).items] == [group]
+
+
+def test_frames_have_the_rate_that_the_list_of_epic_kitchens_tells(tmp_path, work):
+    """As exact as its last frame."""
+    found = listing.read(text(tmp_path, "l.csv", EPIC, "P01_01/frame_0000000001.jpg"))
+    assert [(item.fps, item.group) for item in found.items] == [(60.0, "P01_01"), (50.0, "P01_01")]
 
 
 def test_videos_of_ids_are_found_below_the_working_folder_nearest_first(tmp_path, work):
