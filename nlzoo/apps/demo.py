@@ -23,9 +23,9 @@ from . import draw, predict, report
 
 FOLDER = Path("nlzoo-demo")
 CLASSES = draw.DEMO
-PER_CLASS, FRAMES, SIZE = 24, 24, (96, 128)  # of the drawn videos
+PER_CLASS, FRAMES, SIZE = 24, 16, (64, 80)  # of the drawn videos
 CLIP = {"frames": 8, "size": 48}
-EPOCHS, LR = 8, 3e-3  # the recipe of finetune otherwise; so small a network takes a higher rate
+EPOCHS, LR = 6, 3e-3  # the recipe of finetune otherwise; so small a network takes a higher rate
 NETWORKS = {"video": ("i3d", "res3:1,res4:1"), "frames": ("c2d", "none")}
 
 

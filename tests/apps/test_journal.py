@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import command
+from forked import Forked
 from safetensors.numpy import load_file
 
 import nlzoo
@@ -171,9 +172,13 @@ def test_where_it_cannot_be_written_is_told_before_the_work(net, videos, tmp_pat
 def test_a_killed_command_loses_nothing(net, videos, tmp_path):
     """The real thing: SIGKILL at some row."""
     checkpoint.save_model(tmp_path / "net", net)
-    words = [sys.executable, "-m", "nlzoo", "predict", "net", "videos", "--device", "cpu", "--out", "out.jsonl"]
+    words = ["predict", "net", "videos", "--device", "cpu", "--out", "out.jsonl"]
     partial = tmp_path / "out.jsonl.partial"
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def started():
+        return Forked(lambda: sys.exit(command(*words)), tmp_path, tmp_path / "said", tmp_path / "said")
+
+    process = started()
     while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 3):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -181,8 +186,7 @@ def test_a_killed_command_loses_nothing(net, videos, tmp_path):
     assert partial.exists() and not (tmp_path / "out.jsonl").exists()
     kept = partial.read_bytes().count(b"\n") - 1
     assert 3 <= kept <= COUNT
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert started().wait() == 0, (tmp_path / "said").read_text()
     rows = nlzoo.predict(tmp_path / "net", tmp_path / "videos", device="cpu")
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [tmp_path / answer["path"] for answer in answers] == [Path(row["path"]) for row in rows]
