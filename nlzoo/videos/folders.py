@@ -217,7 +217,7 @@ def _nothing_in(root: Path, tree: Tree) -> VideoError:
     if endings[".csv"] + endings[".tsv"]:
         hint = "to use a list, give its file"
     elif any(endings[ending] for ending in _ARCHIVES):
-        hint = "unpack the archives in it first"
+        hint = "give a zip or tar in it by its own name, or unpack the archives first"
     return VideoError(
         f"{where} has no videos; {counted(endings.total(), 'other file was', 'other files were')} ignored", hint
     )
