@@ -176,15 +176,7 @@ class Journal:
     def see(self, world: int) -> None:
         """Raises `UsageError` where other ranks' files do not appear: they write into another machine's folder."""
         assert self.file
-        others = [_of_rank(self.file, rank) for rank in range(1, world)]
-        until = time.monotonic() + _APPEARS
-        while gone := [path for path in others if not path.exists()]:
-            if time.monotonic() > until:
-                raise UsageError(
-                    f"{printable(gone[0])}, which another process has made, is not there",
-                    "several machines need one folder in common for the output, or --shard K/N on each",
-                )
-            time.sleep(_POLL)
+        wait_for([_of_rank(self.file, rank) for rank in range(1, world)])
 
     def end(self, launch: str) -> None:
         """This rank has done its part of the `launch`, and leaves the rows to rank 0."""
@@ -249,8 +241,21 @@ class Journal:
                 place += len(line)
 
 
+def wait_for(made: Sequence[Path]) -> None:
+    """Waits until files that other processes have made are seen here. Raises `UsageError` where they do not appear."""
+    until = time.monotonic() + _APPEARS
+    while gone := [path for path in made if not path.exists()]:
+        if time.monotonic() > until:
+            raise UsageError(
+                f"{printable(gone[0])}, which another process has made, is not there",
+                "several machines need one folder in common for the output, or --shard K/N on each",
+            )
+        time.sleep(_POLL)
+
+
 def read_names(file: Path) -> Iterator[str]:
-    """What `write_names` wrote."""
+    """What `write_names` wrote; waits for it. Raises `UsageError` where it does not appear."""
+    wait_for([file])
     with open(file, "rb") as opened:
         yield from map(os.fsdecode, names_in(opened))
 

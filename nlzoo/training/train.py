@@ -100,8 +100,7 @@ def train(
         closed_at_the_end.callback(job.close)
         checkpoints, progress = _Checkpoints(job), job.progress
         engine.wait()
-        resumed = _resume(job) if (run / run_folder.CONFIG).exists() else None
-        engine.wait()
+        resumed = _resumed(job, run)
         if resumed is None:
             _begin(job, checkpoints, dataset, decisions)
         engine.track(run, dataclasses.asdict(config.recipe), progress.step)
@@ -199,6 +198,16 @@ def _check_room(dataset: scanning.Dataset, job: Job, cache: Path) -> None:
     sizes = [(info.path, info.frames, info.height, info.width) for info in infos]
     clip = job.net.spec.clip
     frame_cache.check_room(sizes, clips.decode_side(clip), cache, clip.stream)
+
+
+def _resumed(job: Job, run: Path) -> int | None:
+    """The step that the run was taken up from, None for a new one; the same on every rank.
+
+    Another machine may not see yet what rank 0 has written: then this is a `UsageError` on all of them.
+    """
+    resumed = _resume(job) if job.engine.broadcast((run / run_folder.CONFIG).exists()) else None
+    job.engine.agree("the checkpoints of the run", resumed)
+    return resumed
 
 
 def _resume(job: Job) -> int | None:

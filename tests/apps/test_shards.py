@@ -310,6 +310,9 @@ def test_a_file_that_appears_at_the_last_moment_is_named_like_one_that_does_not(
         rows.see(2)
     monkeypatch.undo()
     rows.see(2)
+    names, waits = tmp_path / "names", []
+    monkeypatch.setattr(journal.time, "sleep", lambda seconds: waits.append(seconds) or rows.write_names(names))
+    assert list(journal.read_names(names)) == ["a.mp4"] and len(waits) == 1
     rows.close()
 
 

@@ -11,7 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -513,6 +516,41 @@ def test_of_what_all_ranks_raise_rank_0_alone_tells(rank, error, monkeypatch):
 
 
 # --- trackers, and what is refused
+
+
+def test_ranks_that_see_other_checkpoints_do_not_begin(tmp_path, monkeypatch):
+    """Two machines with one network disk, of which one sees the checkpoint, or the run, later."""
+    seen, both = {}, threading.Barrier(2)
+
+    class Rank(Engine):
+        """Two ranks in threads, which gather through memory."""
+
+        def all_gather(self, rows):
+            both.wait(60)
+            seen[self.rank] = rows
+            both.wait(60)
+            return seen[0] + seen[1]
+
+    def resumed(rank):
+        job = types.SimpleNamespace(run=tmp_path / str(rank), engine=Rank(torch.device("cpu"), rank, 2))
+        try:
+            return train._resumed(job, job.run)
+        except UsageError as error:
+            return error.message
+
+    def of_both():
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(resumed, range(2)))
+
+    monkeypatch.setattr(train, "_resume", lambda job: loaded.step if (loaded := state.load(job.run)) else None)
+    assert of_both() == [None, None]
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "config.json").touch()
+    state.save(tmp_path / "0", 7, {"a": torch.zeros(1)}, {})
+    words = "the checkpoints of the run are not the same on rank 1 as on rank 0"
+    assert of_both() == [words, words]
+    state.save(tmp_path / "1", 7, {"a": torch.zeros(1)}, {})
+    assert of_both() == [7, 7]
 
 
 def test_what_is_logged_again_after_a_resume_is_there_once(tmp_path):
