@@ -1,12 +1,12 @@
 """Commands on networks: inflate, import, list, info, export."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import UsageError
+from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import Inflation, Named, parse_name
 from ..core.view_spec import ClipSpec
 from . import console
@@ -188,8 +188,8 @@ def list_(json: Json = False) -> None:
 
     from ..networks import pretrained, zoo
 
-    models = [{"model": str(folder), **zoo.model_row(zoo.read_spec(folder))} for folder in zoo.models()]
-    runs = [zoo.run_row(run) for run in [*zoo.unfinished_runs(), *zoo.runs()]]
+    models = _readable(zoo.models(), lambda folder: {"model": str(folder), **zoo.model_row(zoo.read_spec(folder))})
+    runs = _readable([*zoo.unfinished_runs(), *zoo.runs()], zoo.run_row)
     starts, backbones = pretrained.known(), pretrained.backbones()
     known = {"starts": list(map(dataclasses.asdict, starts)), "backbones": list(map(dataclasses.asdict, backbones))}
     console.result({"models": models, "runs": runs, **known})
@@ -209,6 +209,17 @@ def list_(json: Json = False) -> None:
         console.table([title, f"{dataset} top-1 / 5", "published by", "licence"], rows)
 
 
+def _readable(folders: Sequence[Path], read: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row of each; one that is damaged, or is removed just now, is told and does not hide the others."""
+    rows = []
+    for folder in folders:
+        try:
+            rows.append(read(folder))
+        except WeightsError as error:
+            console.warn(f"{error.message}; {error.hint}" if error.hint else error.message)
+    return rows
+
+
 def _classes(names: int, outputs: int) -> str:
     return str(names) if names else f"{outputs} without names"
 
@@ -217,8 +228,13 @@ def _run_cells(run: dict) -> list[str]:
     """A run's row: an unfinished one has no figures yet, one of several labels a video has a mean average precision."""
     if run["status"] == "unfinished":
         return [run["run"], "unfinished", "", ""]
-    score = f"{run['top1']:.3f}" if run["top1"] is not None else f"mAP {run['map'] or 0:.3f}"
-    return [run["run"], score, f"{run['majority']:.3f}", str(run["val"])]
+    score = _figure(run["top1"]) or f"mAP {_figure(run['map'])}"
+    return [run["run"], score, _figure(run["majority"]), str(run["val"])]
+
+
+def _figure(value: object) -> str:
+    """With three digits; "" for what is no number: a result may have been edited."""
+    return f"{value:.3f}" if isinstance(value, int | float) else ""
 
 
 def info(

@@ -244,8 +244,9 @@ def no_run(folder: Path) -> UsageError:
 def run_row(run: Path) -> dict:
     """A row of `nlzoo list`: what a finished run measured, or that it is unfinished; figures that it lacks are None."""
     status = "unfinished" if is_unfinished(run) else "finished"
-    figures = result(run) if status == "finished" else {"run": str(run), "model": str(run / "best")}
-    return {"status": status, **{key: figures.get(key) for key in ("run", "model", "top1", "map", "majority", "val")}}
+    figures = result(run) if status == "finished" else {}
+    here = {"run": str(run), "model": str(run / "best")}  # wherever it was when it was trained
+    return {"status": status, **here, **{key: figures.get(key) for key in ("top1", "map", "majority", "val")}}
 
 
 def model_row(spec: ModelSpec) -> dict:

@@ -137,6 +137,31 @@ def test_what_is_written_or_removed_meanwhile_is_no_model(nlzoo, tmp_path, monke
     assert zoo.runs(tmp_path / "nowhere") == zoo.runs(tmp_path / "weights" / "kept" / "config.json") == []
 
 
+def test_what_cannot_be_read_does_not_hide_the_others(nlzoo):
+    good = model_spec.to_json(ModelSpec("tiny", num_outputs=2))
+    for name, text in {"good": json.dumps(good), "odd": "[]", "torn": '{"format', "binary": "\xff\0"}.items():
+        folder = Path("weights", name)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+        (folder / "config.json").write_bytes(text.encode("latin-1"))
+    for name, text in {"empty": "{}", "list": "[]", "torn": "{", "words": '{"top1": "high", "run": 3}'}.items():
+        folder = Path("runs", name)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(text)
+    code, out, err = nlzoo("list", "--json")
+    listed = json.loads(out)
+    assert code == 0 and [each["model"] for each in listed["models"]] == ["weights/good"]
+    assert {each["run"] for each in listed["runs"]} == {"runs/empty", "runs/list", "runs/words"}
+    code, out, err = nlzoo("list")
+    rows = [line.split()[0] for line in out.splitlines() if line.startswith(("weights/", "runs/"))]
+    assert code == 0 and rows[0] == "weights/good" and sorted(rows[1:]) == ["runs/empty", "runs/list", "runs/words"]
+    warned = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 4 and all(
+        any(f"{place}/" in line for line in warned)
+        for place in ("weights/odd", "weights/torn", "weights/binary", "runs/torn")
+    )
+
+
 def test_every_command_says_that_a_run_is_unfinished(nlzoo, clip_file, tmp_path):
     """Its best model so far is shown all the same; without one there is nothing to show."""
     torch.manual_seed(0)
