@@ -34,10 +34,10 @@ from ..videos import listing, loader, pool, records, scanning
 from ..videos.listing import Item
 
 FOLDER = Path("comparisons")  # default place, in the working folder
-# C2D, I3D and NL I3D start from one image network; other streams from I3D's start; two streams are I3D and flow
+# C2D, I3D and NL I3D start from one image network; the RGB stream of several is I3D
 INFLATED = {"c2d": ("c2d", "none"), "i3d": ("i3d", "none"), "nl-i3d": ("i3d", "5")}
-STREAMS = {"flow": "flow"}
-FUSED = {"rgb+flow": ("i3d", "flow")}
+STREAMS = {"flow": "i3d", "audio": "c2d"}  # by the network that each starts from
+FUSED = {"rgb+flow": ("i3d", "flow"), "rgb+flow+audio": ("i3d", "flow", "audio")}
 SYSTEMS = ("majority", "size-and-length", "probe", *INFLATED, *STREAMS, *FUSED)
 FEW_BLOCKS = "res3:1,res4:1"  # of a backbone that is too shallow for the paper's five
 
@@ -291,11 +291,11 @@ def _probe(job: _Job, model: str, seed: int, run: Path) -> None:
 
 def _finetune(job: _Job, system: str, seed: int, run: Path) -> None:
     settings = job.settings
-    stream = STREAMS.get(system)
+    stream = system if system in STREAMS else None
     if stream == "flow" and importlib.util.find_spec("cv2") is None:
         raise UsageError("flow needs OpenCV, which is not installed", "pip install 'nlzoo[flow]'")
     options = settings.clip() | ({"stream": stream} if stream else {})
-    start = _start(job, "i3d" if stream else system)
+    start = _start(job, STREAMS.get(system, system))
     finetune(
         settings.videos,
         start,
