@@ -189,7 +189,7 @@ def top(archive: str | os.PathLike) -> str:
 
 
 class _Archive(NamedTuple):
-    state: tuple[int, int]  # size and time of change
+    state: tuple[int, int, int]  # size, time of change, and which file it is
     root: Folder
     members: int = 0  # files and folders
     problem: str = ""
@@ -210,14 +210,16 @@ def _split(path: str) -> tuple[str, str] | None:
 def _found(archive: str, inside: str) -> tuple["_Member | Folder", int]:
     """A file or folder in an archive, and the archive's time of change. Raises `OSError`."""
     info = os.stat(archive)
-    state = info.st_size, info.st_mtime_ns
-    if archive not in _known or _known[archive].state != state:
-        if sum(known.members for known in _known.values()) > MAX_MEMBERS:
+    state = info.st_size, info.st_mtime_ns, info.st_ino
+    known = _known.get(archive)
+    if known is None or known.state != state:
+        known = _examined(archive, state)
+        if sum(other.members for other in list(_known.values())) > MAX_MEMBERS:  # other threads ask as well
             _known.clear()
-        _known[archive] = _examined(archive, state)
-    if _known[archive].problem:
-        raise BadArchive(_known[archive].problem)
-    found: _Member | Folder | None = _known[archive].root
+        _known[archive] = known
+    if known.problem:
+        raise BadArchive(known.problem)
+    found: _Member | Folder | None = known.root
     for part in inside.split("/") if inside else ():
         found = found.get(part) if isinstance(found, dict) else None
     if found is None:
@@ -225,7 +227,7 @@ def _found(archive: str, inside: str) -> tuple["_Member | Folder", int]:
     return found, info.st_mtime_ns
 
 
-def _examined(archive: str, state: tuple[int, int]) -> _Archive:
+def _examined(archive: str, state: tuple[int, int, int]) -> _Archive:
     """What is in an archive, or why it cannot be used."""
     try:
         with open(archive, "rb") as opened:

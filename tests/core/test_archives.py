@@ -135,6 +135,14 @@ def test_an_archive_that_changes_is_read_again(tmp_path):
     assert below(str(file)) == {"a.mp4": b"new"}
 
 
+def test_what_is_known_of_archives_has_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 5)
+    files = [zipped(tmp_path / f"{number}.zip", {f"{k}.mp4": b"x" for k in range(number + 1)}) for number in range(5)]
+    for file in files * 2:
+        assert len(below(str(file))) == int(file.stem) + 1
+        assert len(archives._known) <= 4
+
+
 def test_the_common_folder(tmp_path):
     def top(*names):
         return archives.top(zipped(tmp_path / "x.zip", dict.fromkeys(names, b""))).removeprefix(f"{tmp_path}/x.zip")
