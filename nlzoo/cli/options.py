@@ -97,7 +97,7 @@ def refuse_early(
     if videos and hub_dataset.is_address(videos):
         hub_dataset.parse(videos)
     elif videos and not (swapped and zoo.find(str(videos))):
-        refuse_model(videos)
+        refuse_model(videos, f"the model comes first: {shlex.join([str(videos), str(model)])}" if swapped else "")
         listing.refuse_missing(videos)
     if views:
         parse_views(views)

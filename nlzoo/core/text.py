@@ -47,14 +47,17 @@ def quoted(names: Iterable[str], most: int = 12) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Those of `known` that `word` may have meant, the nearest first; case does not matter."""
+def nearest(word: str, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Those of `known` that `word` may have meant, the nearest first; case does not matter.
+
+    `cutoff`: how alike, from 0 to 1; any word is somewhat like one of a thousand.
+    """
     names: dict[str, str] = {}
     for name in known:
         names.setdefault(name.casefold(), name)
     word = word.casefold()
     begun = [n for n in names if min(len(n), len(word)) > 2 and (n.startswith(word) or word.startswith(n))]
-    matches = difflib.get_close_matches(word, names, most) or begun[:most]
+    matches = difflib.get_close_matches(word, names, most, cutoff) or begun[:most]
     return [names[match] for match in matches]
 
 

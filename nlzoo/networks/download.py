@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what asks the Hub imports its client, and `load` torch, whe
 FILES = ("model.safetensors", "config.json", "README.md", "metrics.json")  # of a model: all that is pushed or pulled
 NEEDED = FILES[:2]
 MAX_WEIGHTS = 8 << 30  # bytes; the largest network that nlzoo builds has less than half
+_WEIGHTS = (".pth", ".pyth", ".pt", ".safetensors", ".pkl", ".ckpt")  # endings of files of weights
 _ORDER = (*FILES[1:], FILES[0])  # of fetching: where the weights are, all is; and they may be large
 
 
@@ -65,8 +66,10 @@ def refuse_unknown(name: str) -> None:
 
 
 def names_model(word: str) -> bool:
-    """Whether a user's word means a model or run that is here, or by its name a network that could be made."""
+    """Whether a user's word means a model or run that is here, a file of one, or a network that could be made."""
     path = Path(word)
+    if path.is_file():
+        return path.suffix.lower() in _WEIGHTS or (path.name in FILES and zoo.is_model(path.parent))
     if path.exists():
         return zoo.is_run(path) or any(map(zoo.is_model, (path, path / "best")))
     if zoo.find(word) or zoo.is_run(zoo.RUNS / word):
@@ -106,7 +109,9 @@ def _what_was_meant(name: str) -> str:
     for run in (path, path.parent, zoo.RUNS / name):
         if zoo.is_unfinished(run):
             return f"the run {printable(run)} is unfinished and has no model yet; nlzoo finetune --resume continues it"
-    if path.is_file() and path.suffix.lower() in (".pth", ".pt", ".safetensors", ".pkl", ".ckpt"):
+    if path.is_file() and zoo.is_model(path.parent):
+        return f"give its folder: {printable(path.parent)}"
+    if path.is_file() and path.suffix.lower() in _WEIGHTS:
         return "nlzoo import makes a model folder of a weights file; nlzoo inflate --weights one of a 2-D network's"
     here = [folder.name for folder in (*zoo.models(), *zoo.runs(), *zoo.unfinished_runs())]
     return did_you_mean(path.name, here, _what_could_be_made(name))
@@ -121,7 +126,7 @@ def _what_could_be_made(name: str) -> str:
     for command, names in (("import", starts), ("inflate", [*plain, *backbones, *zoo.EMBEDDED])):
         if near := nearest(name, names, 1):
             return f"nlzoo {command} {near[0]} makes a model of that name"
-    if near := nearest(name, zoo.image_networks(), 1):
+    if near := nearest(name, zoo.image_networks(), 1, cutoff=0.85):
         return f"nlzoo probe {near[0]} VIDEOS takes that 2-D network as it is"
     return "nlzoo list shows the models that are here"
 

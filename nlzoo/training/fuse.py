@@ -54,14 +54,17 @@ def fuse(
     """Makes one model of the best models of finished `runs`, and keeps it as the run `runs/NAME`.
 
     `by`: `mean`, or `weights`, of the members. A run that is itself fused gives its members. Raises `UsageError` for
-    fewer than two runs, for runs with other classes or another split, naming the first difference, and where the
-    weights cannot be found.
+    fewer than two runs, for one that is named twice, for runs with other classes or another split, naming the first
+    difference, and where the weights cannot be found.
     """
     began = time.monotonic()
     one_of(by, BY, "--by")
     folders = [_finished(str(run)) for run in runs]
     if len(folders) < 2:
         raise UsageError("one run is nothing to fuse", "nlzoo fuse RUN RUN…, of the same split")
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places) if places.count(place) > 1]:
+        raise UsageError(f"{printable(twice[0])} is named twice", "name each run once; --by weights finds their shares")
     for other in folders[1:]:
         _refuse_different(folders[0], other)
     device = devices.resolve(device)

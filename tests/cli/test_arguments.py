@@ -30,7 +30,8 @@ def folder(tree, tmp_path):
     return tmp_path
 
 
-MODELS = ["weights/start", "start", "runs/first", "first", "runs/first/best", "resnet50", "nl5-i3d-r50-8x8"]
+FILES = ["weights/start/model.safetensors", "weights/start/config.json"]
+MODELS = [*FILES, "weights/start", "start", "runs/first", "first", "runs/first/best", "resnet50", "nl5-i3d-r50-8x8"]
 
 
 @pytest.mark.parametrize("command", ["finetune", "check", "prepare", "eval", "probe", "predict", "explain", "bench"])
@@ -67,6 +68,10 @@ def test_a_folder_of_videos_is_one_whatever_else_lies_in_it_or_has_its_name(fold
         ("check videos first --deep", "check takes no model: nlzoo check videos"),
         ("prepare first videos small", "prepare takes no model: nlzoo prepare videos small"),
         ("eval start videos more", "nlzoo eval --help"),
+        ("probe videos resnet18", "the model comes first: resnet18 videos"),
+        ("info weights/start/config.json", "give its folder: weights/start"),
+        ("predict runs/first/best/model.safetensors videos", "give its folder: runs/first/best"),
+        ("finetune videos --from weights/start/model.safetensors", "give its folder: weights/start"),
         ("eval videos start", "the model comes first: nlzoo eval start videos"),
     ],
 )

@@ -140,6 +140,8 @@ def test_runs_of_another_split_are_refused_by_their_first_difference(runs, monke
     shutil.rmtree("runs/begun")
     with pytest.raises(UsageError, match="one run is nothing to fuse"):
         zoo.fuse(["a"], device="cpu")
+    with pytest.raises(UsageError, match="runs/a is named twice"):
+        zoo.fuse(["a", "b", runs / "runs" / "a"], device="cpu")
     config = runs / "runs/split/best/config.json"
     config.write_text(config.read_text().replace('"fall"', '"drop"'))
     with pytest.raises(UsageError, match=r"only runs/split has the class 'drop'"):
