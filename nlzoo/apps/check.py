@@ -192,7 +192,6 @@ def in_words(report: Report) -> str:
     for label, c in report.classes.items():
         sizes = _few([f"{size} ({number})" for size, number in c.sizes], 3)
         rows.append((printable(label), str(c.clips), *(f"{seconds:.1f}" for seconds in c.seconds), sizes))
-    kinds = Counter(f"{v['codec']} in {v['container']}" for v in {v["path"]: v for v in report.videos}.values())
     skipped = report.files - report.used - report.ignored
     lines = [
         report.source,
@@ -202,10 +201,7 @@ def in_words(report: Report) -> str:
         *_table(rows),
         "",
     ]
-    if kinds:
-        with_sound = len({v["path"] for v in report.videos if v["sound"]})
-        lines += [_few([f"{kind} ({number})" for kind, number in kinds.most_common()], 6)]
-        lines += [f"{with_sound} of {counted(report.used, 'file')} with sound" if with_sound else "no sound", ""]
+    lines += _kinds(list({v["path"]: v for v in report.videos}.values()))
     if report.skipped:
         more = len(report.skipped) - _SHOWN
         lines += ["skipped:", *(f"  {entry}" for entry in report.skipped[:_SHOWN])]
@@ -216,6 +212,16 @@ def in_words(report: Report) -> str:
         lines.append("")
     lines.append(f"not ready: {report.reason}" if report.reason else "ready to train")
     return "\n".join(lines)
+
+
+def _kinds(videos: Sequence[dict]) -> list[str]:
+    """Codecs and containers, and how many files have sound; nothing of no videos."""
+    if not videos:
+        return []
+    kinds = Counter(f"{v['codec']} in {v['container']}" for v in videos)
+    heard = sum(v["sound"] for v in videos)
+    sound = f"{heard} of {counted(len(videos), 'file')} with sound" if heard else "no sound"
+    return [_few([f"{kind} ({number})" for kind, number in kinds.most_common()], 6), sound, ""]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

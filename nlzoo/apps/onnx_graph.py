@@ -176,6 +176,9 @@ class _Writer:
         bias = [] if conv.bias is None else [self.parameter(conv, "bias")]
         return self.add("Conv", x, self.parameter(conv, "weight"), *bias, **_window(conv), group=conv.groups)
 
+    def branches(self, branches: Any, x: str) -> str:
+        return self.add("Concat", *(self.layer(branch, x) for branch in branches.children()), axis=1)
+
     def batch_norm(self, norm: Any, x: str) -> str:
         names = ("weight", "bias", "running_mean", "running_var")
         return self.add("BatchNormalization", x, *(self.parameter(norm, name) for name in names), epsilon=norm.eps)
@@ -344,6 +347,7 @@ _LAYERS: dict[type[nn.Module], Callable[..., str]] = {
     nn.Sequential: lambda writer, layers, x: writer.chain(layers, x),
     plain.Conv: _Writer.conv,
     plain.Block: _Writer.block,
+    plain.Branches: _Writer.branches,
     nn.BatchNorm3d: _Writer.batch_norm,
     plain.FrameGroupNorm: _Writer.group_norm,
     nn.MaxPool3d: _Writer.max_pool,

@@ -90,6 +90,7 @@ _NOTHING = {"Identity", "DropPath"}  # in eval mode
 _KINDS: dict[str, tuple[str, Arguments]] = {  # by the name of its class, ours, torch's or timm's
     "Bottleneck": ("block", _take()),
     "BasicBlock": ("block", _take()),
+    "Inception": ("branches", _take()),
     "Sequential": ("sequential", _take()),
     "InflatedConv3d": ("conv", _conv),
     "Conv1d": ("conv1d", _conv),

@@ -111,7 +111,8 @@ def _what(spec: ModelSpec) -> str:
         return _what_members(spec)
     arch, kernels = _ARCHS[spec.inflation.arch]
     blocks = ", with non-local blocks" if spec.non_local else ""
-    made = "made with nlzoo: a 2-D ResNet inflated to 3-D"
+    kind = "GoogLeNet (Inception-V1)" if spec.backbone.startswith("googlenet") else "ResNet"
+    made = f"made with nlzoo: a 2-D {kind} inflated to 3-D"
     if spec.inflation.init == "imported":
         made = "a 3-D ResNet imported into nlzoo"
     inflation = [

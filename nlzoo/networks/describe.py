@@ -126,7 +126,7 @@ def _kernels_in_time(part: nn.Module) -> str:
             blocks.setdefault(shape, []).append(index if is_in_block else "")
         if stride > 1:
             strides.append(f"stride {stride}")
-    kernels = [f"{shape} in {' '.join(indices)}" if any(indices) else shape for shape, indices in blocks.items()]
+    kernels = [f"{shape} in {' '.join(dict.fromkeys(at))}" if any(at) else shape for shape, at in blocks.items()]
     return "; ".join(kernels + strides)
 
 

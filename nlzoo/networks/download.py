@@ -134,8 +134,11 @@ def _what_could_be_made(name: str) -> str:
 def backbone_weights(repo: str) -> Path:
     """timm's `model.safetensors` of a 2-D backbone, from the cache or fetched into it (timm's own place).
 
-    The cache is asked first. Raises `HubError`.
+    The cache is asked first. `torchvision/NAME` is one of the list that torchvision publishes. Raises `HubError`.
     """
+    for backbone in pretrained.backbones():
+        if backbone.hash and repo == f"{backbone.by}/{backbone.name}":
+            return pretrained.fetch(backbone)[0]
     from . import hub_client
 
     cached = huggingface_hub.try_to_load_from_cache(repo, FILES[0])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import POOLS, STAGES, Inflation, NonLocal
-from . import frames
+from . import frames, googlenet
 from .layers import NonLocalBlock
 from .network import Network
 
@@ -198,6 +198,10 @@ class FrameBlurPool(nn.Module):
 Converter = Callable[..., nn.Module]  # of a 2-D leaf, its temporal kernel and stride, and the Inflation
 
 
+def _positions_mean(*_: object) -> GlobalAveragePool:
+    return GlobalAveragePool()
+
+
 def _on_frames(new: Callable[[Any], nn.Module]) -> Converter:
     return lambda old, *_: new(old)
 
@@ -221,6 +225,7 @@ def _converters() -> dict[type[nn.Module], Converter]:
         layers.SEModule: _on_frames(FrameSqueezeExcite),
         layers.EcaModule: _on_frames(FrameEca),
         layers.SelectAdaptivePool2d: _global_pool,
+        googlenet.PositionsMean: _positions_mean,
         **dict.fromkeys(same, _same),
     }
 
@@ -229,7 +234,10 @@ def _containers() -> set[type[nn.Module]]:
     """Modules with children whose own `forward` works at any rank; one like `SelectiveKernel` reaches into H x W."""
     from timm.models import resnet
 
-    return {resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck, nn.Sequential}
+    return {
+        *(resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck, nn.Sequential),
+        *(googlenet.GoogLeNet, googlenet.Inception),
+    }
 
 
 def depths(net: nn.Module) -> dict[str, int]:
@@ -254,6 +262,8 @@ def temporal_plan(net: Network, inflation: Inflation) -> dict[str, tuple[int, in
     a basic block, which has no 1x1; 3x3x3 the 3x3 (reference: the pattern of every peer). Pools stride the stem and
     pool1 in time (`spec.POOLS`), C2D's too.
     """
+    if isinstance(net, googlenet.GoogLeNet):
+        return _plan_of_googlenet(net, inflation)
     first = next(name for name, module in net.named_modules() if module is stem(net))
     pools = POOLS[inflation.pools]
     plan = {first: (1 if inflation.arch == "c2d" else 5, pools.stem_stride)}
@@ -273,6 +283,16 @@ def temporal_plan(net: Network, inflation: Inflation) -> dict[str, tuple[int, in
                 conv = "conv2" if inflation.arch == "i3d-333" and hasattr(block, "conv3") else "conv1"
                 plan[f"{LAYER[stage]}.{name}.{conv}"] = (3, 1)
     return plan
+
+
+def _plan_of_googlenet(net: nn.Module, inflation: Inflation) -> dict[str, tuple[int, int]]:
+    """Two-stream I3D's: the stem 7x7x7 and every 3x3 3x3x3; 1x1 see one frame. Its temporal pools are left out."""
+    if inflation.pools != "none" or not inflation.pool1_padding:
+        raise UsageError("GoogLeNet is inflated without temporal pools", "omit --pools")
+    if inflation.arch == "c2d":
+        return {}
+    sizes = {name: module.kernel_size for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+    return {name: (size[0], 1) for name, size in sizes.items() if size[0] > 1}
 
 
 def inflate_(net: nn.Module, inflation: Inflation = Inflation()) -> Network:
@@ -350,8 +370,17 @@ def insert_nonlocal_(net: nn.Module, placement: Iterable[NonLocal]) -> Network:
 
 
 def _block(after: nn.Module, places: NonLocal) -> NonLocalBlock:
-    last = cast(nn.Conv3d, after.conv3 if hasattr(after, "conv3") else after.conv2)
+    lasts = _last_convolutions(after)
     kind = dataclasses.asdict(places)
     del kind["stage"], kind["blocks"]
-    block = NonLocalBlock(last.out_channels, **kind)
-    return block.to(device=last.weight.device, dtype=last.weight.dtype).train(after.training)
+    block = NonLocalBlock(sum(last.out_channels for last in lasts), **kind)
+    return block.to(device=lasts[0].weight.device, dtype=lasts[0].weight.dtype).train(after.training)
+
+
+def _last_convolutions(block: nn.Module) -> list[nn.Conv2d | nn.Conv3d]:
+    """Those whose channels a residual block or an Inception module puts out, side by side."""
+    if isinstance(block, googlenet.Inception):
+        return [last for branch in block.children() for last in _last_convolutions(branch)]
+    if isinstance(block, nn.Sequential):
+        return [[m for m in block.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][-1]]
+    return [cast(nn.Conv3d, block.conv3 if hasattr(block, "conv3") else block.conv2)]

@@ -23,7 +23,7 @@ from ..core.lazy import partly
 from ..core.model_spec import FRAMES, Inflation, ModelSpec, Named, NonLocal, parse_nl
 from ..core.text import nearest, printable
 from ..core.view_spec import ClipSpec
-from . import vision, zoo
+from . import googlenet, vision, zoo
 from .foreign import Weights, misfit, read_weights
 from .frame_network import FrameNetwork
 from .fused import FusedNetwork
@@ -70,10 +70,13 @@ def shapes_only() -> Iterator[None]:
 def plain_resnet(backbone: str, channels: int = 3) -> Network:
     """timm's 2-D ResNet of that name, randomly initialised; `resnet50.a1_in1k` and `resnet50` are the same network.
 
-    `channels`: of the pictures that it takes.
-
-    Raises `UsageError` for a name that timm does not know or that is not one of its ResNets.
+    Or torchvision's GoogLeNet, in the stages of one. `channels`: of the pictures that it takes. Raises `UsageError` for
+    a name that timm does not know or that is not one of its ResNets.
     """
+    if googlenet.is_googlenet(backbone):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return cast(Network, googlenet.build(channels))
     name, arguments = architecture(backbone)
     factory, _ = _import_resnets()
     with torch.random.fork_rng(devices=[]):
@@ -88,10 +91,12 @@ def architecture(backbone: str) -> tuple[str, dict[str, Any]]:
     embedded = zoo.EMBEDDED.get(name)
     known_as, arguments = (embedded.architecture, embedded.arguments) if embedded else (name, {})
     known = registry.list_models(module="resnet")
+    if googlenet.is_googlenet(backbone):
+        raise UsageError("GoogLeNet is torchvision's; timm has none", "export it to onnx, torch or transformers")
     if known_as not in known:
         raise UsageError(
             f"{backbone!r} is not a ResNet that timm {metadata.version('timm')} knows",
-            _what_backbone_was_meant(backbone, [*known, *zoo.EMBEDDED]),
+            _what_backbone_was_meant(backbone, [*known, *zoo.EMBEDDED, googlenet.NAME]),
         )
     return known_as, arguments
 
@@ -128,7 +133,8 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
     `fetch(repo)` gives the weights file of a repository on the Hub. `command` is what a hint repeats with --weights.
     Raises `UsageError` for an unknown name, `WeightsError` for a file that does not fit or cannot be had.
     """
-    architecture(name)
+    if not googlenet.is_googlenet(name):
+        architecture(name)
     origin = _origin(name, weights, fetch, command)
     net, notes = _load_plain(name, origin.file)
     return Backbone(net, origin.name, origin.source, origin.licence, origin.clip, notes if weights else ())
@@ -147,6 +153,8 @@ class _Origin:
 
 def _origin(name: str, weights: Path | None, fetch: Callable[[str], Path], command: str) -> _Origin:
     """As for `load_backbone`, of any network that timm knows."""
+    if googlenet.is_googlenet(name):
+        return _origin_of_googlenet(name, weights, fetch)
     if name in zoo.EMBEDDED and not weights:
         return _Origin(zoo.shipped(f"{name}/model.safetensors"), name, f"nlzoo/{name}", "apache-2.0", ClipSpec())
     known = None if name in zoo.EMBEDDED else _pretrained_config(name)
@@ -167,6 +175,15 @@ def _origin(name: str, weights: Path | None, fetch: Callable[[str], Path], comma
             f"{command} --weights model.safetensors",
         ) from error
     return _Origin(file, tagged, repo, known.license or "", clip)
+
+
+def _origin_of_googlenet(name: str, weights: Path | None, fetch: Callable[[str], Path]) -> _Origin:
+    if name not in (googlenet.NAME, f"{googlenet.NAME}.{googlenet.TAG}"):
+        raise UsageError(f"torchvision has no weights {name!r}", f"its one tag: {googlenet.TAG}")
+    if weights:
+        return _Origin(weights, name, f"file {weights.name}", "", googlenet.CLIP)
+    file = fetch(googlenet.SOURCE)
+    return _Origin(file, f"{googlenet.NAME}.{googlenet.TAG}", googlenet.SOURCE, "bsd-3-clause", googlenet.CLIP)
 
 
 def _three(values: Iterable[float]) -> tuple[float, float, float]:
@@ -193,7 +210,10 @@ def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
     with shapes_only():
         blueprint = plain_resnet(name)
         weights = read_weights(file).without_prefix(dict(blueprint.named_children()))
-        given = weights.shapes
+        names = {key: key for key in weights.shapes}
+        if googlenet.is_googlenet(name):
+            names = googlenet.our_names(names)
+        given = {ours: weights.shapes[theirs] for ours, theirs in names.items()}
         head = given.get("fc.weight", ())
         if len(head) == 2 and head[1] == blueprint.fc.in_features and 1 <= head[0] <= MAX_OUTPUTS:
             blueprint.fc = nn.Linear(head[1], head[0], bias="fc.bias" in given)
@@ -203,7 +223,7 @@ def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
     differences = misfit(expected, given, counters)
     if differences:
         raise WeightsError(f"{file} does not fit {name}: {differences}", _advice(expected, given))
-    tensors = weights.load({key: key for key in given}, own)
+    tensors = weights.load(names, own)
     net = plain_resnet(name)
     net.fc = blueprint.fc.to_empty(device="cpu")
     net.load_state_dict(tensors, strict=False)
@@ -398,6 +418,7 @@ def add_blocks(net: Network, nl: str) -> Network:
     """
     if net.spec.non_local:
         raise UsageError("--nl adds blocks to a network without any; this one has some", "omit --nl to train them on")
+    _, nl = _as_of(net.spec.backbone, net.spec.inflation, nl)
     placement = parse_nl(nl, depths(net))
     _insert_seeded_(net, placement)
     net.spec = dataclasses.replace(net.spec, non_local=placement)
@@ -450,6 +471,7 @@ def inflate(
         raise UsageError("--arch frames is no inflation", f"nlzoo probe {name} VIDEOS takes the 2-D network as it is")
     if inflation.init == "imported":
         raise UsageError("--init imported is for networks that were trained in 3-D", "nlzoo import FILE makes those")
+    inflation, nl = _as_of(name, inflation, nl)
     with shapes_only():
         placement = parse_nl(nl, depths(inflate_(plain_resnet(name), inflation)), **kind)
     backbone = load_backbone(name, weights, fetch, command)
@@ -461,6 +483,15 @@ def inflate(
         backbone.name, inflation, placement, clip, (), net.fc.out_features, backbone.source, backbone.licence
     )
     return net, dataclasses.replace(check(backbone.net, before, net), notes=backbone.notes)
+
+
+def _as_of(backbone: str, inflation: Inflation, nl: str) -> tuple[Inflation, str]:
+    """Both in the words of all networks: GoogLeNet has 3x3x3 kernels alone, and its modules have names."""
+    if not googlenet.is_googlenet(backbone):
+        return inflation, nl
+    if inflation.arch == "i3d":
+        inflation = dataclasses.replace(inflation, arch="i3d-333")
+    return inflation, googlenet.stage_blocks(nl)
 
 
 @torch.no_grad()

@@ -54,6 +54,11 @@ class PretrainedModel:
         return named
 
     @property
+    def by_hand(self) -> str:
+        """What takes the file that somebody fetched."""
+        return f"nlzoo import {self.url.rpartition('/')[2]}"
+
+    @property
     def zoo(self) -> str:
         """Who trained it: the part of the name behind the dot, its variant left out."""
         return self.name.partition(".")[2].partition("-")[0]
@@ -69,6 +74,17 @@ class PretrainedBackbone:
     licence: str
     top1: float
     top5: float | None = None
+    hash: str = ""  # as of a `PretrainedModel`, where it does not come from the Hub
+
+    @property
+    def zoo(self) -> str:
+        """Who publishes it."""
+        return self.by
+
+    @property
+    def by_hand(self) -> str:
+        """What takes the file that somebody fetched."""
+        return f"nlzoo inflate {self.name.partition('.')[0]} --weights {self.url.rpartition('/')[2]}"
 
 
 def known() -> list[PretrainedModel]:
@@ -109,7 +125,7 @@ def find(name: str) -> PretrainedModel:
     raise UsageError(f"there is neither a file nor a pretrained model {printable(name)!r}", hint)
 
 
-def fetch(model: PretrainedModel, progress: Progress = no_progress) -> tuple[Path, str]:
+def fetch(model: PretrainedModel | PretrainedBackbone, progress: Progress = no_progress) -> tuple[Path, str]:
     """The checkpoint's file, from the cache or fetched into it, and its sha256.
 
     A broken transfer is resumed where it stopped. The hash is checked against the published one. Where there is none,
@@ -184,7 +200,7 @@ _FAILURES = (
 )  # fmt: skip
 
 
-def _transfer(model: PretrainedModel, part: Path, progress: Progress) -> None:
+def _transfer(model: PretrainedModel | PretrainedBackbone, part: Path, progress: Progress) -> None:
     """The rest of the file at `part`."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(model.url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -217,11 +233,11 @@ def _transfer(model: PretrainedModel, part: Path, progress: Progress) -> None:
         )
 
 
-def _by_hand(model: PretrainedModel) -> str:
-    return f"fetch it on a machine with a network, then: nlzoo import {model.url.rpartition('/')[2]}"
+def _by_hand(model: PretrainedModel | PretrainedBackbone) -> str:
+    return f"fetch it on a machine with a network, then: {model.by_hand}"
 
 
-def _check(model: PretrainedModel, file: Path) -> str:
+def _check(model: PretrainedModel | PretrainedBackbone, file: Path) -> str:
     """sha256 of the file, which is removed when it is not what was published or recorded, or no weights file."""
     found = files.sha256(file)
     record = file.with_name(file.name.removesuffix(".part") + ".sha256")
@@ -252,7 +268,7 @@ def _recorded(record: Path) -> str:
     return text if re.fullmatch("[0-9a-f]{64}", text) else ""
 
 
-def _check_content(model: PretrainedModel, file: Path) -> None:
+def _check_content(model: PretrainedModel | PretrainedBackbone, file: Path) -> None:
     """A page to sign in on is no checkpoint, and its hash must not become the one to keep to."""
     from .foreign import read_weights  # imports torch, which `nlzoo list` does without
 

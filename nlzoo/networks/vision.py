@@ -1,7 +1,9 @@
 """The only door to torchvision, also where the registry's torchvision (a CUDA build) stands beside a CPU torch."""
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -44,6 +46,14 @@ def import_transforms() -> ModuleType:
     from torchvision.transforms import v2
 
     return v2
+
+
+def import_googlenet() -> Callable[..., Any]:
+    """torchvision's GoogLeNet, a class."""
+    import_torchvision()
+    from torchvision.models.googlenet import GoogLeNet
+
+    return GoogLeNet
 
 
 def kinetics400() -> tuple[str, ...]:

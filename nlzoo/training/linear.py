@@ -71,9 +71,7 @@ def fit_head(
     train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
     bad_train, bad_val = _by_side(bad, {item.path for item in parts[listing.VAL]})
     predictions = evaluate.Predictions(tuple(items[n] for n in val), scores[val], bad_val)
-    if net.spec.clip.stream == "audio":
-        net.spec = replace(net.spec, prior=net.spec.prior or tuple(truth[train].mean(0).tolist()))
-        predictions = _with_silent(predictions, parts[listing.VAL], net.spec.prior)
+    predictions = _with_silent(net, predictions, parts[listing.VAL], truth[train])
     curve = None
     if not dataset.multi_label:
         curve = learning_curve.measure(features, truth.argmax(1), items, partial(classify, strength))
@@ -81,9 +79,13 @@ def fit_head(
 
 
 def _with_silent(
-    predictions: evaluate.Predictions, items: Sequence[Item], prior: Sequence[float]
+    net: Network, predictions: evaluate.Predictions, items: Sequence[Item], truth: np.ndarray
 ) -> evaluate.Predictions:
-    """With the `prior` for those of the `items` that have no sound."""
+    """With the prior for those of the `items` that have no sound, where `net` hears; else by `truth` (N, K)."""
+    if net.spec.clip.stream != "audio":
+        return predictions
+    prior = net.spec.prior or tuple(truth.mean(0).tolist())
+    net.spec = replace(net.spec, prior=prior)
     silent = {one.path for one in predictions.bad if one.reason == sound.NONE}
     more = tuple(item for item in items if item.path in silent)
     scores = np.concatenate([predictions.scores, np.tile(prior, (len(more), 1))])

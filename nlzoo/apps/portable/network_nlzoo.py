@@ -158,6 +158,13 @@ class Block(nn.Module):
         return last(y + (self.get_submodule("downsample")(x) if "downsample" in self._modules else x))
 
 
+class Branches(nn.Module):
+    """Layers on one input, side by side as channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.children()], 1)
+
+
 class ResNet(nn.Module):
     """All layers, one after the other."""
 
@@ -207,12 +214,12 @@ def unrows(y: Tensor, like: Tensor, span: str) -> Tensor:
 
 
 KINDS: dict[str, type[nn.Module]] = {
-    "resnet": ResNet, "block": Block, "sequential": nn.Sequential, "conv": Conv, "batch_norm": nn.BatchNorm3d,
-    "group_norm": FrameGroupNorm, "max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d, "blur_pool": BlurPool,
-    "temporal_max_pool": TemporalMaxPool, "global_pool": GlobalAveragePool, "squeeze_excite": SqueezeExcite,
-    "eca": Eca, "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "non_local": NonLocal, "head": Head,
-    "relu": nn.ReLU, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid,
-    "identity": nn.Identity,
+    "resnet": ResNet, "block": Block, "branches": Branches, "sequential": nn.Sequential, "conv": Conv,
+    "batch_norm": nn.BatchNorm3d, "group_norm": FrameGroupNorm, "max_pool": nn.MaxPool3d, "avg_pool": nn.AvgPool3d,
+    "blur_pool": BlurPool, "temporal_max_pool": TemporalMaxPool, "global_pool": GlobalAveragePool,
+    "squeeze_excite": SqueezeExcite, "eca": Eca, "conv1d": nn.Conv1d, "conv2d": nn.Conv2d,
+    "non_local": NonLocal, "head": Head, "relu": nn.ReLU, "silu": nn.SiLU, "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "identity": nn.Identity,
 }  # fmt: skip
 
 
