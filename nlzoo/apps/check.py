@@ -122,17 +122,17 @@ def look(
     """Examines every file of `listing` as closely as `level` says (`records.THREE`, or `ALL`), and reports."""
     paths = [os.path.join(listing.root, item.path) for item in listing.items]
     probed = records.examine(paths, level, workers, progress, log)
-    sizes = Counter(record.size for record in {r.path: r for r in probed if not r.problem}.values())
-    alike = [record.path for record in probed if not record.problem and sizes[record.size] > 1]
-    return check(listing, probed, records.digests(alike, workers, no_progress, log), val, seed)
+    sizes = {record.path: record.size for record in probed if not record.problem}
+    return check(listing, probed, records.contents(sizes, workers, log), val, seed)
 
 
 def check(
     listing: Listing, probed: Sequence[Record], digests: Mapping[str, str], val: str = "0.25", seed: int = 0
 ) -> Report:
-    """The report on a listing; `probed` has the record of each item's file, `digests` the sha256 of files of equal size
-    by `Record.path`. `val` and `seed` are those of the split that training would make. Raises `UsageError` for a `val`
-    that cannot be."""
+    """The report on a listing; `probed` has the record of each item's file, `digests` what files hold of which others
+    may be copies (`records.contents`), by `Record.path`. `val` and `seed` are those of the split that training would
+    make. Raises `UsageError` for a `val` that cannot be.
+    """
     known = {item.path: record for item, record in zip(listing.items, probed, strict=True)}
 
     def copies(paths: list[str]) -> dict[str, str]:
@@ -288,7 +288,7 @@ def _copies(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
         extra = sum(map(len, copies)) - len(copies)
         yield Finding(
             "duplicates",
-            f"{counted(extra, 'file has', 'files have')} the same bytes as another, for example {_both(copies[0])}",
+            f"{counted(extra, 'file has', 'files have')} the same content as another, for example {_both(copies[0])}",
             "they will stay on one side of a split that nlzoo makes; remove them, or those clips count double",
         )
 
@@ -303,7 +303,7 @@ def _leaks(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
         yield Finding(
             "leak",
             f"{counted(len(both), 'file is', 'files are')} in more than one of train, val and test: {_both(both[0])} "
-            "have the same bytes",
+            "have the same content",
             "remove one of each: figures on what was trained on mean nothing",
         )
 
@@ -318,7 +318,7 @@ def _conflicts(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
         yield Finding(
             "conflict",
             f"{counted(len(clashes), 'file has', 'files have')} two labels: {printable(first)} is {quoted(one)} and "
-            f"{printable(second)}, the same bytes, {quoted(other)}",
+            f"{printable(second)}, the same content, {quoted(other)}",
             "remove the wrong one; a video with both labels needs a list with 'a;b'",
         )
 

@@ -1,6 +1,5 @@
 """Which videos a model was trained on, by the list of its run and of the runs that it started from."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from ..core import archives, files
 from ..core.errors import NlzooError
 from ..networks import zoo
-from ..videos import listing, manifest, records, video
+from ..videos import listing, records, video
 from ..videos.listing import Item
 
 
@@ -41,40 +40,17 @@ def trained_on(lists: Sequence[listing.Listing], root: Path, items: Sequence[Ite
     What `nlzoo prepare` made of a file is a copy of it, in one direction and the other.
     """
     train = [(found.root, item) for found in lists for item in found.items if item.split == listing.TRAIN]
-    contents = _contents({_real(folder, item) for folder, item in [*train, *((root, item) for item in items)]})
+    paths = {archives.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
+    contents = records.contents({path: state[0] for path in paths if (state := video.state(path))})
+
+    def content(folder: Path, item: Item) -> str:
+        path = archives.realpath(folder / item.path)
+        return contents.get(path, path)
+
     parts: dict[str, list[Item]] = {}
     for folder, item in train:
-        for content in contents[_real(folder, item)]:
-            parts.setdefault(content, []).append(item)
-
-    def trained(item: Item) -> bool:
-        same = (part for content in contents[_real(root, item)] for part in parts.get(content, ()))
-        return any(_overlap(item, part) for part in same)
-
-    return list(map(trained, items))
-
-
-def _real(folder: Path, item: Item) -> str:
-    return archives.realpath(folder / item.path)
-
-
-def _contents(paths: set[str]) -> dict[str, list[str]]:
-    """What each file has in common with others that have it: its path; the hash of its bytes; that of its source.
-
-    Hashes are taken of files whose size another has, or a source of another.
-    """
-    sizes = {path: state[0] for path in paths if (state := video.state(path))}
-    made_of = manifest.lines_of(sizes)
-    same = Counter([*sizes.values(), *(line.size for line in made_of.values())])
-    alike = {path for path, size in sizes.items() if same[size] > 1}
-    alike |= {path for path, line in made_of.items() if same[line.size] > 1}
-    digests = records.digests(alike)
-    contents = {path: [path] for path in paths}
-    for path, digest in digests.items():
-        contents[path].append(digest)
-        if path in made_of and made_of[path].output_sha256 == digest:  # else it was replaced
-            contents[path].append(made_of[path].sha256)
-    return contents
+        parts.setdefault(content(folder, item), []).append(item)
+    return [any(_overlap(item, part) for part in parts.get(content(root, item), ())) for item in items]
 
 
 def _overlap(one: Item, other: Item) -> bool:

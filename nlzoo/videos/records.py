@@ -13,7 +13,8 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..core import files
 from ..core.errors import VideoError
 from ..core.progress import Log, Progress, no_log, no_progress
 from ..core.text import printable
-from . import pool, video
+from . import manifest, pool, video
 from .frame_folder import State
 
 HEADER, THREE, ALL = 0, 1, 2  # levels: packets walked; first, middle and last frame decoded; every frame decoded
@@ -165,6 +166,28 @@ def digests(
             progress(done, len(states))
     _write("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", rows, log)
     return {name: known[name] for name in states if name in known}
+
+
+def contents(sizes: Mapping[str, int], workers: int | None = None, log: Log = no_log) -> dict[str, str]:
+    """Absolute path → what the file holds, for those of which another may hold the same; `sizes` are the bytes of all.
+
+    It is the sha256 of the file in hex, or of the file that it was made of by `nlzoo prepare`.
+    """
+    made = manifest.lines_of(sizes)
+    same = Counter([*sizes.values(), *(line.size for line in made.values())])
+    alike = [path for path, size in sizes.items() if same[size] > 1 or (path in made and same[made[path].size] > 1)]
+    sums = digests(alike, workers, log=log)
+    sources = {line.output_sha256: line.sha256 for line in made.values()}
+
+    def origin(path: str, digest: str) -> str:
+        line, seen = made.get(path), {digest}
+        digest = line.sha256 if line and line.output_sha256 == digest else digest  # else another took its place
+        while (source := sources.get(digest)) and source not in seen:  # of a copy of a copy
+            seen.add(source)
+            digest = source
+        return digest
+
+    return {path: origin(path, digest) for path, digest in sums.items()}
 
 
 # --- looking

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -117,12 +117,10 @@ def _lost(listed: Sequence[Item], used: Sequence[Item], skipped: Mapping[str, Sk
 
 
 def _copies(root: Path, known: Mapping[str, records.Record], paths: list[str]) -> dict[str, str]:
-    """Digests of the files that may be copies of one another: those that share their size with another."""
-    sizes = Counter(known[path].size for path in set(paths))
-    alike = [path for path in set(paths) if sizes[known[path].size] > 1]
-    digests = records.digests([root / path for path in alike])
-    absolute = {path: os.path.abspath(root / path) for path in alike}
-    return {path: digests[name] for path, name in absolute.items() if name in digests}
+    """What files hold that may be copies of one another (`records.contents`)."""
+    absolute = {path: os.path.abspath(root / path) for path in paths}
+    contents = records.contents({name: known[path].size for path, name in absolute.items()})
+    return {path: contents[name] for path, name in absolute.items() if name in contents}
 
 
 def refuse_unusable(dataset: Dataset) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from drawn import drawing, encode, vfr_times
 
-from nlzoo.apps import check
+from nlzoo.apps import check, prepare
 from nlzoo.core.errors import VideoError
 from nlzoo.core.model_spec import ModelSpec
 from nlzoo.core.skipped import Skipped
@@ -97,7 +97,7 @@ def test_copies_and_contents_under_two_labels_are_named(folder):
     assert "a/1.mp4 and a/z.mp4" in finding(result, "duplicates").message
     shutil.copy(root / "a" / "2.mp4", root / "b" / "y.mp4")
     conflict = finding(report(root), "conflict").message
-    assert "a/2.mp4 is 'a'" in conflict and "b/y.mp4, the same bytes, 'b'" in conflict
+    assert "a/2.mp4 is 'a'" in conflict and "b/y.mp4, the same content, 'b'" in conflict
     with open(root / "b" / "y.mp4", "ab") as file:  # as long as another, and not the same
         file.write(b"\0\0\0\x08free")
     with open(root / "a" / "2.mp4", "ab") as file:
@@ -115,6 +115,23 @@ def test_the_same_bytes_on_both_sides_of_a_given_split_are_a_leak(folder):
     for file in (root / "val" / "a").iterdir():
         file.write_bytes(file.read_bytes() + b"\0\0\0\x08free")
     assert "leak" not in kinds(report(root))
+
+
+def test_what_prepare_made_of_a_file_is_a_copy_of_it(folder, tmp_path):
+    """In a folder to validate on it is a leak; also a copy of the copy, but not what has taken its place since."""
+    root, out, again = folder(3, "ab"), tmp_path / "out", tmp_path / "again"
+    prepare.prepare_source(root, out, 16)
+    prepare.prepare_source(out, again, 16)
+    for train, val in ((root, out), (out, root), (out, again)):
+        result = check.look(listing.read(train, (), str(val)), workers=0, val=str(val))
+        leak = finding(result, "leak").message
+        assert leak.startswith("6 files are in more than one of train, val and test: ") and "a/0.mp4" in leak
+        sizes = {str(path): path.stat().st_size for path in (train / "a" / "0.mp4", val / "a" / "0.mp4")}
+        assert len(set(records.contents(sizes).values())) == 1
+    for number, copy in enumerate(sorted(out.rglob("*.mp4"))):  # another video, of its own bytes
+        copy.write_bytes((root / "a" / "0.mp4").read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+    result = check.look(listing.read(root, (), str(out)), workers=0, val=str(out))
+    assert "leak" not in kinds(result)
 
 
 def test_parts_of_one_file_are_no_copies_and_several_labels_no_conflict(folder):
