@@ -10,7 +10,7 @@ from ..core.recipe_spec import Decision, TrainConfig
 from ..core.text import printable
 from ..networks import hub_dataset, model, zoo
 from ..networks.network import Network
-from ..videos import listing, scanning
+from ..videos import flow, listing, scanning
 from . import devices, dry_run, linear, metrics, plan, run_folder, train, tuning
 from . import engine as engines
 from .callbacks import Callbacks, Event, Step
@@ -150,6 +150,8 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     )
     if span:
         decisions.append(span)
+    if clip.stream in flow.METHODS and not options.cache:
+        decisions.append(Decision("flow", "computed each time that a clip is shown", "--cache DIR keeps it"))
     if options.lr == "auto":
         rate = float(f"{dry_run.find_rate(net, dataset, config, callbacks, engine):.1g}")
         recipe = dataclasses.replace(config.recipe, lr=engine.broadcast(rate))

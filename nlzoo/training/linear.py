@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,13 +48,15 @@ def fit_head(
     workers: int = 0,
     decoder: str = "auto",
     progress: Progress = no_progress,
+    cache: Path | None = None,
 ) -> Fitted:
     """Fits a new head for the classes of `dataset` (split) to the features of its training videos, in place.
 
     C is chosen by cross-validation over the training groups. Raises `VideoError` where too few videos could be read.
     """
     parts = {part: scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL)}
-    source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip, decoder=decoder)
+    source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip)
+    source = replace(source, decoder=decoder, cache=cache)
     rows, bad = _features(net, source, device, workers, progress)
     items = [source.items[index] for index in rows]
     features = np.stack(list(rows.values())) if rows else np.empty((0, 1))

@@ -173,7 +173,8 @@ def _probe(job: Job, dataset: scanning.Dataset) -> tuple[Epoch, dict[str, torch.
     config, net, spec = job.config, job.net, job.net.spec
     before = {name: value.clone() for name, value in net.fc.state_dict().items()}
     try:
-        fitted = linear.fit_head(net, dataset, job.engine.device, config.workers, config.decoder, look)
+        cache = Path(config.cache) if config.cache else None
+        fitted = linear.fit_head(net, dataset, job.engine.device, config.workers, config.decoder, look, cache)
         made = fitted.predictions
         figures = metrics.of_validation(made.scores, made.items, spec.classes, spec.multi_label)
         failed, seconds = len(fitted.bad) + len(made.bad), time.monotonic() - began
