@@ -138,7 +138,7 @@ LONG_CLIP = 64  # frames; the paper's short clips have up to 32, its long ones 1
 LARGE_SET = 50_000  # training clips from which on the paper's recipe is taken
 CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
 EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
-STEPS = 600  # that a small set trains for at least: fewer do not carry into another place (docs/training.md)
+STEPS = 600  # of a small set, at least: fewer do not carry into another place, more take over a quarter of an hour
 PROBED = 1000  # training clips up to which a linear probe comes first: of more it takes minutes
 EMA = 0.98  # of a small set
 BATCH, GPU_BATCH = 4, 16
@@ -266,8 +266,10 @@ def auto_recipe(
 
 def _for_few(recipe: Recipe, training_clips: int, new_head: bool) -> tuple[Recipe, list[Decision]]:
     """What a small set gets beside its preset (docs/training.md), and why."""
-    steps = recipe.epochs * -(-training_clips // recipe.batch)
-    passes = max(1, round(STEPS / steps))
+    steps = -(-training_clips // recipe.batch)
+    passes = -(-STEPS // (recipe.epochs * steps))
+    epochs = round(STEPS / (passes * steps)) if passes > 1 else recipe.epochs
+    recipe = dataclasses.replace(recipe, epochs=epochs)
     decisions = [
         Decision("passes", passes, f"over the clips in an epoch, for about {STEPS} steps at least"),
         Decision("ema", EMA, "single epochs of a small set jump"),
