@@ -265,14 +265,14 @@ def strongest(change: Tensor, points: int) -> list[Cell]:
     Fewer where the frame has no room for more, or nothing changes.
     """
     left, (_, height, width) = change.cpu().clone(), change.shape
-    found: list[Cell] = []
-    while len(found) < points and left.max() > 0:
+    cells: list[Cell] = []
+    while len(cells) < points and left.max() > 0:
         t, y, x = _cell_of(left, int(left.argmax()))
         near_y = (torch.arange(height) - y).abs() < APART * height
         near_x = (torch.arange(width) - x).abs() < APART * width
         left[:, near_y[:, None] & near_x] = 0
-        found.append((t, y, x))
-    return found
+        cells.append((t, y, x))
+    return cells
 
 
 def _cell_of(grid: Tensor, index: int) -> Cell:

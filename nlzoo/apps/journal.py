@@ -91,7 +91,7 @@ class Journal:
             )
         if heads[own] is None:
             files.write_text(own, as_json({"asked": asked}) + "\n")
-        elif not _ends_a_line(own):  # what a kill has torn is made again; the next line must not join it
+        elif not _ends_with(own, b"\n"):  # what a kill has torn is made again; the next line must not join it
             files.append_text(own, "\n")
         self._own = open(own, "ab", buffering=0)
         self._read([own, *sorted(path for path in heads if path != own and heads[path])], errors=False)
@@ -113,18 +113,18 @@ class Journal:
 
         Rank r takes every world-th group. What goes through the network with a missing one goes with it again.
         """
-        found: list[str] = []
+        paths: list[str] = []
         query = "SELECT path, place FROM videos WHERE number > ? AND number <= ? ORDER BY number"
         for group in self._groups[rank::world]:
             first = group * self._together
             rows = self._ask(query, first, first + self._together).fetchall()
             if any(place is None for _, place in rows):
-                found += [os.fsdecode(path) for path, _ in rows]
-            if len(found) >= most:
-                yield found
-                found = []
-        if found:
-            yield found
+                paths += [os.fsdecode(path) for path, _ in rows]
+            if len(paths) >= most:
+                yield paths
+                paths = []
+        if paths:
+            yield paths
 
     def left(self, rank: int = 0, world: int = 1) -> int:
         """How many that will be."""
@@ -301,10 +301,6 @@ def _head(file: Path) -> str | None:
     return None
 
 
-def _ends_a_line(file: Path) -> bool:
-    return _ends_with(file, b"\n")
-
-
 def _ends_with(file: Path, text: bytes) -> bool:
     with suppress(OSError), open(file, "rb") as opened:
         opened.seek(-len(text), os.SEEK_END)
@@ -324,8 +320,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _state(path: str) -> list[int] | None:
-    found = video.state(path)
-    return list(found) if found else None
+    state = video.state(path)
+    return list(state) if state else None
 
 
 def _packed(row: dict) -> dict:

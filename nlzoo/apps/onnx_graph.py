@@ -54,11 +54,6 @@ def write(net: plain.ResNet, metadata: Mapping[str, str]) -> bytes:
     return model.SerializeToString()
 
 
-def operators(content: bytes) -> set[str]:
-    """The names of the operators in a `.onnx` file."""
-    return {node.op_type for node in onnx.load_from_string(content).graph.node}
-
-
 def quantize(file: Path) -> None:
     """Weights of 8 bits, and activations that are rounded to 8 bits while it runs, in place.
 

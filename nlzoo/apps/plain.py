@@ -19,7 +19,7 @@ Layer = dict[str, Any]  # "kind", and the arguments of `network_nlzoo.KINDS`
 
 def describe(net: Network) -> dict[str, Layer]:
     """`{path: layer}` of `net`, for `network_nlzoo.build`. Raises `WeightsError` for a layer that it has not."""
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     closed: tuple[str, ...] = ()  # below these are parts of a layer
     for path, module in net.named_modules():
         if not path or path.startswith(closed) or type(module).__name__ in _NOTHING:
@@ -30,10 +30,10 @@ def describe(net: Network) -> dict[str, Layer]:
                 f"cannot export {path}: {type(module).__name__} is not a layer that exports know",
                 f"known are {', '.join(sorted(_KINDS))}",
             )
-        found[path] = {"kind": kind, **arguments(module)}
+        layers[path] = {"kind": kind, **arguments(module)}
         if kind == "non_local":
             closed += (f"{path}.",)
-    return found
+    return layers
 
 
 def rebuild(net: Network) -> network_nlzoo.ResNet:

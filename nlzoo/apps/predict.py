@@ -509,11 +509,11 @@ def segments(rows: list[dict], seconds: float, multi_label: bool, threshold: flo
             if not run:
                 runs.append((name, run))
             run.append(number)
-    found = []
+    parts = []
     for name, run in runs:
         score = float(np.mean([rows[number]["scores"][name] for number in run]))
-        found.append({"start": edges[run[0]], "end": edges[run[-1] + 1], "class": name, "score": score})
-    return sorted(found, key=lambda segment: (segment["start"], -segment["score"]))
+        parts.append({"start": edges[run[0]], "end": edges[run[-1] + 1], "class": name, "score": score})
+    return sorted(parts, key=lambda segment: (segment["start"], -segment["score"]))
 
 
 def as_rows(predictions: Sequence[dict]) -> list[dict]:

@@ -106,17 +106,13 @@ def _hold(out: Path, shard: Shard) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         held.enter_context(lock.hold(out, shared=shard.count > 1))
         if shard.count > 1:
-            held.enter_context(lock.hold(_lock(out, shard)))
+            held.enter_context(lock.hold(shard.file(out / LOCKS / "shard")))
         else:
             for folder in (out / LOCKS).glob("*"):  # where the file system has no locks, this tells of other hosts
                 held.enter_context(lock.hold(folder))
         yield
         if shard.count == 1:
             shutil.rmtree(out / LOCKS, ignore_errors=True)
-
-
-def _lock(out: Path, shard: Shard) -> Path:
-    return shard.file(out / LOCKS / "shard")
 
 
 def _prepare(

@@ -185,12 +185,12 @@ def _clips(
     rows: Sequence[int], predictions: evaluate.Predictions, source: loader.Clips, spec: ModelSpec, workers: int
 ) -> tuple[Clip, ...]:
     """The clips of those rows that can still be read, in their order."""
-    found = {}
+    by_row = {}
     for indices, pixels, _ in loader.load(source, [[(-1, row)] for row in rows], workers):
         if pixels is not None:
             (row,) = indices
-            found[row] = _clip(predictions.items[row], predictions.scores[row], spec, pixels[0, 0].numpy().copy())
-    return tuple(found[row] for row in rows if row in found)
+            by_row[row] = _clip(predictions.items[row], predictions.scores[row], spec, pixels[0, 0].numpy().copy())
+    return tuple(by_row[row] for row in rows if row in by_row)
 
 
 def _clip(item: Item, scores: np.ndarray, spec: ModelSpec, frames: np.ndarray) -> Clip:
@@ -394,16 +394,16 @@ def _confusion(facts: Facts) -> dict[str, Any]:
     order = np.argsort(-wrong, axis=None, kind="stable")[:LISTED].tolist()
     cells = [divmod(index, len(classes)) for index in order if wrong.flat[index]]
     bins = facts.figures["calibration"]
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "wrong": int(wrong.sum()),
         "confidence": sum(b["confidence"] * b["videos"] for b in bins) / facts.figures["videos"],
         "pairs": [(classes[t], classes[p], int(wrong[t, p]), float(shares[t, p])) for t, p in cells],
         "rows": [list(zip(*row)) for row in zip(counts.tolist(), shares.round(4).tolist())],
     }
     if len(classes) > TABLE_CLASSES:
-        found["rows"] = []
-        found["chart"] = _themed(charts.matrix(shares, charts.LIGHT), charts.matrix(shares, charts.DARK), "png")
-    return found
+        figures["rows"] = []
+        figures["chart"] = _themed(charts.matrix(shares, charts.LIGHT), charts.matrix(shares, charts.DARK), "png")
+    return figures
 
 
 def _hardest(facts: Facts) -> list[dict[str, Any]]:

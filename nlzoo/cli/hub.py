@@ -116,9 +116,9 @@ def _tell_plans(folder: Path, plans: dict[str, "Pushed"], private: bool, on_bran
         console.log(_plan_in_words(folder, _NAMES[kind], plan, private, on_branch if kind == "model" else {}))
 
 
-def _plan_in_words(folder: Path, kind: str, plan: "Pushed", private: bool, where: dict[str, str | None]) -> str:
+def _plan_in_words(folder: Path, kind: str, plan: "Pushed", private: bool, destination: dict[str, str | None]) -> str:
     who = "private" if private else "public: everybody can see it"
-    who = ", ".join([*(f"{name} {value}" for name, value in where.items() if value), who])
+    who = ", ".join([*(f"{name} {value}" for name, value in destination.items() if value), who])
     rows = [f"  {file['path']:20} {file['bytes']:>12,} bytes" for file in plan.files]
     return "\n".join([f"{folder} to the {kind} {plan.repo}, {who}:", *rows])
 

@@ -62,7 +62,7 @@ def write(file: Path, rows: Iterable[dict], columns: Sequence[str] = ()) -> None
             kinds.setdefault(_plain(key), set()).add(type(value))
     plain = ({_plain(key): _plain(value) for key, value in row.items()} for row in rows)
     if ending == ".parquet":
-        types = {name: _type_name(found - {type(None)}) for name, found in kinds.items()}
+        types = {name: _type_name(seen - {type(None)}) for name, seen in kinds.items()}
         return write_parquet(file, types, plain)
     with files.replacing(file) as part, open(part, "w", encoding="utf-8", newline="") as text:
         writer = csv.DictWriter(text, list(kinds))

@@ -84,10 +84,10 @@ def usage_lines(address: str, stream: str = "rgb") -> tuple[str, str]:
 
 def addressed(text: str, repo: str) -> str:
     """`text` with its lines of `usage`, whatever address they had, naming `repo`; the rest is left as it is."""
-    found = re.search(r'nlzoo\.load\("([^"\n]+)"\)', text)
-    if found:
+    match = re.search(r'nlzoo\.load\("([^"\n]+)"\)', text)
+    if match:
         for stream in STREAMS:
-            text = text.replace(usage(found[1], stream), usage(repo, stream))
+            text = text.replace(usage(match[1], stream), usage(repo, stream))
     return text
 
 

@@ -69,7 +69,7 @@ def read_blueprint(folder: Path) -> Network:
 def _compared(folder: Path) -> tuple[Network, Weights]:
     """The network of config.json, on the meta device, and the weights, whose names and shapes are its own."""
     spec = read_spec(folder)
-    weights = _read_header(files.current(Path(folder)) / "model.safetensors")
+    weights = read_header(files.current(Path(folder)) / "model.safetensors")
     with shapes_only():
         net = build(spec)
     shapes, expected = weights.shapes, {name: tuple(value.shape) for name, value in net.state_dict().items()}
@@ -95,12 +95,8 @@ def read_metrics(folder: Path) -> dict:
     return metrics
 
 
-def read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name → shape of a `.safetensors` file that may come from anybody; no tensor is read. Raises `WeightsError`."""
-    return _read_header(file).shapes
-
-
-def _read_header(file: Path) -> Weights:
+def read_header(file: Path) -> Weights:
+    """What a `.safetensors` file that may come from anybody says that it holds. Raises `WeightsError`."""
     if not file.is_file():
         raise WeightsError(f"there is no {file.name} in {file.parent}", _AGAIN)
     weights = read_weights(file)

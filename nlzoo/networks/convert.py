@@ -357,27 +357,27 @@ def read(file: Path, options: ImportOptions | None = None) -> Imported:
 
 def _recognise(shapes: Shapes, options: ImportOptions, file: Path) -> tuple[Zoo, tuple[str, ...]]:
     """`(zoo, notes)`: the zoo whose mark is there; where two have the same names, by the user or the file's name."""
-    found = {name: zoo for name, zoo in ZOOS.items() if _is_video(shapes.get(zoo.mark, ()), name)}
+    candidates = {name: zoo for name, zoo in ZOOS.items() if _is_video(shapes.get(zoo.mark, ()), name)}
     if options.zoo:
-        if options.zoo not in found:
+        if options.zoo not in candidates:
             raise WeightsError(
                 f"{file} is not of {options.zoo}: it has no tensor {ZOOS[options.zoo].mark}",
-                f"it looks like {' or '.join(found)}" if found else _SEE,
+                f"it looks like {' or '.join(candidates)}" if candidates else _SEE,
             )
         return ZOOS[options.zoo], ()
-    if not found:
+    if not candidates:
         some = ", ".join(_short(name) for name in list(shapes)[:3])
         raise WeightsError(
             f"{file} is of no zoo that nlzoo knows; it has {len(shapes)} tensors: {some}, …",
             f"those that it knows: {', '.join(ZOOS)}; 2-D weights go into nlzoo inflate NAME --weights FILE",
         )
-    if len(found) == 1:
-        return next(iter(found.values())), ()
-    named = [zoo for zoo in found.values() if re.search(zoo.files, file.name)]
+    if len(candidates) == 1:
+        return next(iter(candidates.values())), ()
+    named = [zoo for zoo in candidates.values() if re.search(zoo.files, file.name)]
     if len(named) != 1:
         raise WeightsError(
-            f"the names in {file} are those of {' and of '.join(found)}, and the nets differ in their max-pools",
-            f"say which it is: --zoo {' or --zoo '.join(found)}",
+            f"the names in {file} are those of {' and of '.join(candidates)}, and the nets differ in their max-pools",
+            f"say which it is: --zoo {' or --zoo '.join(candidates)}",
         )
     return named[0], (f"zoo {named[0].title}: {_BY_NAME}",)
 

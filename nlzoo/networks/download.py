@@ -88,8 +88,8 @@ def _names() -> set[str]:
 
 
 def _repo_in_address(name: str) -> str:
-    found = re.match(r"https?:/{1,2}(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s]+)", name)
-    return found[1] if found else ""
+    match = re.match(r"https?:/{1,2}(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s]+/[^/\s]+)", name)
+    return match[1] if match else ""
 
 
 def what_repo_was_meant(name: str) -> str:
@@ -245,8 +245,8 @@ def _remember(snapshot: Path, revision: str) -> None:
 
 def _cached(repo: str, revision: str) -> Path | None:
     """The whole model as an earlier pull left it in the cache, or None."""
-    found = [huggingface_hub.try_to_load_from_cache(repo, name, revision=revision) for name in FILES]
-    paths = [Path(path) for path in found if isinstance(path, str)]
+    cached = [huggingface_hub.try_to_load_from_cache(repo, name, revision=revision) for name in FILES]
+    paths = [Path(path) for path in cached if isinstance(path, str)]
     if not {path.name for path in paths}.issuperset(NEEDED):
         return None
     return paths[0].parent if all(map(_is_as_fetched, paths)) else None

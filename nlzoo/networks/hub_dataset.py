@@ -112,9 +112,9 @@ def _chosen(repo: "Repo", state: "RepoState", folder: str) -> list[str]:
 
 def _nothing_in(repo: "Repo", folder: str, below: list[str]) -> HubError:
     """What is wrong where none of the files below the folder is a video or a frame."""
-    where = f"{folder} of {repo}" if folder else str(repo)
+    place = f"{folder} of {repo}" if folder else str(repo)
     if not below:
-        return HubError(f"there is no {printable(where)} on the Hub", f"its files are at {repo.url}/tree/main")
+        return HubError(f"there is no {printable(place)} on the Hub", f"its files are at {repo.url}/tree/main")
     endings = Counter(os.path.splitext(file)[1].lower() or "no ending" for file in below).most_common(3)
     words = ", ".join(f"{number} {printable(ending)}" for ending, number in endings)
     hint = f"look at {repo.url}/tree/main"
@@ -123,7 +123,7 @@ def _nothing_in(repo: "Repo", folder: str, below: list[str]) -> HubError:
         hint = f"hf download {repo.name} --repo-type dataset --local-dir FOLDER, unpack the archives there"
     if len(packed) == 1 and packed[0].lower().endswith(archives.ENDINGS):
         hint = f"hf://datasets/{repo.name}/{printable(packed[0])} is read in place; or {hint}"
-    return HubError(f"{where} has no files of videos or frames ({words})", hint)
+    return HubError(f"{place} has no files of videos or frames ({words})", hint)
 
 
 def _is_wanted(file: str) -> bool:
@@ -152,8 +152,8 @@ def _patterns(files: Iterable[str]) -> list[str]:
 
 
 def _is_here(name: str, commit: str, file: str) -> bool:
-    found = huggingface_hub.try_to_load_from_cache(name, file, revision=commit, repo_type="dataset")
-    return isinstance(found, str)
+    cached = huggingface_hub.try_to_load_from_cache(name, file, revision=commit, repo_type="dataset")
+    return isinstance(cached, str)
 
 
 def _check_room(cache: Path, repo: "Repo", needed: int) -> None:

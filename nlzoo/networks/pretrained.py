@@ -239,11 +239,11 @@ def _by_hand(model: PretrainedModel | PretrainedBackbone) -> str:
 
 def _check(model: PretrainedModel | PretrainedBackbone, file: Path) -> str:
     """sha256 of the file, which is removed when it is not what was published or recorded, or no weights file."""
-    found = files.sha256(file)
+    sha256 = files.sha256(file)
     record = file.with_name(file.name.removesuffix(".part") + ".sha256")
     recorded = _recorded(record)
     kind, _, expected = (model.hash or f"sha256:{recorded}").partition(":")
-    digest = found
+    digest = sha256
     if kind == "sha1":
         with open(file, "rb") as opened:
             digest = hashlib.file_digest(opened, "sha1").hexdigest()
@@ -258,8 +258,8 @@ def _check(model: PretrainedModel | PretrainedBackbone, file: Path) -> str:
     if not expected:
         _check_content(model, file)
     if not recorded:
-        files.write_text(record, found + "\n")
-    return found
+        files.write_text(record, sha256 + "\n")
+    return sha256
 
 
 def _recorded(record: Path) -> str:

@@ -253,15 +253,15 @@ def _prediction_files(pattern: str | Path | None, control: bool) -> list[Path]:
         return []
     if control:
         raise UsageError("--predicted goes without --control, which opens the videos", "leave one of them out")
-    found = [Path(pattern)] if Path(pattern).is_file() else [Path(name) for name in sorted(glob.glob(str(pattern)))]
-    if not found:
+    paths = [Path(pattern)] if Path(pattern).is_file() else [Path(name) for name in sorted(glob.glob(str(pattern)))]
+    if not paths:
         raise UsageError(f"there is no file {printable(pattern)}", "for example --predicted 'answers-*-of-00016.jsonl'")
-    if wrong := [file for file in found if file.suffix.lower() != ".jsonl"]:
+    if wrong := [file for file in paths if file.suffix.lower() != ".jsonl"]:
         raise UsageError(f"{printable(wrong[0])} is no .jsonl", "nlzoo predict --out FILE.jsonl writes one")
-    return found
+    return paths
 
 
-def read_predictions(found: Sequence[Path], root: Path, items: Sequence[Item], names: Sequence[str]) -> Predictions:
+def read_predictions(paths: Sequence[Path], root: Path, items: Sequence[Item], names: Sequence[str]) -> Predictions:
     """The predictions for `items` from JSON lines of `nlzoo.predict`, whichever shards they are of.
 
     Raises `UsageError` where a video is missing, another model has answered, or an item is a part of a video.
@@ -273,7 +273,7 @@ def read_predictions(found: Sequence[Path], root: Path, items: Sequence[Item], n
     position = {os.path.abspath(root / item.path): number for number, item in enumerate(items)}
     scores = np.full((len(items), len(names)), np.nan)
     reasons: dict[int, str] = {}
-    for number, answer, reason in _answers(found, position, names):
+    for number, answer, reason in _answers(paths, position, names):
         if answer is None:
             reasons[number] = reason
         else:
@@ -290,10 +290,10 @@ def read_predictions(found: Sequence[Path], root: Path, items: Sequence[Item], n
     return Predictions(tuple(item for item, known in zip(items, good) if known), scores[good], bad)
 
 
-def _answers(found: Sequence[Path], position: Mapping[str, int], names: Sequence[str]) -> Iterator[Row]:
+def _answers(paths: Sequence[Path], position: Mapping[str, int], names: Sequence[str]) -> Iterator[Row]:
     """The lines of videos in `position`, which has their indices by path, as rows. Raises `UsageError`."""
     columns = [f"p:{name}" for name in names]
-    for file in found:
+    for file in paths:
         for row in tables.read_lines(file):
             number = position.get(os.path.abspath(row["path"]))
             if number is None:
@@ -421,7 +421,7 @@ def _without_training_videos(
 
 def _notes_of_training(folder: Path | None, lists: Sequence[listing.Listing]) -> Iterator[str]:
     """Whether copies of the videos that trained the model may be among those of `_without_training_videos`."""
-    gone = sum(len(found.skipped) for found in lists)
+    gone = sum(len(listed.skipped) for listed in lists)
     if gone or (folder and provenance.run_of(folder) and not lists):
         which = counted(gone, "video") if lists else "the videos"
         yield f"{which} of the model's run cannot be found: copies of them are not recognised here"

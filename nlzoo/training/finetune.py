@@ -48,7 +48,8 @@ def finetune(
         named = settings.name is not None or settings.seeds > 1
         base = zoo.folder_name(settings.name or hub_dataset.base_name(videos))
         if settings.dry_run:
-            return _rehearse(videos, first, settings, engine, callbacks)
+            planned = _plan(videos, first, settings, engine, callbacks)
+            return dry_run.rehearse(planned.net, planned.dataset, planned.config, callbacks, engine)
         files.check_folder(settings.runs / base)
         if settings.seeds == 1:
             return _run(videos, first, settings, engine, callbacks, base, named)
@@ -61,13 +62,6 @@ def finetune(
             one = dataclasses.replace(settings, seed=seed)
             results.append(_run(videos, first, one, engine, callbacks, finished.name, named))
         return SeedResults(results)
-
-
-def _rehearse(
-    videos: Path, start: str | None, options: FinetuneOptions, engine: Engine, callbacks: Callbacks
-) -> Rehearsal:
-    planned = _plan(videos, start, options, engine, callbacks)
-    return dry_run.rehearse(planned.net, planned.dataset, planned.config, callbacks, engine)
 
 
 def _run(

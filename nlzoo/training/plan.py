@@ -124,9 +124,9 @@ def fit_span(net: Network, options: FinetuneOptions, dataset: scanning.Dataset) 
     hands. A network that was trained on videos keeps what it knows.
     """
     clip = net.spec.clip
-    asked = options.stride is not None or options.fps is not None
+    given = options.stride is not None or options.fps is not None
     seconds = statistics.median(item.seconds for item in dataset.items)
-    if asked or clip.stride is not None or net.spec.classes or seconds < LONG_VIDEO:
+    if given or clip.stride is not None or net.spec.classes or seconds < LONG_VIDEO:
         return None
     stride = max(1, SPAN // clip.frames)
     length = clip.frames * stride / RATE

@@ -30,8 +30,8 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
     layout = _layout(root, tree.videos)
     labelled, outside = _labelled(tree, layout)
     labels = {item.labels[0] for item in labelled}
-    if found := _lists_instead(root, layout, labels):
-        return lists.read(root, found, classes)
+    if list_files := _lists_instead(root, layout, labels):
+        return lists.read(root, list_files, classes)
     if not labelled:
         raise _nothing_in(root, tree)
     if not layout and not classes:
@@ -55,13 +55,13 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
 
 def _lists_instead(root: Path, layout: dict[str, str], labels: set[str]) -> list[tuple[Path, str]]:
     """`[(file, split)]` of the lists that say what the folders do not. Raises `VideoError` where both say it."""
-    found = _lists_in(root)
-    if not found:
+    list_files = _lists_in(root)
+    if not list_files:
         return _metadata_in(root)
     if len(labels) < 2:
-        return found
+        return list_files
     if not layout:
-        raise _two_ways(root, labels, found)
+        raise _two_ways(root, labels, list_files)
     return []
 
 
@@ -81,8 +81,8 @@ def _kind(layout: dict[str, str]) -> tuple[Kind, int]:
     return Kind(items.SPLIT_FOLDERS, tuple(sorted(layout, key=lambda name: list(SPLITS).index(name.lower())))), 2
 
 
-def _two_ways(root: Path, labels: set[str], found: list[tuple[Path, str]]) -> VideoError:
-    names = " and ".join(printable(file.name) for file, _ in found)
+def _two_ways(root: Path, labels: set[str], list_files: list[tuple[Path, str]]) -> VideoError:
+    names = " and ".join(printable(file.name) for file, _ in list_files)
     return VideoError(
         f"{printable(root)} has both class folders ({quoted(sorted(labels))}) and lists ({names})",
         "move the lists away to use the folders, or join the lists into one with a split column and give that",
@@ -122,19 +122,19 @@ def _label(path: str) -> str:
 
 def _lists_in(root: Path) -> list[tuple[Path, str]]:
     """`[(file, split)]` when the folder holds `train.csv` and `val.csv` (.tsv, .txt), and perhaps `test.*`."""
-    found: dict[str, list[Path]] = {}
+    by_split: dict[str, list[Path]] = {}
     with archives.scandir(root) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             stem, ending = os.path.splitext(entry.name.lower())
             if ending in _LISTS and stem in SPLITS and entry.is_file():
-                found.setdefault(SPLITS[stem], []).append(root / entry.name)
-    if TRAIN not in found or VAL not in found:
+                by_split.setdefault(SPLITS[stem], []).append(root / entry.name)
+    if TRAIN not in by_split or VAL not in by_split:
         return []
-    for split, files in found.items():
+    for split, files in by_split.items():
         if len(files) > 1:
             names = quoted(file.name for file in files)
             raise VideoError(f"{printable(root)} has {len(files)} lists for {split}: {names}", "keep one of them")
-    return [(found[split][0], split) for split in (TRAIN, VAL, TEST) if split in found]
+    return [(by_split[split][0], split) for split in (TRAIN, VAL, TEST) if split in by_split]
 
 
 def _metadata_in(root: Path) -> list[tuple[Path, str]]:
@@ -150,11 +150,13 @@ def _metadata_in(root: Path) -> list[tuple[Path, str]]:
         for place, split in places.items()
         for ending in (".csv", list_rows.JSON_LINES, list_rows.PARQUET)
     ]
-    found = [(file, split) for file, split in files if archives.is_file(file) and list_rows.has_labels(file)]
-    if len({file.parent for file, _ in found}) < len(found) or (len(found) > 1 and found[0][0].parent == root):
-        lists_there = quoted(file.relative_to(root).as_posix() for file, _ in found)
+    list_files = [(file, split) for file, split in files if archives.is_file(file) and list_rows.has_labels(file)]
+    if len({file.parent for file, _ in list_files}) < len(list_files) or (
+        len(list_files) > 1 and list_files[0][0].parent == root
+    ):
+        lists_there = quoted(file.relative_to(root).as_posix() for file, _ in list_files)
         raise VideoError(f"{printable(root)} has several lists for the same videos: {lists_there}", "keep one of them")
-    return found
+    return list_files
 
 
 # --- what contributes nothing
@@ -195,31 +197,31 @@ def _no_videos(endings: Counter[str]) -> tuple[str, str]:
 
 
 def _nothing_in(root: Path, tree: Tree) -> VideoError:
-    where, endings = printable(root), tree.endings()[""]
+    name, endings = printable(root), tree.endings()[""]
     if tree.frames and len(tree.frames) == len(tree.videos):
         first = printable(tree.videos[0])
         return VideoError(
-            f"the folders of frames in {where} have no class: they lie directly in it ({first})",
+            f"the folders of frames in {name} have no class: they lie directly in it ({first})",
             f"move each into the folder of its class (CLASS/{first}), or give a list of path,label",
         )
     if tree.videos:
         first = printable(tree.videos[0])
         return VideoError(
-            f"the videos in {where} cannot be used: no class folder is there, and they lie directly in it ({first})",
+            f"the videos in {name} cannot be used: no class folder is there, and they lie directly in it ({first})",
             "move each into the sub-folder of its class, or give a list of path,label",
         )
     if not endings:
-        return VideoError(f"{where} is empty: it has no videos", items.EXPECTED)
+        return VideoError(f"{name} is empty: it has no videos", items.EXPECTED)
     pictures = sum(endings[ending] for ending in _PICTURES)
     if 2 * pictures > endings.total():
-        return VideoError(f"{where} has no videos, but {counted(pictures, 'picture')}", items.FRAMES)
+        return VideoError(f"{name} has no videos, but {counted(pictures, 'picture')}", items.FRAMES)
     hint = f"videos end in {' '.join(sorted(VIDEO_EXTENSIONS)[:6])} …, in one sub-folder per class"
     if endings[".csv"] + endings[".tsv"]:
         hint = "to use a list, give its file"
     elif any(endings[ending] for ending in _ARCHIVES):
         hint = "give a zip or tar in it by its own name, or unpack the archives first"
     return VideoError(
-        f"{where} has no videos; {counted(endings.total(), 'other file was', 'other files were')} ignored", hint
+        f"{name} has no videos; {counted(endings.total(), 'other file was', 'other files were')} ignored", hint
     )
 
 
@@ -234,24 +236,24 @@ def _refuse_splits_as_classes(root: Path, labelled: list[Item]) -> None:
         inside[folder].add(below[0] if below else "")
     nested = {folder for folder, below in inside.items() if len(below) > 1 and "" not in below}
     splits = sorted(filter(_named_like_split, inside))
-    where, first = printable(root), min(inside)
+    name, first = printable(root), min(inside)
     if len(inside) == 1 and nested:
         raise VideoError(
-            f"{where} has one folder, {quoted([first])}, which holds {quoted(sorted(inside[first]))}: no two classes",
+            f"{name} has one folder, {quoted([first])}, which holds {quoted(sorted(inside[first]))}: no two classes",
             f"if these are the classes, give {printable(root / first)}",
         )
     if len(splits) > 1 or _holds_classes(splits, inside, nested):
-        raise _named_error(where, splits, sorted(inside.keys() - splits))
+        raise _named_error(name, splits, sorted(inside.keys() - splits))
     same = nested == inside.keys() and all(below == inside[first] for below in inside.values())
     if same and not _numbered(inside[first]):
         raise VideoError(
-            f"all folders of {where}, {quoted(sorted(inside))}, hold the same sub-folders, "
+            f"all folders of {name}, {quoted(sorted(inside))}, hold the same sub-folders, "
             f"{quoted(sorted(inside[first]))}, which look like the classes",
             f"name the folders train, val and test, or put the classes first; {_NAME_THEM}",
         )
 
 
-def _named_error(where: str, splits: list[str], others: list[str]) -> VideoError:
+def _named_error(folder: str, splits: list[str], others: list[str]) -> VideoError:
     """The error for folders that are named like splits, with what was probably meant."""
     unknown = [name for name in splits if name.lower() not in SPLITS]
     advice = [f"rename {quoted(unknown)} to train, val or test, or move it away"] if unknown else []
@@ -259,9 +261,9 @@ def _named_error(where: str, splits: list[str], others: list[str]) -> VideoError
         advice.append(f"move {quoted(others)} away, or name it train, val or test")
     if not advice:
         advice.append("put train/ beside val/ or test/, each with a folder per class")
-    beside = f", beside {quoted(others)}" if others else ""
+    others_named = f", beside {quoted(others)}" if others else ""
     return VideoError(
-        f"{where} has folders that are named like splits, not classes: {quoted(splits)}{beside}",
+        f"{folder} has folders that are named like splits, not classes: {quoted(splits)}{others_named}",
         "; ".join([*advice, _NAME_THEM]),
     )
 

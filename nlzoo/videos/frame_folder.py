@@ -131,9 +131,9 @@ def state(path: str, trust: bool = False) -> State | None:
             with suppress(OSError):  # a link to nothing
                 info = entry.stat()
                 size, changed = size + info.st_size, changed + info.st_mtime_ns
-    found = (size, changed % _ALL) if holds_frames(path, (entry.name for entry in inside)) else None
-    _states[path] = own, found
-    return found
+    state = (size, changed % _ALL) if holds_frames(path, (entry.name for entry in inside)) else None
+    _states[path] = own, state
+    return state
 
 
 def series(path: str) -> tuple[Series, np.ndarray]:
@@ -150,8 +150,8 @@ def series(path: str) -> tuple[Series, np.ndarray]:
 
 def _alone(path: str) -> tuple[str, str, list[str]]:
     """Prefix, suffix and numbers, as they are written, of the one series of a folder. Raises `VideoError`."""
-    found = _by_name(path)
-    frames = {key: numbers for key, numbers in found.items() if not _FLOW.fullmatch(key[0].strip("_-. "))} or found
+    by_name = _by_name(path)
+    frames = {key: numbers for key, numbers in by_name.items() if not _FLOW.fullmatch(key[0].strip("_-. "))} or by_name
     if not frames:
         raise VideoError(
             "is a folder without numbered pictures, not a video", "frames are named img_00001.jpg, …", path
@@ -180,16 +180,16 @@ def _numbers(path: str, prefix: str, suffix: str, texts: list[str]) -> list[int]
 
 def _by_name(path: str) -> dict[tuple[str, str], list[str]]:
     """(prefix, suffix) → the numbers between them, as they are written."""
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
     try:
         with archives.scandir(path) as entries:
             for entry in entries:
                 match = _NUMBERED.fullmatch(entry.name)
                 if match and is_picture(entry.name) and not entry.is_dir(follow_symlinks=False):
-                    found[match[1], match[3]].append(match[2])
+                    numbers[match[1], match[3]].append(match[2])
     except OSError as error:
         raise VideoError(f"cannot be read: {error.strerror}", "check the path and its permissions", path) from None
-    return found
+    return numbers
 
 
 def sha256(path: str) -> str:

@@ -74,12 +74,12 @@ def val_source(val: str) -> Path | None:
 def _with_validation(listing: Listing, source: Path, classes: Sequence[str]) -> Listing:
     """The listing with the videos of `source` to validate on. Raises `VideoError` where either has a split already."""
     held = _read(source, ())
-    root, where = os.path.abspath(held.root), f"--val {printable(source)}"
-    _refuse_together(listing, held, where)
+    root, option = os.path.abspath(held.root), f"--val {printable(source)}"
+    _refuse_together(listing, held, option)
     known = {label for item in listing.items for label in item.labels}
     mine = _of_labels(held.items, known) if classes else held.items
     if not mine:
-        raise VideoError(f"{where} has no video of the classes to train on", f"they are {quoted(sorted(known))}")
+        raise VideoError(f"{option} has no video of the classes to train on", f"they are {quoted(sorted(known))}")
     outside = [replace(entry, path=os.path.join(root, entry.path)) for entry in held.skipped]
     items = [replace(item, split=TRAIN) for item in listing.items]
     items += [replace(item, path=os.path.join(root, item.path), split=VAL) for item in mine]
@@ -93,18 +93,18 @@ def _with_validation(listing: Listing, source: Path, classes: Sequence[str]) -> 
     )
 
 
-def _refuse_together(listing: Listing, held: Listing, where: str) -> None:
-    """Raises `VideoError` where the videos of `held`, which come from `where`, cannot validate those of `listing`."""
+def _refuse_together(listing: Listing, held: Listing, option: str) -> None:
+    """Raises `VideoError` where the videos of `held`, which come from `option`, cannot validate those of `listing`."""
     if os.path.realpath(held.root) == os.path.realpath(listing.root) and held.items == listing.items:
-        raise VideoError(f"{where} holds the videos that are trained on", "give other videos to validate on")
-    for whose, one in ((printable(listing.root), listing), (where, held)):
+        raise VideoError(f"{option} holds the videos that are trained on", "give other videos to validate on")
+    for whose, one in ((printable(listing.root), listing), (option, held)):
         if any(item.split in (VAL, TEST) for item in one.items):
             raise VideoError(
                 f"{whose} says itself which of its videos are for validation", "omit --val, or give one of its parts"
             )
     if held.multi_label and not listing.multi_label:
         raise VideoError(
-            f"{where} has videos of several labels, or none, and those to train on have one", "label both in one way"
+            f"{option} has videos of several labels, or none, and those to train on have one", "label both in one way"
         )
 
 

@@ -112,13 +112,13 @@ def _located(rows: list[Row], root: Path) -> tuple[list[Item], list[Skipped]]:
     seen: dict[tuple, tuple[Row, Item]] = {}
     is_frames = lru_cache(maxsize=None)(frame_folder.is_frame_folder)  # one folder may have thousands of rows
     for row in rows:
-        found = _find_stem(row, by_stem) if row.stems else _find_path(row.item, base, here, is_frames)
-        if isinstance(found, Item):
-            found = _repeated(row, found, seen) or found
-        if isinstance(found, Item):
-            used.append(found)
+        located = _find_stem(row, by_stem) if row.stems else _find_path(row.item, base, here, is_frames)
+        if isinstance(located, Item):
+            located = _repeated(row, located, seen) or located
+        if isinstance(located, Item):
+            used.append(located)
         else:
-            skipped.append(found)
+            skipped.append(located)
     return used, skipped
 
 

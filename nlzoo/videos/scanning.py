@@ -128,21 +128,21 @@ def refuse_unusable(dataset: Dataset) -> None:
 
     That is: more than `MOST_BAD` of the files unusable, no video, fewer than two classes.
     """
-    where, unusable = printable(dataset.root), bad(dataset.skipped, dataset.kind)
+    name, unusable = printable(dataset.root), bad(dataset.skipped, dataset.kind)
     total = len({item.path for item in dataset.items}) + len(unusable)
     if not dataset.items:
         raise VideoError(
-            f"{where} has no video that can be used:\n{_table(dataset.skipped)}", "nlzoo check shows what is there"
+            f"{name} has no video that can be used:\n{_table(dataset.skipped)}", "nlzoo check shows what is there"
         )
     if len(unusable) > MOST_BAD * total:
         raise VideoError(
-            f"{len(unusable)} of {counted(total, 'video')} in {where} cannot be used:\n{_table(unusable)}",
+            f"{len(unusable)} of {counted(total, 'video')} in {name} cannot be used:\n{_table(unusable)}",
             "fix or remove them; nlzoo check shows all",
         )
     if len(dataset.classes) < (1 if dataset.multi_label else 2):
         _refuse_lost(dataset)
         raise VideoError(
-            f"{where} has one class, {quoted(dataset.classes)}; a classifier needs two",
+            f"{name} has one class, {quoted(dataset.classes)}; a classifier needs two",
             "give a folder with one sub-folder of videos per class",
         )
 
@@ -192,8 +192,8 @@ def split(dataset: Dataset, val: str, seed: int) -> Dataset:
 
 def with_sound(dataset: Dataset, items: Sequence[Item]) -> tuple[Item, ...]:
     """Those of the `items` of a dataset whose videos have a track of sound."""
-    found = records.examine([dataset.root / item.path for item in items])
-    return tuple(item for item, record in zip(items, found) if record.sound)
+    examined = records.examine([dataset.root / item.path for item in items])
+    return tuple(item for item, record in zip(items, examined) if record.sound)
 
 
 def items_in(dataset: Dataset, part: str) -> list[Item]:

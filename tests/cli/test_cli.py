@@ -278,7 +278,7 @@ def test_prepared_videos_train_as_the_folder_or_the_list_that_they_came_from(nlz
 
 def test_a_dry_run_and_several_seeds(nlzoo, drawn):
     nlzoo("inflate", "tiny", "--nl", "none")
-    recipe = ("finetune", "videos", "--size", 32, "--frames", 4, "--epochs", 1, "--json")
+    recipe = ("finetune", "videos", "--size", 32, "--frames", 4, "--epochs", 1, "--batch", 2, "--json")
     code, out, _ = nlzoo(*recipe, "--dry-run")
     assert code == 0 and json.loads(out)["steps"] > 0 and not Path("runs").exists()
     code, out, _ = nlzoo(*recipe, "--seeds", 2)

@@ -428,19 +428,30 @@ def test_other_launchers_give_the_same_bits(launcher, finished, here):
     assert bits(here / "runs" / name) == bits(finished[0])
 
 
+def pausing():
+    """In a rank: time after each epoch, so that a run of six is disturbed before its end on a busy machine too."""
+    end = train._end_epoch
+
+    def end_epoch(*a):
+        end(*a)
+        time.sleep(0.5)
+
+    train._end_epoch = end_epoch
+
+
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.torture)])  # minutes
 def test_what_is_killed_hangs_or_is_stopped_ends_whole_and_goes_on_to_the_same_bits(finished, here, seed, few):
     """A few in forks; all in real processes, in a longer run, so that there is an epoch for each."""
     name = f"disturbed-{few}"
     rng, run, took = random.Random(seed), here / "runs" / name, {}
 
-    def start(name=name, **environment):
+    def start(name=name, slowly=lambda: None, **environment):
         if few:
-            return ForkedRanks(here, words(name))
+            return ForkedRanks(here, words(name), slowly)
         return Started(here, ["nlzoo", *words(name, epochs=20)], **environment)
 
     def disturbed(how, disturb, **environment):
-        started = start(**environment)
+        started = start(slowly=pausing, **environment)
         started.begun(run, rng)
         disturb(started)
         code, _, err = started.end()

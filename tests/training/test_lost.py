@@ -41,7 +41,14 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 CPU = Engine(torch.device("cpu"))
 RULES = ("--frames", "4", "--size", "32", "--epochs", "3", "--batch", "4", "--recipe", "probe=none")
 PROBED = ("--recipe", "probe=baseline")  # as a run is by default, where the moments before training matter too
-OFTEN = "from nlzoo.training import train; train.SAVE_SHARE = 1e9"  # a checkpoint after every step
+OFTEN = "from nlzoo.training import train; train.SAVE_SHARE = 1e9\n"  # a checkpoint after every step
+AT_FILE = """
+import os, signal, sys
+def at_file(event, args):
+    if event == "os.rename" and str(args[1]).endswith({name!r}):
+        os.kill(os.getpid(), signal.{number})
+sys.addaudithook(at_file)
+"""
 
 
 # --- the command, in a process of its own
@@ -124,6 +131,11 @@ def outcome(run):
     )
 
 
+def killed_at(name, number="SIGKILL"):
+    """What makes a start end itself by a signal when a file or folder gets that name, for `before`."""
+    return AT_FILE.format(name=name, number=number)
+
+
 def whole(place, folder, *words):
     """The outcome of the same command when nothing interrupts it."""
     if words not in place.known:
@@ -163,7 +175,7 @@ def left_behind(run):
     return [p.name for p in run.rglob(".*") if p.name != ".lock"]
 
 
-def none_left(leader, seconds=5.0):
+def none_left(leader, seconds=60.0):
     until = time.monotonic() + seconds
     while of_group(leader):
         if time.monotonic() > until:
@@ -259,23 +271,10 @@ def test_a_killed_run_that_forgets_its_optimizer_ends_with_other_bits(place, tmp
     """The negative control: with the weights alone a run goes on, and differs."""
     forget = "import torch; torch.optim.AdamW.load_state_dict = lambda self, state: None"
     wanted = whole(place, tmp_path)
-    started = tune(place, tmp_path / "a", before=OFTEN)
+    assert finished(tune(place, tmp_path / "a", before=OFTEN + killed_at("step-00000004")))[0] == -signal.SIGKILL
     run = tmp_path / "a" / "runs" / "r"
-    while not (newest(run) or 0) >= 3:
-        time.sleep(0.02)
-    kill(started[0])
-    finished(started)
     code, said = finished(tune(place, tmp_path / "a", before=forget))
-    assert code == 0 and said_step(said) >= 3 and outcome(run) != wanted
-
-
-AT_FILE = """
-import os, signal, sys
-def die(event, args):
-    if event == "os.rename" and str(args[1]).endswith({name!r}):
-        os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(die)
-"""
+    assert code == 0 and said_step(said) == 3 and outcome(run) != wanted
 
 
 @pytest.mark.parametrize(
@@ -284,7 +283,7 @@ sys.addaudithook(die)
 def test_a_kill_before_the_first_checkpoint_or_after_the_last_is_gone_on_from(place, tmp_path, name, named):
     asked = "r" if named else None
     name = name if named else name.replace("r/", "videos-1/")
-    code, _ = finished(tune(place, tmp_path / "a", *PROBED, before=AT_FILE.format(name=name), name=asked))
+    code, _ = finished(tune(place, tmp_path / "a", *PROBED, before=killed_at(name), name=asked))
     assert code == -signal.SIGKILL
     code, said = finished(tune(place, tmp_path / "a", *PROBED, name=asked))
     assert code == 0, said
@@ -300,6 +299,7 @@ train.train_step = lambda *a: (print('in a step', flush=True), time.sleep(300))
 """
 SLOW_LOOK = """
 import time
+from pathlib import Path
 from nlzoo.training import evaluate
 original, calls = evaluate.probabilities, [0]
 def slowly(*a, **k):
@@ -307,7 +307,8 @@ def slowly(*a, **k):
     for row in original(*a, **k):
         if calls[0] == {call}:
             print("in validation", flush=True)
-            time.sleep(1)
+            while not Path("go").exists():
+                time.sleep(0.02)
         yield row
 evaluate.probabilities = slowly
 """
@@ -328,7 +329,7 @@ def test_a_second_ctrl_c_ends_at_once(place, tmp_path):
     time.sleep(1)
     assert started[0].poll() is None  # the step is not over
     os.killpg(started[0].pid, signal.SIGINT)
-    assert finished(started, 10)[0] == 130 and none_left(started[0].pid)
+    assert finished(started, 100)[0] == 130 and none_left(started[0].pid)
     code, said = finished(tune(place, tmp_path / "a"))
     assert code == 0 and outcome(tmp_path / "a" / "runs" / "r") == whole(place, tmp_path), said
 
@@ -339,7 +340,8 @@ def test_a_signal_during_validation(place, tmp_path, call):
     started = tune(place, tmp_path / "a", before=SLOW_LOOK.format(call=call))
     until_said(started, "in validation")
     os.killpg(started[0].pid, signal.SIGTERM)
-    code, said = finished(started, 30)
+    (tmp_path / "a" / "go").write_text("")
+    code, said = finished(started)
     assert code == 143 and f"after step {max(0, call - 1) * 4} of 12" in said and none_left(started[0].pid), said
     code, said = finished(tune(place, tmp_path / "a"))
     assert code == 0 and outcome(tmp_path / "a" / "runs" / "r") == whole(place, tmp_path), said
@@ -387,13 +389,10 @@ def test_a_start_that_comes_to_the_folder_late_does_not_take_up_another_run(plac
     """It looked when there was none; then another began there and finished or stopped before this one had the lock."""
     started = tune(place, tmp_path / "a", "--lr", "1e-3", before=LATE.format(file=file))
     until_said(started, "waiting")
-    other = tune(place, tmp_path / "a", before=OFTEN if file == "go" else "")
+    other = tune(place, tmp_path / "a", before=OFTEN + killed_at("step-00000003") if file == "go" else "")
     run = tmp_path / "a" / "runs" / "r"
     if file == "go":
-        while not (newest(run) or 0) >= 2:
-            time.sleep(0.02)
-        kill(other[0])
-        finished(other)
+        assert finished(other)[0] == -signal.SIGKILL
         (tmp_path / "a" / "go").write_text("")
     else:
         assert finished(other)[0] == 0
@@ -413,12 +412,8 @@ def test_a_start_that_comes_to_the_folder_late_does_not_take_up_another_run(plac
 def stopped(place, tmp_path_factory):
     """A folder with a run `videos-1` that was stopped in its second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
-    started = tune(place, folder, name=None, before=OFTEN)
-    while not (newest(folder / "runs" / "videos-1") or 0) >= 5:
-        assert started[0].poll() is None, started[1].read_text()
-        time.sleep(0.02)
-    os.kill(started[0].pid, signal.SIGTERM)
-    assert finished(started)[0] == 143
+    code, said = finished(tune(place, folder, name=None, before=OFTEN + killed_at("step-00000005", "SIGTERM")))
+    assert code == 143, said
     return folder
 
 
@@ -574,13 +569,9 @@ def tune_at(place, tmp_path, folder, *words, before=""):
 
 def test_a_run_folder_that_has_become_read_only(place, tmp_path, disk):
     folder = disk("size=200m")
-    started = tune_at(place, tmp_path, folder, before=OFTEN)
     run = folder / "runs" / "r"
-    while not (newest(run) or 0) >= 5:
-        assert started[0].poll() is None
-        time.sleep(0.02)
-    os.kill(started[0].pid, signal.SIGTERM)
-    finished(started)
+    code, said = finished(tune_at(place, tmp_path, folder, before=OFTEN + killed_at("step-00000005", "SIGTERM")))
+    assert code == 143, said
     step = newest(run)
     disk("size=200m,ro")
     code, said = finished(tune_at(place, tmp_path, folder))

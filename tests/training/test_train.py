@@ -461,7 +461,7 @@ def test_resume_without_a_name_finds_the_only_unfinished_run(videos, tmp_path, m
             signal.raise_signal(signal.SIGTERM)
 
     def begun(name):
-        common = {"epochs": 2, "device": "cpu", "frames": 2, "size": 32, "batch": 8}
+        common = {"epochs": 2, "device": "cpu", "frames": 2, "size": 32, "batch": 8, "recipe": "probe=none"}
         with pytest.raises(Stopped):
             nlzoo.finetune(videos, "images", Callbacks(stop), name=name, **common)
 
