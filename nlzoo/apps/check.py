@@ -188,30 +188,41 @@ def to_json(report: Report) -> dict:
 
 def in_words(report: Report) -> str:
     """The report for a person: classes, kinds of files, problems, warnings, and whether training could start."""
-    rows: list[tuple[str, ...]] = [("class", "clips", "seconds: min", "median", "max", "sizes")]
-    for label, c in report.classes.items():
-        sizes = _few([f"{size} ({number})" for size, number in c.sizes], 3)
-        rows.append((printable(label), str(c.clips), *(f"{seconds:.1f}" for seconds in c.seconds), sizes))
     skipped = report.files - report.used - report.ignored
     lines = [
         report.source,
         f"{counted(report.files, 'file')}: {report.used} used, {skipped} skipped, {report.ignored} ignored; "
         f"{counted(report.clips, 'clip')}",
         "",
-        *_table(rows),
+        *_table(_by_class(report)),
         "",
+        *_kinds(list({v["path"]: v for v in report.videos}.values())),
+        *_skipped(report),
     ]
-    lines += _kinds(list({v["path"]: v for v in report.videos}.values()))
-    if report.skipped:
-        more = len(report.skipped) - _SHOWN
-        lines += ["skipped:", *(f"  {entry}" for entry in report.skipped[:_SHOWN])]
-        lines += [f"  … and {more} more", ""] if more > 0 else [""]
     for finding in report.warnings:
         lines += [f"{finding.kind}: {finding.message}", f"  {finding.hint}"]
     if report.warnings:
         lines.append("")
     lines.append(f"not ready: {report.reason}" if report.reason else "ready to train")
     return "\n".join(lines)
+
+
+def _by_class(report: Report) -> list[tuple[str, ...]]:
+    """The rows of the table of classes, its head first."""
+    rows: list[tuple[str, ...]] = [("class", "clips", "seconds: min", "median", "max", "sizes")]
+    for label, c in report.classes.items():
+        sizes = _few([f"{size} ({number})" for size, number in c.sizes], 3)
+        rows.append((printable(label), str(c.clips), *(f"{seconds:.1f}" for seconds in c.seconds), sizes))
+    return rows
+
+
+def _skipped(report: Report) -> list[str]:
+    """The first files that were skipped, each with its reason."""
+    if not report.skipped:
+        return []
+    more = len(report.skipped) - _SHOWN
+    rest = [f"  … and {more} more"] if more > 0 else []
+    return ["skipped:", *(f"  {entry}" for entry in report.skipped[:_SHOWN]), *rest, ""]
 
 
 def _kinds(videos: Sequence[dict]) -> list[str]:

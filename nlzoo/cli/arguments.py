@@ -38,24 +38,23 @@ def _refuse_empty(args: list[str]) -> None:
 
 def _what_was_meant(ctx: Any) -> str:
     """The hint for words that are too many for a command."""
-    from ..networks import download
-
     values = [ctx.params[each.name] for each in ctx.command.params if each.param_type_name == "argument"]
     words = [str(value) for value in values if value is not None] + ctx.args
-    models = [word for word in words if download.names_model(word) or _may_be_on_the_hub(word)]
+    models = [word for word in words if _names_model(word)]
     others = [word for word in words if word not in models]
-    options = {option for each in ctx.command.params for option in each.opts}
+    takes_from = any("--from" in each.opts for each in ctx.command.params)
     command = ["nlzoo", ctx.info_name]
-    if (len(models), len(others)) == (1, 1) and "--from" in options:
+    if (len(models), len(others)) == (1, 1) and takes_from:
         return shlex.join([*command, *others, "--from", *models])
     if len(models) == 1 and others and "model" not in ctx.params:
         return f"{ctx.info_name} takes no model: {shlex.join([*command, *others])}"
-    if len(others) == 2 and not models and "--from" in options and all(Path(word).exists() for word in others):
+    if len(others) == 2 and not models and takes_from and all(Path(word).exists() for word in others):
         return f"{shlex.join([*command, others[0], '--val', others[1]])} validates on the second"
     return f"{shlex.join(command)} --help lists arguments and options"
 
 
-def _may_be_on_the_hub(word: str) -> bool:
+def _names_model(word: str) -> bool:
+    """Whether it is a model here, or may be one of the Hub."""
     from ..networks import download
 
-    return not Path(word).exists() and download.looks_like_repo(word)
+    return download.names_model(word) or (not Path(word).exists() and download.looks_like_repo(word))
