@@ -124,10 +124,13 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     if options.tuned:
         tuning.refuse_unmeasured(engine.device)
     # no network is fetched for videos that cannot be trained on; one that is here is looked at before they are opened
-    dataset = scan() if not start and not zoo.models() else None
+    of_sound = options.stream == "audio"
+    dataset = scan() if not start and (of_sound or not zoo.models()) else None
+    if dataset and of_sound:
+        plan.prior_of_sound(dataset, Callbacks())  # refuses a set without any
     folder, net = plan.starting_model(start, callbacks, options.stream)
     fresh = net.spec.inflation.init != "imported" and not net.spec.classes
-    if fresh:
+    if fresh and not of_sound:
         callbacks.log(Event("images_only"))
     plan.fit_clip(net, options, engine.device)
     dataset = dataset or scan()

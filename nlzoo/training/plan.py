@@ -66,7 +66,8 @@ def starting_model(start: str | None, callbacks: Callbacks, stream: str | None =
             values = {"name": kinetics.name, "top1": kinetics.top1, "licence": kinetics.licence}
             callbacks.log(Event("kinetics_first", values))
         callbacks.log(Event("inflating_2d" if of_sound else "inflating", {"backbone": "resnet50", "nl": nl}))
-        net, checks = model.inflate("resnet50", None, Inflation(arch), nl, download.backbone_weights)
+        command = "nlzoo inflate resnet50 --arch c2d --nl none" if of_sound else ""
+        net, checks = model.inflate("resnet50", None, Inflation(arch), nl, download.backbone_weights, command=command)
         readme = card.body(net.spec, None, checks.summary())
         folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
     refuse_other_kinds(zoo.read_spec(folder), "be fine-tuned")

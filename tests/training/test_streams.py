@@ -193,6 +193,8 @@ def test_no_sound_in_any_is_refused(heard, work):
     folder, *_ = heard
     with pytest.raises(UsageError, match="none of the videos to train on has sound"):
         finetune.finetune(work[0] / "v", folder / "net", stream="audio", runs=folder / "other", device="cpu")
+    with pytest.raises(UsageError, match="none of the videos to train on has sound"):  # and nothing is fetched for them
+        finetune.finetune(work[0] / "v", stream="audio", runs=folder / "other", device="cpu")
     report = check.look(listing.read(folder / "v"), records.HEADER, workers=0)
     assert [row["path"] for row in report.videos if not row["sound"]] == list(SILENT)
     assert "6 of 8 files with sound" in check.in_words(report)
