@@ -106,7 +106,9 @@ def prior_of_sound(dataset: scanning.Dataset, callbacks: Callbacks) -> tuple[flo
     heard = scanning.with_sound(dataset, dataset.items)
     labels = {label for item in heard if item.split == listing.TRAIN for label in item.labels}
     if not labels:
-        raise UsageError("none of the videos to train on has sound", "use --stream rgb or flow")
+        raise UsageError(
+            "none of the videos to train on has sound", "use --stream rgb or flow; prepared copies have none"
+        )
     if silent := [name for name in dataset.classes if name not in labels]:
         raise UsageError(
             f"no training video of {quoted(silent, 3)} has sound",
