@@ -38,7 +38,8 @@ FOLDER = Path("comparisons")  # default place, in the working folder
 INFLATED = {"c2d": ("c2d", "none"), "i3d": ("i3d", "none"), "nl-i3d": ("i3d", "5")}
 STREAMS = {"flow": "i3d", "audio": "c2d"}  # by the network that each starts from
 FUSED = {"rgb+flow": ("i3d", "flow"), "rgb+flow+audio": ("i3d", "flow", "audio")}
-SYSTEMS = ("majority", "size-and-length", "probe", *INFLATED, *STREAMS, *FUSED)
+SEQUENCES = ("lstm", "attention")  # heads over windows of what the probe sees
+SYSTEMS = ("majority", "size-and-length", "probe", *SEQUENCES, *INFLATED, *STREAMS, *FUSED)
 FEW_BLOCKS = "res3:1,res4:1"  # of a backbone that is too shallow for the paper's five
 
 Key = tuple[str, float | None, float | None]  # of a video: path, start, end
@@ -231,9 +232,9 @@ def _made(job: _Job, system: str, seed: int) -> Measured:
     if system in FUSED:
         return _fused([_measured(job, part, seed, lambda text: None) for part in FUSED[system]])
     run = job.folder / "runs" / _slug(system, seed)
-    if system.startswith("probe"):
+    if system.startswith("probe") or system in SEQUENCES:
         if not (run / run_folder.RESULT).is_file():
-            _probe(job, system.removeprefix("probe").strip(), seed, run)
+            _probe(job, system, seed, run)
     elif not (run / run_folder.RESULT).is_file():
         _finetune(job, system, seed, run)
     return _predicted(job, run)
@@ -273,8 +274,8 @@ def _fused(parts: Sequence[Measured]) -> Measured:
     return Measured(keys, scores, **sums)
 
 
-def _probe(job: _Job, model: str, seed: int, run: Path) -> None:
-    settings = job.settings
+def _probe(job: _Job, system: str, seed: int, run: Path) -> None:
+    settings, model = job.settings, system.removeprefix("probe ") if system.startswith("probe ") else ""
     probe(
         model or settings.backbone,
         settings.videos,
@@ -286,6 +287,7 @@ def _probe(job: _Job, model: str, seed: int, run: Path) -> None:
         stages=job.stages,
         weights=settings.weights if not model else None,
         runs=run.parent,
+        head=system if system in SEQUENCES else "linear",
     )
 
 

@@ -256,7 +256,8 @@ def _feed(names: Sequence[str], net: Network, options: Options, workers: int) ->
     items = tuple(listing.Item(name, ()) for name in names)
     source = loader.Clips(Path(), items, net.spec.clip, views=options.views, decoder=options.decoder)
     feed = loader.Loader(source, min(len(items), workers))
-    feed.prime(evaluate.batches(source))
+    if not net.spec.head:  # whose windows are other clips
+        feed.prime(evaluate.batches(source))
     return feed
 
 
@@ -458,7 +459,8 @@ class _Long:
             own = items[part.start : part.stop]
             source = loader.Clips(Path(), own, net.spec.clip, views=ViewSpec(), decoder=decoder, sweep=Sweep(len(own)))
             self.feeds.append(loader.Loader(source, min(1, workers)))
-            self.feeds[-1].prime(evaluate.batches(source))
+            if not net.spec.head:
+                self.feeds[-1].prime(evaluate.batches(source))
 
     def row(self, progress: Progress) -> dict:
         """As `windows`."""

@@ -11,6 +11,7 @@ from . import console, processes
 from .options import (
     ANSWERS,
     CLIPS,
+    TRAINING,
     Decoder,
     Device,
     Json,
@@ -220,13 +221,22 @@ def _print_prediction(top: int, row: dict) -> None:
 
 
 def probe_(
-    model: Annotated[
-        str,
+    models: Annotated[
+        list[str],
         typer.Argument(
-            help="A model as for eval, or any 2-D network of timm, which sees frame by frame: vit_small_patch14_dinov2."
+            metavar="MODEL...",
+            help="A model as for eval, or any 2-D network of timm, which sees frame by frame: "
+            "vit_small_patch14_dinov2. Features of several stand side by side.",
         ),
     ],
     videos: Videos,
+    head: Annotated[
+        str, typer.Option(help="linear, or over windows of a video lstm or attention.", rich_help_panel=TRAINING)
+    ] = "linear",
+    windows: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Of a video, for lstm and attention. Default: 8.", rich_help_panel=TRAINING),
+    ] = None,
     val: Val = "0.25",
     seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
     size: Annotated[
@@ -246,14 +256,30 @@ def probe_(
     json: Json = False,
 ) -> None:
     """The fast baseline: a linear classifier on a model's features. It makes a run, in minutes instead of hours."""
-    refuse_early(model, videos, val=val, images=True)
+    for model in models:
+        refuse_early(model, videos, val=val, images=True)
     videos = fetched(videos)
 
     from ..training import metrics
     from ..training.probe import probe
 
-    warn_of_unfinished(model)
-    made = probe(model, videos, val, seed, size, name, "auto", device, console.progress, tell_scan, weights)
+    for model in models:
+        warn_of_unfinished(model)
+    made = probe(
+        models,
+        videos,
+        val,
+        seed,
+        size,
+        name,
+        "auto",
+        device,
+        console.progress,
+        tell_scan,
+        weights,
+        head=head,
+        windows=windows,
+    )
     for skipped in made.skipped:
         console.warn(f"skipped {skipped}")
     baseline = f"majority-class baseline: {made.figures['majority']:.3f}"

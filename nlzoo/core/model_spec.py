@@ -19,7 +19,10 @@ FORMAT = 1  # of config.json; raised when an old reader would misread a new file
 STAGES = ("res2", "res3", "res4", "res5")
 FRAMES = "frames"  # no 3-D network: any 2-D one of timm on each frame, its features averaged
 FUSED = "fused"  # several whole models, whose probabilities are averaged
-ARCHS = ("c2d", "i3d", "i3d-333", FRAMES, FUSED)
+SEQUENCE = "sequence"  # features of windows of a video, of one or several models, and a head over them
+ARCHS = ("c2d", "i3d", "i3d-333", FRAMES, FUSED, SEQUENCE)
+HEADS = ("linear", "lstm", "attention")  # of a sequence
+MOST_FRAMES = 1024  # of a video that a network sees at once
 FORMS = ("gaussian", "embedded", "dot", "concat")
 SPANS = ("spacetime", "space", "time")
 MOST_MEMBERS = 32  # of a fused model
@@ -116,12 +119,20 @@ class ModelSpec:
     threshold: float | None = None  # with several labels: the probability from which on one is predicted; None: CHOSEN
     # of a network of sound: the shares of the classes in training, which a video without sound is given
     prior: tuple[float, ...] = ()
-    members: tuple["Member", ...] = ()  # of a fused model; the backbone is then called fused
+    members: tuple["Member", ...] = ()  # of a fused model or a sequence; the backbone is then called so
+    head: "SequenceHead | None" = None  # of a sequence
 
     @property
     def is_inflated(self) -> bool:
         """Whether this is a 3-D ResNet, which alone can be fine-tuned, explained and exported."""
-        return self.inflation.arch not in (FRAMES, FUSED)
+        return self.inflation.arch not in (FRAMES, FUSED, SEQUENCE)
+
+    def shared_clips(self) -> dict[ClipSpec, list[int]]:
+        """The numbers of the members by their clip: those with the same see the same pixels."""
+        shared: dict[ClipSpec, list[int]] = {}
+        for place, member in enumerate(self.members):
+            shared.setdefault(member.model.clip, []).append(place)
+        return shared
 
     @property
     def label_threshold(self) -> float:
@@ -161,13 +172,40 @@ class ModelSpec:
             raise UsageError(f"stages with non-local blocks must rise and not repeat: {stages}")
         if stages and not self.is_inflated:
             raise UsageError("a network that is not inflated has no non-local blocks")
-        if bool(self.members) != (self.inflation.arch == FUSED):
-            raise UsageError("a model of the arch fused has members, and no other has")
+        self._check_members()
+
+    def _check_members(self) -> None:
+        if bool(self.members) != (self.inflation.arch in (FUSED, SEQUENCE)):
+            raise UsageError("a model of the arch fused or sequence has members, and no other has")
+        if (self.head is not None) != (self.inflation.arch == SEQUENCE):
+            raise UsageError("a model of the arch sequence has a head, and no other has")
         if self.members and not any(member.weight for member in self.members):
-            raise UsageError("no member of the fused model has a weight above 0")
+            raise UsageError("no member of the model has a weight above 0")
         for member in self.members:
             if member.model.members or member.outputs != (self.classes, self.num_outputs, self.multi_label):
-                raise UsageError("members of a fused model have its own classes, and no members of theirs")
+                raise UsageError("members of a model have its own classes, and no members of theirs")
+            if self.head and member.model.clip.frames * self.head.windows > MOST_FRAMES:
+                raise UsageError(
+                    f"{self.head.windows} windows of {member.model.clip.frames} frames are more than {MOST_FRAMES}"
+                )
+
+
+@dataclass(frozen=True)
+class SequenceHead:
+    """What makes one prediction of the features of the windows of a video, which lie evenly over it."""
+
+    kind: str  # of HEADS
+    windows: int  # of a video
+    units: int = 0  # of the LSTM in each direction; attention units of each member; none of a linear head
+
+    def __post_init__(self) -> None:
+        one_of(self.kind, HEADS, "head")
+        between(self.windows, 1, 256, "windows")
+        between(self.units, 0 if self.kind == "linear" else 1, 4096, "units of the head")
+
+    def __str__(self) -> str:
+        names = {"linear": "a linear head", "lstm": "a bidirectional LSTM", "attention": "shifting attention"}
+        return f"{names[self.kind]} over {self.windows} window{'s' if self.windows > 1 else ''} of a video"
 
 
 @dataclass(frozen=True)
@@ -195,6 +233,7 @@ def refuse_other_kinds(spec: ModelSpec, what: str) -> None:
     """Raises `UsageError` for a model that is no 3-D ResNet, which `what` (a verb: be exported) is for."""
     if not spec.is_inflated:
         kind = f"{len(spec.members)} fused models" if spec.members else f"{spec.backbone} on single frames"
+        kind = str(spec.head) if spec.head else kind
         raise UsageError(
             f"this model cannot {what}: it is {kind}, and no 3-D ResNet", "nlzoo inflate resnet50 makes one that can"
         )
@@ -218,8 +257,9 @@ def _plain(spec: ModelSpec) -> dict:
     if spec.clip.stream == "rgb":
         del values["clip"]["stream"]
     values["members"] = [{"weight": member.weight, "model": _plain(member.model)} for member in spec.members]
-    if not spec.members:
-        del values["members"]
+    for name in ("members", "head"):
+        if not values[name]:
+            del values[name]
     return values
 
 
@@ -257,6 +297,8 @@ def _decode(cls: Any, data: object) -> Any:
 def _decode_value(name: str, value: object) -> object:
     if name == "model" and isinstance(value, dict) and "members" in value:
         raise ValueError("a member of a fused model has no members")  # nor has it a depth
+    if name == "head":
+        return None if value is None else _decode(SequenceHead, value)
     if name in _NESTED:
         return _decode(_NESTED[name], value)
     if name == "non_local":

@@ -19,7 +19,6 @@ _ARCHS = {
     "c2d": ("C2D", "no temporal kernels"),
     "i3d": ("I3D", "3x1x1 temporal kernels"),
     "i3d-333": ("I3D", "3x3x3 kernels"),
-    "fused": ("Late fusion", "whole models, whose probabilities are averaged"),
     "frames": ("Frame by frame", "a 2-D network on each frame, whose features are averaged"),
 }
 _INITS = {
@@ -58,7 +57,7 @@ def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None, use:
 def title(spec: ModelSpec) -> str:
     """One line: `Non-local I3D, resnet50.a1_in1k`."""
     if spec.members:
-        return f"Late fusion of {len(spec.members)} models"
+        return escape(f"{spec.head}".capitalize()) if spec.head else f"Late fusion of {len(spec.members)} models"
     return f"{'Non-local ' if spec.non_local else ''}{_ARCHS[spec.inflation.arch][0]}, {escape(spec.backbone)}"
 
 
@@ -143,10 +142,10 @@ def _normalised(spec: ModelSpec) -> str:
 
 
 def _what_members(spec: ModelSpec) -> str:
-    lines = [
-        "A video classifier made with nlzoo: several models, the weighted mean of whose probabilities is taken.",
-        "",
-    ]
+    what = "several models, the weighted mean of whose probabilities is taken"
+    if spec.head:
+        what = f"{spec.head}, fitted to the features of {counted(len(spec.members), 'model')} that stay as they are"
+    lines = [f"A video classifier made with nlzoo: {what}.", ""]
     lines += [f"- {escape(str(member))}: {member.model.clip}" for member in spec.members]
     lines += [f"- starting weights: {escape(spec.source) or 'not recorded'}", f"- their licence: {_licence(spec)}"]
     return "\n".join(lines)

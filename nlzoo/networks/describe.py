@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..core.model_spec import Member, ModelSpec
-from ..core.text import printable
+from ..core.text import counted, printable
 from ..core.view_spec import ClipSpec
 from .inflate import LAYER, FrameBlurPool, TemporalMaxPool, depths
 from .layers import Cost, NonLocalBlock, block_cost
@@ -71,7 +71,8 @@ def cost(net: Network, clip: ClipSpec) -> tuple[int, int, dict[str, Cost]]:
     """
     if net.spec.members:
         costs = [cost(member, member.spec.clip)[:2] for member in net.members]
-        return sum(params for params, _ in costs), sum(macs for _, macs in costs), {}
+        windows = net.spec.head.windows if net.spec.head else 1
+        return sum(p.numel() for p in net.parameters()), windows * sum(macs for _, macs in costs), {}
     if not net.spec.is_inflated:
         return *_cost_on_frames(net, clip), {}
     return _cost(net, _pass_on_meta(net, clip))
@@ -160,6 +161,7 @@ def describe(net: Network) -> dict:
         "source": spec.source,
         "licence": spec.licence,
         **({"members": [_member(one) for one in spec.members]} if spec.members else {}),
+        **({"head": dataclasses.asdict(spec.head)} if spec.head else {}),
     }
 
 
@@ -195,7 +197,8 @@ def _architecture(net: Network) -> list[str]:
     spec, inflation = net.spec, net.spec.inflation
     if spec.members:
         lines = [f"  {member}, {member.model.clip}" for member in spec.members]
-        return [f"{len(spec.members)} models, whose probabilities are averaged", *lines]
+        joined = f"{spec.head}, on features of" if spec.head else "the mean of the probabilities of"
+        return [f"{joined} {counted(len(spec.members), 'model')}", *lines]
     if not spec.is_inflated:
         return [f"{spec.backbone}, on each frame; its features are averaged"]
     counts = depths(net)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.errors import HubError, UsageError, WeightsError
 from ..core.lazy import partly
-from ..core.model_spec import FRAMES, Inflation, ModelSpec, Named, NonLocal, parse_nl
+from ..core.model_spec import FRAMES, Inflation, Member, ModelSpec, Named, NonLocal, SequenceHead, parse_nl
 from ..core.text import nearest, printable
 from ..core.view_spec import ClipSpec
 from . import googlenet, vision, zoo
@@ -29,6 +29,7 @@ from .frame_network import FrameNetwork
 from .fused import FusedNetwork
 from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_, stem
 from .network import Network
+from .sequence import SequenceNetwork, build_head
 
 MAX_OUTPUTS = 100_000  # as in a ModelSpec
 
@@ -342,9 +343,36 @@ def _fused(spec: ModelSpec) -> Network:
     return fuse([build(member.model) for member in spec.members], spec)
 
 
+def join(arch: str, members: Sequence[tuple[Network, float]], head: SequenceHead | None = None) -> Network:
+    """Networks for the same classes as one (`FUSED`, `SEQUENCE`), with weights in proportion to those given."""
+    total = sum(weight for _, weight in members)
+    specs = [net.spec for net, _ in members]
+    first = next((spec for spec in specs if spec.clip.stream == "rgb"), specs[0])
+    spec = ModelSpec(
+        arch,
+        Inflation(arch),
+        clip=first.clip,  # that people are shown
+        classes=first.classes,
+        num_outputs=first.num_outputs,
+        multi_label=first.multi_label,
+        source="; ".join(dict.fromkeys(spec.source for spec in specs if spec.source))[:1000],
+        licence=", ".join(dict.fromkeys(spec.licence for spec in specs if spec.licence))[:1000],
+        members=tuple(Member(weight / total, net.spec) for net, weight in members),
+        head=head,
+    )
+    return fuse([net for net, _ in members], spec)
+
+
 def fuse(members: Sequence[Network], spec: ModelSpec) -> Network:
-    """The networks of `spec.members` as one, in eval mode."""
-    net = cast(Network, FusedNetwork(members))
+    """The networks of `spec.members` as one, in eval mode; the head of a sequence is randomly initialised."""
+    joined = FusedNetwork(members)
+    if spec.head:
+        order = [number for numbers in spec.shared_clips().values() for number in numbers]
+        widths = [members[number].fc.in_features for number in order]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            joined = SequenceNetwork(members, build_head(spec.head, widths), sum(widths), spec.num_outputs)
+    net = cast(Network, joined)
     net.spec = spec
     return net.eval()
 

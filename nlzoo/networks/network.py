@@ -23,7 +23,15 @@ if TYPE_CHECKING:
         layer3: nn.Sequential
         layer4: nn.Sequential
         drop_rate: float
-        members: "Sequence[Network]"  # of a fused model alone
+        members: "Sequence[Network]"  # of a fused model or a sequence alone
+
+        head: nn.Module  # of a sequence alone, like the next three
+        dropout: nn.Module
+        mean: Tensor
+        scale: Tensor
+
+        def classify(self, features: Tensor) -> Tensor:
+            """Of a sequence: logits of the features `(B, W, D)` of windows."""
 
         def set_grad_checkpointing(self, enable: bool = True) -> None:
             """timm's: of every block only the input is kept."""

@@ -16,7 +16,7 @@ import torch
 from ..core import files, lock
 from ..core.bounds import one_of
 from ..core.errors import UsageError
-from ..core.model_spec import FUSED, Inflation, Member, ModelSpec
+from ..core.model_spec import FUSED, ModelSpec
 from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, train_config
 from ..core.skipped import Skipped
@@ -73,7 +73,7 @@ def fuse(
     files.check_folder(run)
     shares = [(folder, member) for folder in folders for member in _members(folder)]
     names = [printable(folder.name) for folder, _ in shares]
-    net = _as_one([member for _, member in shares]).to(device)
+    net = models.join(FUSED, [member for _, member in shares]).to(device)
     workers = pool.default_workers(str(device))
     with stages("scanning") as progress:
         dataset = scanning.scan(folders[0] / "videos.csv", (), progress)
@@ -158,28 +158,14 @@ def _config(folders: Sequence[Path]) -> TrainConfig:
 def _members(folder: Path) -> list[tuple[Network, float]]:
     """The networks of a run with their shares of it."""
     net = checkpoint.load_model(folder / "best")
+    if net.spec.head:
+        raise UsageError(
+            f"{printable(folder)} is {net.spec.head}, and no member of a fused model",
+            "nlzoo probe MODEL MODEL VIDEOS --head … takes several models at once",
+        )
     if not net.spec.members:
         return [(net, 1.0)]
     return [(one, member.weight) for one, member in zip(net.members, net.spec.members)]
-
-
-def _as_one(members: Sequence[tuple[Network, float]]) -> Network:
-    """The fused network with the weights of its parts as they are, which add up to 1."""
-    total = sum(weight for _, weight in members)
-    specs = [net.spec for net, _ in members]
-    first = next((spec for spec in specs if spec.clip.stream == "rgb"), specs[0])
-    spec = ModelSpec(
-        FUSED,
-        Inflation(FUSED),
-        clip=first.clip,  # that people are shown
-        classes=first.classes,
-        num_outputs=first.num_outputs,
-        multi_label=first.multi_label,
-        source="; ".join(dict.fromkeys(spec.source for spec in specs if spec.source))[:1000],
-        licence=", ".join(dict.fromkeys(spec.licence for spec in specs if spec.licence))[:1000],
-        members=tuple(Member(weight / total, net.spec) for net, weight in members),
-    )
-    return models.fuse([net for net, _ in members], spec)
 
 
 def _weights(net: Network) -> list[float]:

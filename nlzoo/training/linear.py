@@ -33,7 +33,7 @@ Head = tuple[np.ndarray, np.ndarray]  # weights (K, D), biases (K,)
 class Fitted:
     """A head that was fitted, and what it is worth."""
 
-    strength: float  # C that was chosen
+    strength: float  # C that was chosen; of a head over time the epochs
     predictions: evaluate.Predictions  # for the validation videos
     train: tuple[Item, ...]  # videos that it was fitted to
     train_loss: float  # mean log loss on them
@@ -183,7 +183,7 @@ def fold_likelihoods(
     mean, scale = _scale(features)
     strength, *_ = fit((features - mean) / scale, truth, groups, dataset.multi_label)
     likely = np.zeros((len(items), truth.shape[1] if dataset.multi_label else 1))
-    for train, test in _folds(features, groups):
+    for train, test in folds(features, groups):
         mean, scale = _scale(features[train])
         weights, biases = _head((features[train] - mean) / scale, truth[train], strength, dataset.multi_label)
         logits = torch.from_numpy((features[test] - mean) / scale @ weights.T + biases)
@@ -195,7 +195,7 @@ def fold_likelihoods(
     return dict(zip(rows, likely))
 
 
-def _folds(x: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(x: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows to fit to and rows to test on, whole groups each; none of a single group."""
     from sklearn.model_selection import GroupKFold
 
@@ -211,16 +211,16 @@ def fit(
     `x`: float (N, D). `truth`: (N, K) of 0 and 1. C has the least log loss over folds of the groups. Several labels:
     one regression for each class, all with one C.
     """
-    folds = _folds(x, groups)
+    parts = folds(x, groups)
 
     def loss(strength: float) -> float:
         total = 0.0
-        for train, val in folds:
+        for train, val in parts:
             head = _head(x[train], truth[train], strength, multi_label)
             total += _loss(head, x[val], truth[val], multi_label)
         return total
 
-    strength = min(STRENGTHS, key=loss) if folds else 1e-2
+    strength = min(STRENGTHS, key=loss) if parts else 1e-2
     return strength, *_head(x, truth, strength, multi_label)
 
 

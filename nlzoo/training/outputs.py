@@ -13,6 +13,7 @@ from itertools import repeat
 import numpy as np
 import torch
 
+from ..core.errors import UsageError
 from ..core.recipe_spec import Recipe
 from ..core.view_spec import ClipSpec, ViewSpec
 from ..networks.folding import fold_bn
@@ -41,6 +42,9 @@ def probabilities(
     members it is the mean of theirs by `Member.weight`. A network of sound gives its prior for a video without any, and
     the reason stands beside the row.
     """
+    if net.spec.head:
+        yield from _of_sequence(net, source, device, workers, recipe)
+        return
     if not net.spec.members:
         made = _mean_over_views(partial(_probabilities, fold_bn(net)), source, device, workers, recipe)
         yield from _with_prior(made, net.spec.prior)
@@ -58,7 +62,7 @@ def by_member(
     recipe: Recipe = AUTO,
 ) -> Iterator[Row]:
     """As `probabilities`, float64 `(M, K)` with a row for each member of `net`."""
-    order = np.argsort([number for numbers in _same_clips(net).values() for number in numbers])
+    order = np.argsort([number for numbers in net.spec.shared_clips().values() for number in numbers])
     for index, row, reason in _each_member(net, source, device, workers, recipe, _probabilities):
         yield index, None if row is None else row.reshape(len(order), -1)[order], reason
 
@@ -77,6 +81,18 @@ def features(
     if not net.spec.members:
         yield from _mean_over_views(partial(_features, fold_bn(net)), source, device, workers, recipe)
         return
+    for index, row, reason in _each_member(net, source, device, workers, recipe, _features):
+        yield index, row.mean(0) if row is not None and net.spec.head else row, reason
+
+
+def window_features(
+    net: Network,
+    source: loader.Clips | loader.Loader,
+    device: torch.device,
+    workers: int = 0,
+    recipe: Recipe = AUTO,
+) -> Iterator[Row]:
+    """The same of a sequence: float64 `(W, D)`, of each window of a video the features of all members, side by side."""
     yield from _each_member(net, source, device, workers, recipe, _features)
 
 
@@ -107,23 +123,29 @@ def _mean_over_views(
     device: torch.device,
     workers: int,
     recipe: Recipe,
+    windows: int = 0,
 ) -> Generator[Row, None, None]:
-    """The mean of `forward`'s rows over the views of each video; `CLIPS` views in a pass."""
+    """The mean of `forward`'s rows over the views of each video; `CLIPS` views in a pass.
+
+    `windows`: of a video, that lie in its views, or in its clip one after the other; each has a row `(windows, N)`.
+    """
     feed = source if isinstance(source, loader.Loader) else loader.Loader(source, workers)
     clip = feed.source.clip
     in_parts = devices.InParts(lambda part: forward(clips.to_input(part.to(device), clip)), CLIPS)
     with nullcontext() if feed is source else closing(feed), closing(feed.load(batches(feed.source))) as loaded:
-        yield from _rows(loaded, in_parts, device, recipe)
+        yield from _rows(loaded, in_parts, device, recipe, windows)
 
 
 def _rows(
-    loaded: Iterator[loader.Batch], in_parts: devices.InParts, device: torch.device, recipe: Recipe
+    loaded: Iterator[loader.Batch], in_parts: devices.InParts, device: torch.device, recipe: Recipe, windows: int
 ) -> Iterator[Row]:
     for indices, pixels, bad in loaded:
         if pixels is not None:
+            if windows:
+                pixels = pixels.reshape(len(pixels), windows, -1, *pixels.shape[3:])
             with torch.inference_mode(), devices.autocast(recipe, device):
-                rows = in_parts(pixels.flatten(0, 1))
-            yield from zip(indices, rows.view(*pixels.shape[:2], -1).mean(1).numpy(), repeat(""))
+                rows = in_parts(pixels.flatten(0, 1)).view(*pixels.shape[:2], -1)
+            yield from zip(indices, (rows if windows else rows.mean(1)).numpy(), repeat(""))
         yield from ((index, None, reason) for index, reason in bad)
 
 
@@ -145,18 +167,18 @@ def _each_member(
     recipe: Recipe,
     forward: Forward,
 ) -> Generator[Row, None, None]:
-    """What `forward` gives for the members, side by side in the order of `_same_clips`, once all have seen a video.
+    """What `forward` gives for the members, side by side in the order of their clips, once all have seen a video.
 
     Members with the same clip share it: it is decoded once. A video that one of them could not read has no row.
     """
     base = source.source if isinstance(source, loader.Loader) else source
-    shared = _same_clips(net)
+    shared, windows = net.spec.shared_clips(), net.spec.head.windows if net.spec.head else 0
     made = []
     for clip, numbers in shared.items():
-        feed = source if clip == base.clip else _shown(base, clip)
+        feed = source if clip == base.clip and not windows else _shown(base, clip, windows)
         members = [fold_bn(net.members[number]) for number in numbers]
         own = workers if feed is source else -(-workers // len(shared))
-        rows = _mean_over_views(partial(_side_by_side, forward, members), feed, device, own, recipe)
+        rows = _mean_over_views(partial(_side_by_side, forward, members), feed, device, own, recipe, windows)
         priors = [net.spec.members[number].model.prior for number in numbers] if forward is _probabilities else []
         made.append(_with_prior(rows, sum(priors, ()) if all(priors) else ()))
     done: dict[int, dict[int, Row]] = {}  # by video, by clip
@@ -170,14 +192,6 @@ def _each_member(
                     yield _joined(done.pop(row[0]))
 
 
-def _same_clips(net: Network) -> dict[ClipSpec, list[int]]:
-    """The numbers of the members of `net`, by their clip."""
-    shared: dict[ClipSpec, list[int]] = {}
-    for number, member in enumerate(net.spec.members):
-        shared.setdefault(member.model.clip, []).append(number)
-    return shared
-
-
 def _side_by_side(forward: Forward, members: Sequence[Network], inputs: torch.Tensor) -> torch.Tensor:
     return torch.cat([forward(member, inputs) for member in members], -1)
 
@@ -188,13 +202,37 @@ def _joined(rows: dict[int, Row]) -> Row:
     index, reason = rows[0][0], next((reason for _, _, reason in rows.values() if reason), "")
     if any(row is None for row in found):
         return index, None, next(reason for _, row, reason in rows.values() if row is None)
-    return index, np.concatenate([row for row in found if row is not None]), reason
+    return index, np.concatenate([row for row in found if row is not None], -1), reason
 
 
-def _shown(source: loader.Clips, clip: ClipSpec) -> loader.Clips:
-    """The same videos in the clip of another member: in its own views, where `source` has those of its own clip."""
+def _of_sequence(
+    net: Network, source: loader.Clips | loader.Loader, device: torch.device, workers: int, recipe: Recipe
+) -> Iterator[Row]:
+    for index, rows, reason in window_features(net, source, device, workers, recipe):
+        if rows is None:
+            yield index, None, reason
+            continue
+        with torch.inference_mode():
+            logits = net.classify(torch.from_numpy(rows)[None].to(net.fc.weight))[0].cpu().double()
+        yield index, (logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)).numpy(), reason
+
+
+def _shown(source: loader.Clips, clip: ClipSpec, windows: int) -> loader.Clips:
+    """The same videos in the clip of another member: in its own views, where `source` has those of its own clip.
+
+    With `windows` in so many clips, evenly over the video: dense ones as views, spread ones one after the other in one.
+    Raises `UsageError` for other views.
+    """
     views = source.views
-    if views and replace(views, order="true") == source.clip.views:
+    if windows:
+        order = views.order if views else "true"
+        if views and replace(views, order="true") not in (source.clip.views, ViewSpec()):
+            raise UsageError(f"this model sees {windows} windows of each video, and no other views", "omit --views")
+        if clip.stride is None:
+            clip, views = replace(clip, frames=windows * clip.frames), ViewSpec(order=order)
+        else:
+            views = ViewSpec(windows, order=order)
+    elif views and replace(views, order="true") == source.clip.views:
         views = replace(clip.views, order=views.order)
     sweep = Sweep(len(source)) if source.sweep else None
     return replace(source, clip=clip, views=views, sweep=sweep)

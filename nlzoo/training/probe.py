@@ -4,14 +4,17 @@ It becomes the network's head (`linear`), and the run folder is that of `finetun
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..core import files, lock
+from ..core.bounds import one_of
 from ..core.errors import UsageError
+from ..core.model_spec import HEADS, SEQUENCE, SequenceHead
 from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
@@ -19,7 +22,7 @@ from ..networks import download, hub_dataset, zoo
 from ..networks import model as models
 from ..networks.network import Network
 from ..videos import pool, scanning, video
-from . import devices, evaluate, finished, learning_curve, linear
+from . import devices, evaluate, finished, learning_curve, linear, sequence
 from .finished import Outcome
 
 
@@ -32,8 +35,18 @@ class Probe:
     curve: learning_curve.Curve | None = None  # top-1 against videos a class; None where there is none
 
 
+Model = str | Path | Network
+UNITS = {"linear": 0, "lstm": 128, "attention": 8}  # of a head over time
+REASONS = {
+    "linear": "C of a logistic regression on the features, by cross-validation over the training groups",
+    "lstm": "epochs with the least log loss over folds of the training groups",
+    "attention": "epochs with the least log loss over folds of the training groups",
+}
+WINDOWS = 8  # of a video, where an LSTM or attention looks over them
+
+
 def probe(
-    model: str | Path | Network,
+    model: Model | Sequence[Model],
     videos: str | Path,
     val: str = "0.25",
     seed: int = 0,
@@ -45,14 +58,18 @@ def probe(
     on_scan: Callable[[scanning.Dataset], object] = lambda dataset: None,
     weights: str | Path | None = None,
     runs: Path = zoo.RUNS,
+    head: str = "linear",
+    windows: int | None = None,
 ) -> Probe:
-    """Fits a linear classifier to the features of a model, and keeps it as the run `runs/NAME`.
+    """Fits a classifier to the features of a model, or of several, and keeps it as the run `runs/NAME`.
 
     `model`: a network, what `download.locate` finds, or the name of any 2-D network of timm, which sees each frame
-    alone. `size`: of the clip, pixels; the model's where it was trained on videos, otherwise 224, on a CPU 112, or
-    what the network can take. `on_scan` gets the videos and their split before the work. `weights`: a file with the
-    weights of that 2-D network. `runs`: the folder of the run's. Raises `VideoError` where too few videos could be
-    read, `WeightsError` for weights that cannot be had, and `UsageError` and `DiskError` for what cannot be.
+    alone; the features of several stand side by side. `size`: of the clip, pixels; the model's where it was trained on
+    videos, otherwise 224, on a CPU 112, or what the network can take. `on_scan` gets the videos and their split before
+    the work. `weights`: a file with the weights of that 2-D network. `runs`: the folder of the run's. `head`: linear,
+    lstm or attention, over `windows` of a video (1 for a linear head, 8 for others). Raises `VideoError` where too few
+    videos could be read, `WeightsError` for weights that cannot be had, and `UsageError` and `DiskError` for what
+    cannot be.
     """
     began = time.monotonic()
     videos = Path(videos)
@@ -61,9 +78,15 @@ def probe(
     stem = hub_dataset.base_name(videos)
     run = zoo.new_run(zoo.folder_name(name or f"{stem}-probe"), name is not None, runs)
     files.check_folder(run)
-    net, folder = _open(model, weights, device, videos)
-    size = _fitting_size(net, size, device)
-    net.spec = replace(net.spec, clip=replace(net.spec.clip, size=size))
+    one_of(head, HEADS, "--head")
+    given = [model] if isinstance(model, str | Path | torch.nn.Module) else list(model)
+    if weights and len(given) > 1:
+        raise UsageError("--weights is the file of one network, and there are several", "probe them one by one")
+    windows = windows or (1 if head == "linear" else WINDOWS)
+    opened = [_open(one, weights, device, videos) for one in given]
+    for net, _ in opened:
+        net.spec = replace(net.spec, clip=replace(net.spec.clip, size=_fitting_size(net, size, device)))
+    net, folder = opened[0]
     workers = pool.default_workers(str(device))
     config = TrainConfig(
         str(videos), str(folder or ""), val, seed, str(device), workers, Recipe(epochs=1), decoder=decoder
@@ -71,27 +94,46 @@ def probe(
     with stages("scanning") as progress:
         dataset = scanning.split(scanning.scan(videos, (), progress, val=val), val, seed)
     on_scan(dataset)
+    over_time = len(given) > 1 or windows > 1 or head != "linear"
+    if over_time:
+        net = _sequence([one for one, _ in opened], dataset, SequenceHead(head, windows, UNITS[head])).to(device)
     with lock.hold(run):
         with stages("computing features") as progress:
-            fitted = linear.fit_head(net, dataset, device, workers, decoder, progress)
-        reason = "C of a logistic regression on the features, by cross-validation over the training groups"
-        decision = Decision("probe", fitted.strength, reason)
+            if over_time:
+                fitted = sequence.fit_head(net, dataset, device, seed, workers, decoder, progress)
+            else:
+                fitted = linear.fit_head(net, dataset, device, workers, decoder, progress)
+        decision = Decision("probe", fitted.strength, REASONS[head])
+        facts: dict[str, Any] = {"C" if head == "linear" else "head_epochs": fitted.strength}
+        facts |= {"head": head, "windows": windows} if over_time else {}
         seconds = time.monotonic() - began
         outcome = Outcome(fitted.predictions, fitted.train, fitted.bad, fitted.train_loss, seconds, fitted.curve)
-        figures = finished.write(run, net, dataset, config, decision, outcome, {"C": fitted.strength})
+        figures = finished.write(run, net, dataset, config, decision, outcome, facts)
     curve = asdict(fitted.curve) if fitted.curve else None
     skipped = (*fitted.bad, *fitted.predictions.bad)
     return Probe(figures | {"learning_curve": curve}, skipped, fitted.curve)
 
 
-def _open(
-    model: str | Path | Network, weights: str | Path | None, device: torch.device, videos: Path
-) -> tuple[Network, Path | None]:
+def _sequence(nets: Sequence[Network], dataset: scanning.Dataset, head: SequenceHead) -> Network:
+    """The networks under one head, for the classes of `dataset`; their own heads, which are not used, are zeros.
+
+    A fresh network on single frames sees one frame of each window.
+    """
+    for net in nets:
+        if not net.spec.is_inflated and not net.spec.classes and head.windows > 1:
+            net.spec = replace(net.spec, clip=replace(net.spec.clip, frames=1))
+        models.set_head(net, dataset.classes, dataset.multi_label)
+    return models.join(SEQUENCE, [(net, 1.0) for net in nets], head)
+
+
+def _open(model: Model, weights: str | Path | None, device: torch.device, videos: Path) -> tuple[Network, Path | None]:
     """As `evaluate.open_network`, and 2-D networks by timm's names."""
     if isinstance(model, torch.nn.Module) or not (weights or zoo.is_image_network(str(model))):
         net, folder = evaluate.open_network(model, device, videos, "probe")
         if net.spec.members:
-            raise UsageError("a fused model has no last layer of its own to fit", "probe one of its members")
+            raise UsageError(
+                "a fused model has no last layer of its own to fit", "probe its members, one or all at once"
+            )
         return net, folder
     command, file = f"nlzoo probe {model} {videos}", Path(weights) if weights else None
     return models.load_on_frames(str(model), file, download.backbone_weights, command).to(device), None

@@ -85,6 +85,12 @@ def fused():
     return {"format": 1, "backbone": "fused", "inflation": {"arch": "fused"}, **shared, "members": members}
 
 
+def sequence():
+    """A head over windows of them."""
+    head = {"kind": "lstm", "windows": 8, "units": 64}
+    return fused() | {"backbone": "sequence", "inflation": {"arch": "sequence"}, "head": head}
+
+
 def places(data, path=()):
     """Every path to a value."""
     yield path
@@ -126,7 +132,12 @@ def beyond_the_schema(data):
         and all(size in (0, data.get("num_outputs", 1000)) for size in sizes)
         and all(beyond_the_schema(m["model"]) and outputs(m["model"]) == outputs(data) for m in data.get("members", ()))
         and any(m["weight"] for m in data.get("members") or [{"weight": 1}])
+        and (not data.get("head") or all(frames(m) * data["head"]["windows"] <= 1024 for m in data["members"]))
     )
+
+
+def frames(member):
+    return member["model"].get("clip", {}).get("frames", 8)
 
 
 def outputs(data):
@@ -144,12 +155,15 @@ def test_schema_and_reader_agree(seed):
     rng, validator = random.Random(seed), jsonschema.Draft202012Validator(SCHEMA)
     verdicts = []
     for _ in range(3000):
-        data = changed(rng.choice((fused, *(partial(example, stream) for stream in view_spec.STREAMS)))(), rng)
+        data = changed(
+            rng.choice((fused, sequence, *(partial(example, stream) for stream in view_spec.STREAMS)))(), rng
+        )
         expected = validator.is_valid(data) and beyond_the_schema(data)
         assert accepted(data) == expected, data
         verdicts.append(expected)
     assert accepted(example()) and not accepted(without_stride()) and 100 < sum(verdicts) < 2900
-    spec = model_spec.from_json(fused(), "here")
+    assert accepted(sequence())
+    spec = model_spec.from_json(sequence(), "here")
     assert (
         spec == model_spec.from_json(json.loads(json.dumps(model_spec.to_json(spec))), "here")
         and len(spec.members) == 2

@@ -1,0 +1,145 @@
+"""Fits a head over windows of a video to the features of networks that are left as they are.
+
+How long an LSTM or attention is trained is chosen over folds of the training groups: validation decides nothing.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import VideoError
+from ..core.progress import Progress, no_progress
+from ..core.skipped import Skipped
+from ..networks.network import Network
+from ..networks.sequence import ShiftingAttention
+from ..videos import listing, loader, scanning
+from . import evaluate, linear, metrics, outputs
+
+BATCH, DECAY = 32, 0.05  # AdamW
+RATES = {"lstm": 1e-3, "attention": 1e-2}  # attention puts out vectors of length 1 (docs/fusion.md)
+EPOCHS, STEPS = 60, 3000  # at most
+
+
+def fit_head(
+    net: Network,
+    dataset: scanning.Dataset,
+    device: torch.device,
+    seed: int = 0,
+    workers: int = 0,
+    decoder: str = "auto",
+    progress: Progress = no_progress,
+) -> linear.Fitted:
+    """Fits the head of a sequence for the classes of `dataset` (split) to its training videos, in place.
+
+    `Fitted.strength` is C of a linear head, epochs of another. Raises `VideoError` where too few videos could be read.
+    """
+    parts = {part: scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL)}
+    source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip, decoder=decoder)
+    items, features, bad = _features(net.eval().to(device), source, device, workers, progress)
+    train, val = ([n for n, item in enumerate(items) if item.split == part] for part in parts)
+    truth = metrics.targets(items, dataset.classes)
+    if not val or len(np.unique(truth[train], axis=0)) < 2:
+        raise VideoError(
+            f"{len(train)} training and {len(val)} validation videos could be read: too few to fit a head",
+            "nlzoo check shows what is wrong",
+        )
+    metrics.check_finite(features, [item.path for item in items])
+    measured = [items[n] for n in train]
+    net.mean.copy_(torch.from_numpy(features[train].mean((0, 1))))
+    net.scale.copy_(torch.from_numpy(features[train].std((0, 1)) + 1e-6))
+    groups = [item.group for item in measured]
+    strength = _fit(net, features[train], truth[train], groups, seed)
+    scores = _scores(net, features)
+    train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
+    held = {item.path for item in parts[listing.VAL]}
+    made = evaluate.Predictions(tuple(items[n] for n in val), scores[val], [one for one in bad if one.path in held])
+    return linear.Fitted(strength, made, tuple(measured), train_loss, tuple(b for b in bad if b.path not in held), None)
+
+
+def _features(
+    net: Network, source: loader.Clips, device: torch.device, workers: int, progress: Progress
+) -> tuple[list[listing.Item], np.ndarray, list[Skipped]]:
+    """The videos that could be read, their float64 (N, W, D) features, and the others."""
+    rows: dict[int, np.ndarray] = {}
+    bad = []
+    for done, (index, row, reason) in enumerate(outputs.window_features(net, source, device, workers), 1):
+        progress(done, len(source))
+        if row is None:
+            bad.append(Skipped(source.items[index].path, scanning.UNREADABLE, reason))
+        else:
+            rows[index] = row
+    order = sorted(rows)
+    features = np.stack([rows[index] for index in order]) if rows else np.empty((0, 1, 1))
+    return [source.items[index] for index in order], features, bad
+
+
+def _fit(net: Network, features: np.ndarray, truth: np.ndarray, groups: Sequence[str], seed: int) -> float:
+    """C, or the epochs that were chosen."""
+    spec = net.spec
+    assert spec.head
+    if spec.head.kind == "linear":
+        means = ((features - net.mean.cpu().numpy()) / net.scale.cpu().numpy()).mean(1)
+        strength, weights, biases = linear.fit(means, truth, groups, spec.multi_label)
+        with torch.no_grad():
+            net.fc.weight.copy_(torch.from_numpy(weights))
+            net.fc.bias.copy_(torch.from_numpy(biases))
+        return strength
+    x, y = (torch.from_numpy(each).to(net.fc.weight) for each in (features, truth))
+    epochs = max(5, min(EPOCHS, STEPS * BATCH // len(x)))
+    folds = linear.folds(features, groups)
+    losses = [_train(copy.deepcopy(net), x[a], y[a], epochs, seed, (x[b], y[b])) for a, b in folds]
+    best = int(np.sum(losses, 0).argmin()) + 1 if losses else epochs // 2
+    _train(net, x, y, best, seed)
+    return float(best)
+
+
+def _train(
+    net: Network, x: Tensor, y: Tensor, epochs: int, seed: int, held: tuple[Tensor, Tensor] | None = None
+) -> list[float]:
+    """Trains the head of `net` from its beginning, in place; the log loss of `held`, summed, after each epoch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        _reset(net)
+        parameters = [*net.head.parameters(), *net.fc.parameters()]
+        assert net.spec.head
+        optimizer = torch.optim.AdamW(parameters, RATES[net.spec.head.kind], weight_decay=DECAY)
+        losses = []
+        for _ in range(epochs):
+            net.dropout.train()
+            for rows in torch.randperm(len(x)).split(BATCH):
+                optimizer.zero_grad()
+                (_loss(net, x[rows], y[rows]) / len(rows)).backward()
+                optimizer.step()
+            net.eval()
+            if held:
+                with torch.no_grad():
+                    losses.append(float(_loss(net, *held)))
+    return losses
+
+
+def _reset(net: Network) -> None:
+    """Fresh random numbers; every class starts equally likely."""
+    for module in net.head.modules():
+        if isinstance(module, nn.LSTM | nn.Linear):
+            module.reset_parameters()
+        elif isinstance(module, ShiftingAttention):
+            nn.init.ones_(module.alpha)
+            nn.init.zeros_(module.beta)
+    nn.init.zeros_(net.fc.weight)
+    nn.init.zeros_(net.fc.bias)
+
+
+def _loss(net: Network, x: Tensor, y: Tensor) -> Tensor:
+    """The sum over the videos."""
+    loss = F.binary_cross_entropy_with_logits if net.spec.multi_label else F.cross_entropy
+    return loss(net.classify(x), y, reduction="sum")
+
+
+@torch.no_grad()
+def _scores(net: Network, features: np.ndarray) -> np.ndarray:
+    logits = net.eval().classify(torch.from_numpy(features).to(net.fc.weight)).double().cpu()
+    return (logits.sigmoid() if net.spec.multi_label else logits.softmax(-1)).numpy()
