@@ -224,7 +224,6 @@ def probe_(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
             help="A model as for eval, or any 2-D network of timm, which sees frame by frame: "
             "vit_small_patch14_dinov2. Features of several stand side by side.",
         ),

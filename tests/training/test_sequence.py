@@ -1,5 +1,7 @@
 """Heads over windows: the formulas, what each can learn, and that what was measured is what the folder answers."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -97,8 +99,9 @@ def test_what_was_measured_is_what_the_folder_answers(probed, monkeypatch):
     assert abs(again.figures["loss"] - figures["loss"]) < 1e-6
     with pytest.raises(UsageError, match="sees 3 windows of each video, and no other views"):
         zoo.evaluate("lstm", "runs/lstm/videos.csv", views="10x1", device="cpu")
+    shutil.copytree("runs/lstm", "runs/again")
     with pytest.raises(UsageError, match="no member of a fused model"):
-        zoo.fuse(["lstm", "lstm"], device="cpu")
+        zoo.fuse(["lstm", "again"], device="cpu")
     (row,) = zoo.predict("lstm", next(folder.rglob("*.mp4")), features="f.safetensors", device="cpu")
     assert row["features"].shape == (2 * 160,)
 
