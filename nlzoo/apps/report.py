@@ -13,6 +13,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -246,19 +247,8 @@ def write(run: Path, device: torch.device, workers: int = 0, progress: Progress 
 
 def page(facts: Facts) -> str:
     """The HTML of a report: no script and no address outside itself, every name in it escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )
-    environment.filters |= {"percent": _percent, "count": counted, "plain": _plain}
     result = _result(facts)
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         facts=facts,
         figures=facts.figures,
         name=Path(facts.run).resolve().name,
@@ -277,6 +267,23 @@ def page(facts: Facts) -> str:
         settings=_settings(facts),
         usage=_usage(facts),
     )
+
+
+@cache
+def _template() -> Any:
+    """jinja's of the page: of several runs in one process it is compiled once."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters |= {"percent": _percent, "count": counted, "plain": _plain}
+    return environment.get_template("report.html.j2")
 
 
 def _percent(share: float | None) -> str:
