@@ -63,9 +63,13 @@ def rehearse(
             losses.append(loss / max(1, seen))
             callbacks.step(Step("rehearse", n + 1, REHEARSAL))
     seconds = (time.monotonic() - began) / REHEARSAL
-    estimate = recipes.memory_estimate(net, net.spec.clip, recipes.clips_at_a_time(net, config.recipe), config.recipe)
+    if on_gpu:
+        taken = torch.cuda.max_memory_allocated(job.engine.device)
+    else:
+        at_a_time = recipes.clips_at_a_time(net, config.recipe)
+        taken = recipes.memory_estimate(net, net.spec.clip, at_a_time, config.recipe)
     return Rehearsal(
-        torch.cuda.max_memory_allocated(job.engine.device) if on_gpu else estimate,
+        taken,
         round(seconds, 3),
         job.steps,
         round(seconds * job.steps / 60, 1),
