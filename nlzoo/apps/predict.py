@@ -3,7 +3,6 @@
 Unusual: a window is a part of a video like those of a list, so that it is read, and may fail, like any other.
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,18 +14,18 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from ..core import archives, files, tables
+from ..core import archives, feature_files, tables
 from ..core import shard as shards
 from ..core.errors import UsageError, VideoError
 from ..core.model_spec import CHOSEN
 from ..core.progress import Progress, Stages, no_progress, no_stages
 from ..core.shard import Shard
-from ..core.text import as_text, printable
+from ..core.text import printable
 from ..core.view_spec import ClipSpec, ViewSpec, parse_views
 from ..networks.network import Network
 from ..training import devices, evaluate
@@ -35,9 +34,7 @@ from ..videos import frame_folder, listing, loader, pool, records, tree, video
 from ..videos.sweep import Sweep
 from . import journal
 
-FEATURES = (".safetensors", ".parquet")
 MOST_WINDOWS = 100_000  # of one video
-MOST_HEADER = 100_000_000  # bytes that readers of .safetensors take
 BLOCK = 4096  # videos that are in memory as objects
 LONG = 8  # groups of windows that a process reads at least, since it begins at a key frame before them
 _Open = TypeVar("_Open", loader.Loader, "_Long")
@@ -143,7 +140,7 @@ class Options:
     def check_file(self, inputs: Sequence[Path]) -> None:
         """Raises what else would be found after the work."""
         if self.file:
-            tables.check(self.file, FEATURES if self.as_features else tables.ENDINGS, inputs)
+            tables.check(self.file, feature_files.ENDINGS if self.as_features else tables.ENDINGS, inputs)
 
     def identity(self, net: Network) -> str:
         """What must be the same for rows of one file."""
@@ -266,7 +263,7 @@ def _write(net: Network, rows: journal.Journal, options: Options) -> None:
     file = options.file
     if file and options.as_features:
         if any("features" in row for row in rows):
-            write_features(file, rows)
+            feature_files.write(file, rows)
     elif file:
         spans = ("start", "end") if options.windows else ()
         classes = (f"p:{name}" for name in sorted(evaluate.class_names(net)))
@@ -361,56 +358,7 @@ def _row(net: Network, numbers: np.ndarray | None, reason: str, as_features: boo
     return {"scores": scores, **note, "labels": [name for name, p in scores.items() if p >= net.spec.label_threshold]}
 
 
-def write_features(file: Path, rows: Iterable[dict]) -> None:
-    """The features of those `rows` that have some, as `.safetensors` or `.parquet`. Raises as `tables.check`.
-
-    `.safetensors`: `features`, (N, C) float32, and `paths`, JSON, in the metadata. `rows` are gone through twice, and
-    never in memory together.
-    """
-    tables.check(file, FEATURES)
-    good = _Good(rows)
-    if file.suffix.lower() == ".parquet":
-        width = next((len(row["features"]) for row in good), 0)
-        named = ({**row, "path": as_text(row["path"])} for row in good)
-        return tables.write_parquet(file, {"path": "string", "features": "floats"}, named, cells=width)
-    with files.replacing(file) as part, open(part, "wb") as opened:
-        _write_safetensors(opened, good)
-
-
-def _write_safetensors(opened: BinaryIO, rows: Iterable[dict]) -> None:
-    """What `safetensors` would write of all of them: length of the header, header, rows."""
-    opened.write(bytes(8) + b'{"__metadata__":{"paths":"[')
-    count = width = 0
-    for row in rows:
-        name = json.dumps(json.dumps(as_text(row["path"])))[1:-1]  # a text in a text
-        opened.write((", " if count else "").encode() + name.encode())
-        count, width = count + 1, len(row["features"])
-    tensor = {"dtype": "F32", "shape": [count, width], "data_offsets": [0, 4 * count * width]}
-    opened.write(b']"},"features":' + json.dumps(tensor, separators=(",", ":")).encode() + b"}")
-    opened.write(b" " * (-opened.tell() % 8))
-    length = opened.tell() - 8
-    if length > MOST_HEADER:
-        raise UsageError(
-            f"a .safetensors file cannot hold the names of {count:,} videos", "choose .parquet, or --shard 1/2 and 2/2"
-        )
-    opened.seek(0)
-    opened.write(length.to_bytes(8, "little"))
-    opened.seek(0, os.SEEK_END)
-    for row in rows:
-        opened.write(row["features"].astype("<f4").tobytes())
-
-
-class _Good:
-    """Those of `rows` that have features; as often as one goes through them."""
-
-    def __init__(self, rows: Iterable[dict]) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[dict]:
-        return (row for row in self.rows if "features" in row)
-
-
-class _Table(_Good):
+class _Table(feature_files.Good):
     """The rows of a table for `rows`."""
 
     def __iter__(self) -> Iterator[dict]:

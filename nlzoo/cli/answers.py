@@ -236,6 +236,12 @@ def probe_(
         int | None,
         typer.Option(min=1, max=256, help="Of a video, for lstm and attention. Default: 8.", rich_help_panel=TRAINING),
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="FILE.safetensors of predict --features: read where it is there, else written.", rich_help_panel=CLIPS
+        ),
+    ] = None,
     val: Val = "0.25",
     seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
     size: Annotated[
@@ -278,6 +284,7 @@ def probe_(
         weights,
         head=head,
         windows=windows,
+        features=features,
     )
     for skipped in made.skipped:
         console.warn(f"skipped {skipped}")

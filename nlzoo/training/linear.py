@@ -3,19 +3,23 @@
 Unusual: standardising and a linear map are one linear map, so what is measured is what the model folder predicts.
 """
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..core import feature_files
 from ..core.errors import UsageError, VideoError
 from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
+from ..core.text import printable
 from ..networks.model import set_head
 from ..networks.network import Network
 from ..videos import listing, loader, scanning, sound
@@ -24,6 +28,7 @@ from . import evaluate, learning_curve, metrics
 
 STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: the smaller, the stronger the regularisation
 FOLDS = 5  # of the training groups, to choose C by
+SAME = 1e-2  # relative difference of features that are the same but for another machine, or half precision
 NEVER = -10.0  # bias of a class without training videos
 
 Head = tuple[np.ndarray, np.ndarray]  # weights (K, D), biases (K,)
@@ -49,15 +54,18 @@ def fit_head(
     decoder: str = "auto",
     progress: Progress = no_progress,
     cache: Path | None = None,
+    file: Path | None = None,
 ) -> Fitted:
     """Fits a new head for the classes of `dataset` (split) to the features of its training videos, in place.
 
-    C is chosen by cross-validation over the training groups. Raises `VideoError` where too few videos could be read.
+    C is chosen by cross-validation over the training groups. `file`: of features, which are taken from there, or
+    written where it is not there. Raises `VideoError` where too few videos could be read, and `UsageError` for a file
+    with features of another model.
     """
     parts = {part: scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL)}
     source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip)
     source = replace(source, decoder=decoder, cache=cache)
-    rows, bad = _features(net, source, device, workers, progress)
+    rows, bad = _kept_features(net, source, device, workers, progress, file)
     items = [source.items[index] for index in rows]
     features = np.stack(list(rows.values())) if rows else np.empty((0, 1))
     train, val = ([n for n, item in enumerate(items) if item.split == part] for part in parts)
@@ -146,19 +154,57 @@ def _head_scores(net: Network, features: np.ndarray) -> np.ndarray:
 
 
 def _features(
-    net: Network, source: loader.Clips, device: torch.device, workers: int, progress: Progress
+    net: Network,
+    source: loader.Clips,
+    device: torch.device,
+    workers: int,
+    progress: Progress,
+    known: Mapping[int, np.ndarray] = MappingProxyType({}),
 ) -> tuple[dict[int, np.ndarray], list[Skipped]]:
-    """float64 (D,) features by index, in order, and the videos that could not be read."""
-    rows: dict[int, np.ndarray] = {}
+    """float64 (D,) features by index, in order (`known` ones are not computed), and the videos that were unreadable."""
+    rows: dict[int, np.ndarray] = {index: row.astype(float) for index, row in known.items()}
     bad = []
     net.eval().to(device)
-    for done, (index, row, reason) in enumerate(evaluate.features(net, source, device, workers), 1):
-        progress(done, len(source))
+    left = [index for index in range(len(source)) if index not in known]
+    some = replace(source, items=tuple(source.items[index] for index in left))
+    for done, (place, row, reason) in enumerate(evaluate.features(net, some, device, workers) if left else (), 1):
+        progress(done, len(left))
         if row is None:
-            bad.append(Skipped(source.items[index].path, scanning.UNREADABLE, reason))
+            bad.append(Skipped(some.items[place].path, scanning.UNREADABLE, reason))
         else:
-            rows[index] = row
+            rows[left[place]] = row
     return dict(sorted(rows.items())), bad
+
+
+def _kept_features(
+    net: Network, source: loader.Clips, device: torch.device, workers: int, progress: Progress, file: Path | None
+) -> tuple[dict[int, np.ndarray], list[Skipped]]:
+    """As `_features`: those of the file, where it is there, and computed ones, which are written where it is not."""
+    known = _known(net, source, device, file) if file and file.exists() else {}
+    rows, bad = _features(net, source, device, workers, progress, known)
+    if file and not file.exists():
+        paths = [str(source.root / source.items[index].path) for index in rows]
+        feature_files.write(file, [{"path": path, "features": row} for path, row in zip(paths, rows.values())])
+    return rows, bad
+
+
+def _known(net: Network, source: loader.Clips, device: torch.device, file: Path) -> dict[int, np.ndarray]:
+    """Features of the file, by index of the video. Raises `UsageError` where they are not those of `net`.
+
+    One video is computed again: a file does not say which network, size and views it is of.
+    """
+    found = feature_files.read(file)
+    whole = [index for index, item in enumerate(source.items) if item.start is None and item.end is None]
+    paths = {index: os.path.abspath(source.root / source.items[index].path) for index in whole}
+    known = {index: found[path] for index, path in paths.items() if path in found}
+    for index, row in list(known.items())[:1]:
+        again, _ = _features(net, replace(source, items=(source.items[index],)), device, 0, no_progress)
+        if again and (again[0].shape != row.shape or np.abs(again[0] - row).max() > SAME * np.abs(again[0]).max()):
+            raise UsageError(
+                f"{printable(file)} has features of another network, size or views than asked for here",
+                "give the same MODEL and --size, or another FILE",
+            )
+    return known
 
 
 def fold_likelihoods(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..core import files, lock
+from ..core import feature_files, files, lock, tables
 from ..core.bounds import one_of
 from ..core.errors import UsageError
 from ..core.model_spec import HEADS, SEQUENCE, SequenceHead
@@ -60,6 +60,7 @@ def probe(
     runs: Path = zoo.RUNS,
     head: str = "linear",
     windows: int | None = None,
+    features: str | Path | None = None,
 ) -> Probe:
     """Fits a classifier to the features of a model, or of several, and keeps it as the run `runs/NAME`.
 
@@ -67,9 +68,10 @@ def probe(
     alone; the features of several stand side by side. `size`: of the clip, pixels; the model's where it was trained on
     videos, otherwise 224, on a CPU 112, or what the network can take. `on_scan` gets the videos and their split before
     the work. `weights`: a file with the weights of that 2-D network. `runs`: the folder of the run's. `head`: linear,
-    lstm or attention, over `windows` of a video (1 for a linear head, 8 for others). Raises `VideoError` where too few
-    videos could be read, `WeightsError` for weights that cannot be had, and `UsageError` and `DiskError` for what
-    cannot be.
+    lstm or attention, over `windows` of a video (1 for a linear head, 8 for others). `features`: a
+    .safetensors file as `predict` writes it, for one model and a linear head; what is there is not computed again, and
+    where there is none it is written. Raises `VideoError` where too few videos could be read, `WeightsError` for
+    weights that cannot be had, and `UsageError` and `DiskError` for what cannot be.
     """
     began = time.monotonic()
     videos = Path(videos)
@@ -83,6 +85,8 @@ def probe(
     if weights and len(given) > 1:
         raise UsageError("--weights is the file of one network, and there are several", "probe them one by one")
     windows = windows or (1 if head == "linear" else WINDOWS)
+    over_time = len(given) > 1 or windows > 1 or head != "linear"
+    file = _feature_file(features, over_time)
     opened = [_open(one, weights, device, videos) for one in given]
     for net, _ in opened:
         net.spec = replace(net.spec, clip=replace(net.spec.clip, size=_fitting_size(net, size, device)))
@@ -94,7 +98,6 @@ def probe(
     with stages("scanning") as progress:
         dataset = scanning.split(scanning.scan(videos, (), progress, val=val), val, seed)
     on_scan(dataset)
-    over_time = len(given) > 1 or windows > 1 or head != "linear"
     if over_time:
         net = _sequence([one for one, _ in opened], dataset, SequenceHead(head, windows, UNITS[head])).to(device)
     with lock.hold(run):
@@ -102,7 +105,7 @@ def probe(
             if over_time:
                 fitted = sequence.fit_head(net, dataset, device, seed, workers, decoder, progress)
             else:
-                fitted = linear.fit_head(net, dataset, device, workers, decoder, progress)
+                fitted = linear.fit_head(net, dataset, device, workers, decoder, progress, file=file)
         decision = Decision("probe", fitted.strength, REASONS[head])
         facts: dict[str, Any] = {"C" if head == "linear" else "head_epochs": fitted.strength}
         facts |= {"head": head, "windows": windows} if over_time else {}
@@ -112,6 +115,18 @@ def probe(
     curve = asdict(fitted.curve) if fitted.curve else None
     skipped = (*fitted.bad, *fitted.predictions.bad)
     return Probe(figures | {"learning_curve": curve}, skipped, fitted.curve)
+
+
+def _feature_file(features: str | Path | None, over_time: bool) -> Path | None:
+    """Raises `UsageError` for what cannot be read or written."""
+    if features is None:
+        return None
+    if over_time:
+        raise UsageError("--features is of one model and a linear head", "leave one of them out")
+    file = Path(features)
+    if not file.exists():
+        tables.check(file, feature_files.ENDINGS[:1])
+    return file
 
 
 def _sequence(nets: Sequence[Network], dataset: scanning.Dataset, head: SequenceHead) -> Network:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 import nlzoo
 from nlzoo.apps import draw, predict
-from nlzoo.core import model_spec, view_spec
+from nlzoo.core import feature_files, model_spec, view_spec
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.networks import checkpoint, model
 from nlzoo.videos import clips, encode, listing, loader, sweep, video
@@ -198,13 +198,13 @@ def test_features_by_the_command_are_what_the_network_gives(net, long, tmp_path)
         assert json.loads(file.metadata()["paths"]) == [str(long)] and np.array_equal(
             file.get_tensor("features"), rows[0]["features"][None]
         )
-    predict.write_features(tmp_path / "f.parquet", rows)
+    feature_files.write(tmp_path / "f.parquet", rows)
     import pyarrow.parquet
 
     read = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pylist()
     assert read[0]["path"] == str(long) and np.array_equal(np.float32(read[0]["features"]), rows[0]["features"])
     with pytest.raises(UsageError, match=".safetensors, .parquet"):
-        predict.write_features(tmp_path / "f.csv", rows)
+        feature_files.write(tmp_path / "f.csv", rows)
 
 
 # --- nlzoo.predict

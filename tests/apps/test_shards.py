@@ -19,8 +19,8 @@ from forked import ranks
 from safetensors.numpy import load_file
 
 import nlzoo
-from nlzoo.apps import draw, journal, predict, prepare
-from nlzoo.core import lock, model_spec, shard, tables, view_spec
+from nlzoo.apps import draw, journal, prepare
+from nlzoo.core import feature_files, lock, model_spec, shard, tables, view_spec
 from nlzoo.core.errors import UsageError
 from nlzoo.networks import checkpoint, model
 from nlzoo.videos import manifest, video
@@ -108,8 +108,8 @@ def memory(count, folder):
             for names in rows.missing(most=64):
                 for name in names:
                     rows.add({"path": name, "features": numbers, "answer": "a", "score": 0.5})
-            predict.write_features(folder / "f.safetensors", rows)
-            predict.write_features(folder / "f.parquet", rows)
+            feature_files.write(folder / "f.safetensors", rows)
+            feature_files.write(folder / "f.parquet", rows)
             plain = Plain(rows)
             for ending in (".csv", ".jsonl", ".parquet"):
                 tables.write(folder / f"t{ending}", plain)

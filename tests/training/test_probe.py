@@ -1,5 +1,6 @@
 """A head fitted by scikit-learn is the network's head: what was measured is what the model folder answers."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+import nlzoo
 from nlzoo.apps import draw
-from nlzoo.core import model_spec, view_spec
-from nlzoo.core.errors import VideoError
+from nlzoo.core import feature_files, model_spec, view_spec
+from nlzoo.core.errors import UsageError, VideoError
 from nlzoo.networks import model
 from nlzoo.training import evaluate, linear, metrics
 from nlzoo.videos import listing, loader, scanning
@@ -84,3 +86,32 @@ def test_too_few_videos_are_a_sentence(tmp_path):
         (found.root / item.path).unlink()
     with pytest.raises(VideoError, match="too few for a linear probe"):
         linear.fit_head(model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32))), found, CPU)
+
+
+def test_features_are_read_from_a_file_of_predict_and_written_where_there_is_none(tmp_path, monkeypatch, seed):
+    monkeypatch.chdir(tmp_path)
+    draw.write_videos(tmp_path / "v", draw.CLASSES[:2], 3, seed=seed % 1000, frames=8, size=(32, 48))
+    nets = [model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32))) for _ in range(2)]
+    for net in nets:
+        for parameter in net.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    options = {"val": "g01", "size": 32, "device": "cpu"}
+    first = nlzoo.probe(copy.deepcopy(nets[0]), "v", name="a", features="f.safetensors", **options)
+    nlzoo.predict(nets[0], "v", features="p.safetensors", device="cpu")
+    written, predicted = (feature_files.read(tmp_path / f"{name}.safetensors") for name in "fp")
+    assert written.keys() == predicted.keys() and len(written) == 6
+    assert all(np.allclose(written[path], predicted[path], atol=1e-5) for path in written)
+    asked = []
+    real = evaluate.features
+    monkeypatch.setattr(
+        evaluate, "features", lambda net, source, *rest: asked.append(len(source)) or real(net, source, *rest)
+    )
+    again = nlzoo.probe(copy.deepcopy(nets[0]), "v", name="b", features="p.safetensors", **options)
+    assert asked == [1] and abs(again.figures["loss"] - first.figures["loss"]) < 1e-4  # one, to see whose they are
+    with pytest.raises(UsageError, match="features of another network, size or views"):
+        nlzoo.probe(nets[1], "v", name="c", features="p.safetensors", **options)
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(UsageError, match="x.safetensors has no features of videos"):
+        nlzoo.probe(nets[0], "v", name="d", features="x.safetensors", **options)
+    with pytest.raises(UsageError, match="one model and a linear head"):
+        nlzoo.probe(nets[0], "v", name="e", features="p.safetensors", head="lstm", **options)
