@@ -10,7 +10,7 @@ from ..core.recipe_spec import Decision, TrainConfig
 from ..core.text import printable
 from ..networks import hub_dataset, model, zoo
 from ..networks.network import Network
-from ..videos import flow, listing, scanning
+from ..videos import listing, scanning
 from . import devices, dry_run, linear, metrics, plan, run_folder, train, tuning
 from . import engine as engines
 from .callbacks import Callbacks, Event, Step
@@ -137,28 +137,27 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     callbacks.dataset(dataset)
     span = plan.fit_span(net, options, dataset)
     clip = net.spec.clip
-    prior: tuple[float, ...] = ()
-    if clip.stream == "audio":
-        prior = plan.prior_of_sound(dataset, callbacks)
     new_head = linear.fit_classes(net, dataset)
-    net.spec = dataclasses.replace(net.spec, prior=prior)
+    plan.fit_prior(net, dataset, callbacks)
     config, decisions = plan.plan(
         dataset, str(videos), str(folder), options, engine, fresh, clip.frames, new_head, clip.stream
     )
     if span:
         decisions.append(span)
-    if clip.stream in flow.METHODS and not options.cache:
-        decisions.append(Decision("flow", "computed each time that a clip is shown", "--cache DIR keeps it"))
     if options.lr == "auto":
         rate = float(f"{dry_run.find_rate(net, dataset, config, callbacks, engine):.1g}")
-        recipe = dataclasses.replace(config.recipe, lr=engine.broadcast(rate))
-        config = dataclasses.replace(config, recipe=recipe)
-        decisions = [decision for decision in decisions if decision.code != "lr"]
-        decisions.append(Decision("lr", recipe.lr, "by a range test"))
+        config, decisions = _at_rate(config, decisions, engine.broadcast(rate))
     decisions.append(plan.memory(net, config, engine.device))
     values = {"device": str(engine.device), "world": engine.world, "clip": net.spec.clip, "decisions": decisions}
     callbacks.log(Event("planned", values))
     return _Planned(net, dataset, config, decisions)
+
+
+def _at_rate(config: TrainConfig, decisions: list[Decision], rate: float) -> tuple[TrainConfig, list[Decision]]:
+    """Both with the learning rate that a range test found."""
+    others = [decision for decision in decisions if decision.code != "lr"]
+    recipe = dataclasses.replace(config.recipe, lr=rate)
+    return dataclasses.replace(config, recipe=recipe), [*others, Decision("lr", rate, "by a range test")]
 
 
 def _recorded(run: Path, engine: Engine, callbacks: Callbacks, workers: int | None) -> _Planned:

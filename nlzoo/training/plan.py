@@ -28,7 +28,7 @@ from ..core.text import printable, quoted
 from ..core.view_spec import Augment, default_augment, for_stream, parse_augment
 from ..networks import card, checkpoint, download, model, pretrained, zoo
 from ..networks.network import Network
-from ..videos import listing, pool, scanning
+from ..videos import flow, listing, pool, scanning
 from . import devices, metrics, tuning
 from . import recipe as recipes
 from .callbacks import Callbacks, Event
@@ -120,6 +120,12 @@ def prior_of_sound(dataset: scanning.Dataset, callbacks: Callbacks) -> tuple[flo
     return tuple(metrics.targets(train, dataset.classes).mean(0).tolist())
 
 
+def fit_prior(net: Network, dataset: scanning.Dataset, callbacks: Callbacks) -> None:
+    """Gives `net`, in place, what it says of videos without sound; of another stream nothing. Raises `UsageError`."""
+    prior = prior_of_sound(dataset, callbacks) if net.spec.clip.stream == "audio" else ()
+    net.spec = dataclasses.replace(net.spec, prior=prior)
+
+
 def fit_span(net: Network, options: FinetuneOptions, dataset: scanning.Dataset) -> Decision | None:
     """Where nobody said how long a clip is and videos are long, gives `net` windows of them, in place, and says why.
 
@@ -183,6 +189,8 @@ def plan(
         cache=str(options.cache) if options.cache else None,
         world=engine.world,
     )
+    if stream in flow.METHODS and not options.cache:
+        decisions = [*decisions, Decision("flow", "computed each time that a clip is shown", "--cache DIR keeps it")]
     return config, [*decisions, decision]
 
 
