@@ -355,8 +355,31 @@ def _keys(root: Path, items: Sequence[Item]) -> tuple[Key, ...]:
 def _figures(datasets: Sequence[scanning.Dataset], measured: dict[str, list[Measured]]) -> dict:
     """All figures on the validation videos, of all seeds, that every system could read."""
     classes, multi_label = datasets[0].classes, datasets[0].multi_label
+    items, columns = _common(datasets, measured)
+    together = [item for some in items for item in some]
+    whole = {system: np.concatenate(parts) for system, parts in columns.items()}
+    gains = {
+        (one, other): metrics.difference(whole[one], whole[other], together, classes, multi_label)
+        for one, other in combinations(whole, 2)
+    }
     key = "map" if multi_label else "top1"
-    items: list[list[Item]] = []  # by seed
+    rows = []
+    for system, made in measured.items():
+        figures = {
+            part: metrics.brief(whole[system], together, classes, multi_label)[part] for part in (key, "loss")
+        } | {"interval": metrics.interval(whole[system], together, classes, multi_label)}
+        by_seed = _by_seed(columns[system], items, classes, multi_label)
+        rows.append({"system": system, **figures, **_costs(made), "by_seed": by_seed, **_beside(system, gains)})
+    counts = {"videos": len(together), "groups": metrics.num_groups(together), "seeds": len(datasets)}
+    pairs = [{"one": one, "other": other, "gain": gain} for (one, other), gain in gains.items()]
+    return {"figure": key, **counts, "rows": rows, "pairs": pairs}
+
+
+def _common(
+    datasets: Sequence[scanning.Dataset], measured: dict[str, list[Measured]]
+) -> tuple[list[list[Item]], dict[str, list[np.ndarray]]]:
+    """By seed, the validation videos that all systems could read; and what each system says of them."""
+    items: list[list[Item]] = []
     columns: dict[str, list[np.ndarray]] = {system: [] for system in measured}
     for number, dataset in enumerate(datasets):
         val = scanning.items_in(dataset, listing.VAL)
@@ -366,25 +389,20 @@ def _figures(datasets: Sequence[scanning.Dataset], measured: dict[str, list[Meas
         items.append([val[row] for row in common])
         for system, scores in found.items():
             columns[system].append(np.stack([scores[keys[row]] for row in common]))
-    together = [item for some in items for item in some]
-    whole = {system: np.concatenate(parts) for system, parts in columns.items()}
-    gains = {
-        (one, other): metrics.difference(whole[one], whole[other], together, classes, multi_label)
-        for one, other in combinations(whole, 2)
-    }
-    rows = []
-    for system, made in measured.items():
-        brief = metrics.brief(whole[system], together, classes, multi_label)
-        each = [metrics.brief(part, some, classes, multi_label)[key] for part, some in zip(columns[system], items)]
-        costs = {name: float(np.mean([getattr(one, name) for one in made])) for name in ("seconds", "training")}
-        facts = {"params": made[0].params, "macs": made[0].macs, **costs, "by_seed": each}
-        between = {"interval": metrics.interval(whole[system], together, classes, multi_label)}
-        rows.append(
-            {"system": system, key: brief[key], "loss": brief["loss"], **between, **facts, **_beside(system, gains)}
-        )
-    counts = {"videos": len(together), "groups": metrics.num_groups(together), "seeds": len(datasets)}
-    pairs = [{"one": one, "other": other, "gain": gain} for (one, other), gain in gains.items()]
-    return {"figure": key, **counts, "rows": rows, "pairs": pairs}
+    return items, columns
+
+
+def _by_seed(
+    parts: Sequence[np.ndarray], items: Sequence[Sequence[Item]], classes: Sequence[str], multi_label: bool
+) -> list[float]:
+    key = "map" if multi_label else "top1"
+    return [metrics.brief(part, some, classes, multi_label)[key] for part, some in zip(parts, items)]
+
+
+def _costs(made: Sequence[Measured]) -> dict[str, float]:
+    """Parameters and multiply-adds, and the mean of the seconds over the seeds."""
+    seconds = {name: float(np.mean([getattr(one, name) for one in made])) for name in ("seconds", "training")}
+    return {"params": made[0].params, "macs": made[0].macs, **seconds}
 
 
 def _beside(system: str, gains: dict[tuple[str, str], metrics.Interval]) -> dict[str, list[str]]:

@@ -59,14 +59,7 @@ def fuse(
     """
     began = time.monotonic()
     one_of(by, BY, "--by")
-    folders = [_finished(str(run)) for run in runs]
-    if len(folders) < 2:
-        raise UsageError("one run is nothing to fuse", "nlzoo fuse RUN RUN…, of the same split")
-    places = [folder.resolve() for folder in folders]
-    if twice := [folder for folder, place in zip(folders, places) if places.count(place) > 1]:
-        raise UsageError(f"{printable(twice[0])} is named twice", "name each run once; --by weights finds their shares")
-    for other in folders[1:]:
-        _refuse_different(folders[0], other)
+    folders = _fusible(runs)
     device = devices.resolve(device)
     config = _config(folders)
     run = zoo.new_run(zoo.folder_name(name or f"{hub_dataset.base_name(Path(config.videos))}-fused"), name is not None)
@@ -92,6 +85,19 @@ def fuse(
 
 
 # --- what is fused
+
+
+def _fusible(runs: Sequence[str | Path]) -> list[Path]:
+    """The folders of several finished runs of one split. Raises `UsageError`."""
+    folders = [_finished(str(run)) for run in runs]
+    if len(folders) < 2:
+        raise UsageError("one run is nothing to fuse", "nlzoo fuse RUN RUN…, of the same split")
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places) if places.count(place) > 1]:
+        raise UsageError(f"{printable(twice[0])} is named twice", "name each run once; --by weights finds their shares")
+    for other in folders[1:]:
+        _refuse_different(folders[0], other)
+    return folders
 
 
 def _finished(name: str) -> Path:

@@ -80,7 +80,7 @@ def fit_head(
     strength = _set_fitted_head(net, dataset, features[train], truth[train], [item.group for item in measured])
     scores = _head_scores(net, features)
     train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
-    bad_train, bad_val = _by_side(bad, {item.path for item in parts[listing.VAL]})
+    bad_train, bad_val = by_side(bad, {item.path for item in parts[listing.VAL]})
     predictions = evaluate.Predictions(tuple(items[n] for n in val), scores[val], bad_val)
     predictions = _with_silent(net, predictions, parts[listing.VAL], truth[train])
     curve = None
@@ -128,7 +128,7 @@ def _scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(0), features.std(0) + 1e-6
 
 
-def _by_side(bad: Sequence[Skipped], held: set[str]) -> tuple[list[Skipped], list[Skipped]]:
+def by_side(bad: Sequence[Skipped], held: set[str]) -> tuple[list[Skipped], list[Skipped]]:
     """What could not be read of the training videos, and of those of validation, whose paths are `held`."""
     return [one for one in bad if one.path not in held], [one for one in bad if one.path in held]
 

@@ -42,6 +42,7 @@ REASONS = {
     "lstm": "epochs with the least log loss over folds of the training groups",
     "attention": "epochs with the least log loss over folds of the training groups",
 }
+STRENGTHS = {"linear": "C", "lstm": "head_epochs", "attention": "head_epochs"}  # what was chosen of a head
 WINDOWS = 8  # of a video, where an LSTM or attention looks over them
 
 
@@ -82,14 +83,10 @@ def probe(
     files.check_folder(run)
     one_of(head, HEADS, "--head")
     given = [model] if isinstance(model, str | Path | torch.nn.Module) else list(model)
-    if weights and len(given) > 1:
-        raise UsageError("--weights is the file of one network, and there are several", "probe them one by one")
     windows = windows or (1 if head == "linear" else WINDOWS)
     over_time = len(given) > 1 or windows > 1 or head != "linear"
     file = _feature_file(features, over_time)
-    opened = [_open(one, weights, device, videos) for one in given]
-    for net, _ in opened:
-        net.spec = replace(net.spec, clip=replace(net.spec.clip, size=_fitting_size(net, size, device)))
+    opened = _open_all(given, weights, size, device, videos)
     net, folder = opened[0]
     workers = pool.default_workers(str(device))
     config = TrainConfig(
@@ -107,14 +104,25 @@ def probe(
             else:
                 fitted = linear.fit_head(net, dataset, device, workers, decoder, progress, file=file)
         decision = Decision("probe", fitted.strength, REASONS[head])
-        facts: dict[str, Any] = {"C" if head == "linear" else "head_epochs": fitted.strength}
+        facts: dict[str, Any] = {STRENGTHS[head]: fitted.strength}
         facts |= {"head": head, "windows": windows} if over_time else {}
         seconds = time.monotonic() - began
         outcome = Outcome(fitted.predictions, fitted.train, fitted.bad, fitted.train_loss, seconds, fitted.curve)
         figures = finished.write(run, net, dataset, config, decision, outcome, facts)
-    curve = asdict(fitted.curve) if fitted.curve else None
-    skipped = (*fitted.bad, *fitted.predictions.bad)
-    return Probe(figures | {"learning_curve": curve}, skipped, fitted.curve)
+    figures |= {"learning_curve": asdict(fitted.curve) if fitted.curve else None}
+    return Probe(figures, (*fitted.bad, *fitted.predictions.bad), fitted.curve)
+
+
+def _open_all(
+    given: Sequence[Model], weights: str | Path | None, size: int | None, device: torch.device, videos: Path
+) -> list[tuple[Network, Path | None]]:
+    """The networks with their folders, each for frames of the size. Raises `UsageError`."""
+    if weights and len(given) > 1:
+        raise UsageError("--weights is the file of one network, and there are several", "probe them one by one")
+    opened = [_open(one, weights, device, videos) for one in given]
+    for net, _ in opened:
+        net.spec = replace(net.spec, clip=replace(net.spec.clip, size=_fitting_size(net, size, device)))
+    return opened
 
 
 def _feature_file(features: str | Path | None, over_time: bool) -> Path | None:

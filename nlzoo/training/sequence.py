@@ -55,9 +55,9 @@ def fit_head(
     strength = _fit(net, features[train], truth[train], groups, seed)
     scores = _scores(net, features)
     train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
-    held = {item.path for item in parts[listing.VAL]}
-    made = evaluate.Predictions(tuple(items[n] for n in val), scores[val], [one for one in bad if one.path in held])
-    return linear.Fitted(strength, made, tuple(measured), train_loss, tuple(b for b in bad if b.path not in held), None)
+    bad_train, bad_val = linear.by_side(bad, {item.path for item in parts[listing.VAL]})
+    made = evaluate.Predictions(tuple(items[n] for n in val), scores[val], bad_val)
+    return linear.Fitted(strength, made, tuple(measured), train_loss, tuple(bad_train), None)
 
 
 def _features(
