@@ -197,14 +197,14 @@ def test_the_loss_follows_the_labels():
 
 
 @pytest.mark.parametrize(("batch", "device"), [(None, "cpu"), (None, "cuda"), (3, "cpu"), (64, "cuda")])
-def test_a_small_set_is_trained_for_about_600_steps(batch, device):
+def test_a_small_set_is_trained_for_about_540_steps(batch, device):
     for clips in range(1, 5000, 7):
         recipe, _ = recipe_spec.auto_recipe(clips, 5, batch, device, True, False)
         steps = -(-clips // recipe.batch)
         if recipe.passes > 1:
-            assert 570 <= recipe.epochs * recipe.passes * steps <= 630
+            assert 500 <= recipe.epochs * recipe.passes * steps <= 580
         else:
-            assert recipe.epochs * steps >= 600
+            assert recipe.epochs * steps >= 540
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_a_small_set_is_trained_for_about_600_steps(batch, device):
             "cpu",
             True,
             False,
-            "small,epochs=17,passes=4,probe=baseline,ema=0.98",
+            "small,passes=3,probe=baseline,ema=0.98",
             [
-                "passes: 4 (over the clips in an epoch, for about 600 steps at least)",
+                "passes: 3 (over the clips in an epoch, for about 540 steps at least)",
                 "baseline: linear probe (which fine-tuning must beat, for at most 1,000 training clips)",
                 "batch: 4 (on cpu)",
                 "BatchNorm: trainable (",
@@ -232,8 +232,8 @@ def test_a_small_set_is_trained_for_about_600_steps(batch, device):
             "cuda",
             True,
             False,
-            "small,batch=16,epochs=29,passes=7,probe=baseline,ema=0.98",
-            ["epochs: 29 (for 35 training clips on cuda)", "learning rate: 0.001 (0.0005 for 4 clips a step"],
+            "small,batch=16,epochs=30,passes=6,probe=baseline,ema=0.98",
+            ["epochs: 30 (for 35 training clips on cuda)", "learning rate: 0.001 (0.0005 for 4 clips a step"],
         ),
         (
             35,
@@ -241,7 +241,7 @@ def test_a_small_set_is_trained_for_about_600_steps(batch, device):
             "cpu",
             False,
             False,
-            "small,batch=9,epochs=19,passes=8,probe=baseline,ema=0.98",
+            "small,batch=9,epochs=19,passes=7,probe=baseline,ema=0.98",
             ["learning rate: 0.00075", "by the square root of the batch"],
         ),
         (20_000, None, "cuda", True, False, "small,batch=16,epochs=5,ema=0.98", ["epochs: 5 (", "ema: 0.98 ("]),
