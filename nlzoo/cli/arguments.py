@@ -42,15 +42,23 @@ def _what_was_meant(ctx: Any) -> str:
     words = [str(value) for value in values if value is not None] + ctx.args
     models = [word for word in words if _names_model(word)]
     others = [word for word in words if word not in models]
-    takes_from = any("--from" in each.opts for each in ctx.command.params)
     command = ["nlzoo", ctx.info_name]
-    if (len(models), len(others)) == (1, 1) and takes_from:
-        return shlex.join([*command, *others, "--from", *models])
+    if any("--from" in each.opts for each in ctx.command.params):
+        meant = _with_options(command, models, others)
+        if meant:
+            return meant
     if len(models) == 1 and others and "model" not in ctx.params:
         return f"{ctx.info_name} takes no model: {shlex.join([*command, *others])}"
-    if len(others) == 2 and not models and takes_from and all(Path(word).exists() for word in others):
-        return f"{shlex.join([*command, others[0], '--val', others[1]])} validates on the second"
     return f"{shlex.join(command)} --help lists arguments and options"
+
+
+def _with_options(command: list[str], models: list[str], others: list[str]) -> str:
+    """A model behind `--from`, or the second of two folders of videos behind `--val`; nothing where it is neither."""
+    if len(models) == len(others) == 1:
+        return shlex.join([*command, *others, "--from", *models])
+    if len(others) == 2 and not models and all(Path(word).exists() for word in others):
+        return f"{shlex.join([*command, others[0], '--val', others[1]])} validates on the second"
+    return ""
 
 
 def _names_model(word: str) -> bool:
