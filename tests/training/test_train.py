@@ -594,7 +594,7 @@ def test_who_names_no_start_is_told_of_kinetics_and_who_says_imagenet_is_not(tmp
     """The default is inflated once; later it is found by the same word."""
     monkeypatch.chdir(tmp_path)
     made = model.inflate("tiny", None, model_spec.Inflation(), "res4:1", download.backbone_weights)
-    monkeypatch.setattr(model, "inflate", lambda *words: made)  # the network that would be fetched
+    monkeypatch.setattr(model, "inflate", lambda *words, **more: made)  # the network that would be fetched
     monkeypatch.setattr(zoo, "default_name", lambda spec: "nl5-i3d-resnet50.tag")
     events = []
     say = Callbacks(log=events.append)
