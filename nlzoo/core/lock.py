@@ -119,7 +119,7 @@ def _flock(handle: int, shared: bool) -> bool | None:
 
 def _wait_for_owner(file: Path) -> Owner | None:
     """The owner, or None. It may be about to write: until then the file is empty or names a process that has ended."""
-    for _ in range(20):
+    for _ in range(60):
         owner = _read_owner(file)
         if owner and (owner.host != socket.gethostname() or _is_alive(owner.pid)):
             return owner
