@@ -57,7 +57,7 @@ def test_a_span_learns_what_it_joins_and_nothing_else(span, task):
     torch.manual_seed(0)
     rng, net = np.random.default_rng(0), Point(span)
     optimizer = torch.optim.AdamW(net.parameters(), 5e-3)
-    for _ in range(250):  # after 200 all is right that can be
+    for _ in range(250 if span == task else 500):  # what cannot be learnt gets twice the time
         x, label = same_or_other(task, 64, rng)
         nn.functional.cross_entropy(net(x), label).backward()
         optimizer.step()
