@@ -236,7 +236,7 @@ def prepare_by_ranks(videos: Path, out: Path, size: int, progress: Progress, eng
 def _last_line(record: Path, launch: str) -> dict:
     """The last line of a shard that has ended; waits for it, however long it takes."""
     while True:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # not there yet, torn, empty
             with open(record, "rb") as opened:
                 last = json.loads(deque(opened, 1)[0])
             if last.get("end") == launch:

@@ -316,6 +316,14 @@ def test_a_file_that_appears_at_the_last_moment_is_named_like_one_that_does_not(
     rows.close()
 
 
+def test_the_end_of_another_rank_is_waited_for(tmp_path, monkeypatch):
+    """Its record is not there, then empty, then torn, then of an earlier launch."""
+    record, end = tmp_path / "prepared.jsonl", {"end": "now", "done": 1, "reused": 0}
+    states = iter([b"", b'{"end": "no', b'{"end": "before"}\n', json.dumps(end).encode() + b"\n"])
+    monkeypatch.setattr(prepare.time, "sleep", lambda seconds: record.write_bytes(next(states)))
+    assert prepare._last_line(record, "now") == end and next(states, None) is None
+
+
 def test_ranks_prepare_what_one_process_prepares(two, few, tmp_path, nlzoo, monkeypatch):
     monkeypatch.chdir(few.parent)
     assert nlzoo("prepare", "few", tmp_path / "alone", "--size", 16)[0] == 0
