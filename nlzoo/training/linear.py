@@ -68,14 +68,7 @@ def fit_head(
     rows, bad = _kept_features(net, source, device, workers, progress, file)
     items = [source.items[index] for index in rows]
     features = np.stack(list(rows.values())) if rows else np.empty((0, 1))
-    train, val = ([n for n, item in enumerate(items) if item.split == part] for part in parts)
-    truth = metrics.targets(items, dataset.classes)
-    if not val or len(np.unique(truth[train], axis=0)) < 2:
-        raise VideoError(
-            f"{len(train)} training and {len(val)} validation videos could be read: too few for a linear probe",
-            "nlzoo check shows what is wrong",
-        )
-    metrics.check_finite(features, [item.path for item in items])
+    train, val, truth = sides(items, features, dataset.classes, "for a linear probe")
     measured = [items[n] for n in train]
     strength = _set_fitted_head(net, dataset, features[train], truth[train], [item.group for item in measured])
     scores = _head_scores(net, features)
@@ -87,6 +80,24 @@ def fit_head(
     if not dataset.multi_label:
         curve = learning_curve.measure(features, truth.argmax(1), items, partial(classify, strength))
     return Fitted(strength, predictions, tuple(measured), train_loss, tuple(bad_train), curve)
+
+
+def sides(
+    items: Sequence[Item], features: np.ndarray, classes: Sequence[str], purpose: str
+) -> tuple[list[int], list[int], np.ndarray]:
+    """The rows of `items` to train on and to validate on, and what is true of all, `(N, K)`.
+
+    Raises `VideoError` where they are too few for the `purpose`, or where `features`, a row for each, are not finite.
+    """
+    train, val = ([n for n, item in enumerate(items) if item.split == part] for part in (listing.TRAIN, listing.VAL))
+    truth = metrics.targets(items, classes)
+    if not val or len(np.unique(truth[train], axis=0)) < 2:
+        raise VideoError(
+            f"{len(train)} training and {len(val)} validation videos could be read: too few {purpose}",
+            "nlzoo check shows what is wrong",
+        )
+    metrics.check_finite(features, [item.path for item in items])
+    return train, val, truth
 
 
 def _with_silent(

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import VideoError
 from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
 from ..networks.network import Network
@@ -40,14 +39,7 @@ def fit_head(
     parts = {part: scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL)}
     source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip, decoder=decoder)
     items, features, bad = _features(net.eval().to(device), source, device, workers, progress)
-    train, val = ([n for n, item in enumerate(items) if item.split == part] for part in parts)
-    truth = metrics.targets(items, dataset.classes)
-    if not val or len(np.unique(truth[train], axis=0)) < 2:
-        raise VideoError(
-            f"{len(train)} training and {len(val)} validation videos could be read: too few to fit a head",
-            "nlzoo check shows what is wrong",
-        )
-    metrics.check_finite(features, [item.path for item in items])
+    train, val, truth = linear.sides(items, features, dataset.classes, "to fit a head")
     measured = [items[n] for n in train]
     net.mean.copy_(torch.from_numpy(features[train].mean((0, 1))))
     net.scale.copy_(torch.from_numpy(features[train].std((0, 1)) + 1e-6))
