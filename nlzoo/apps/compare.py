@@ -7,7 +7,6 @@ the *last* epoch counts, which no validation chose, so that they are not flatter
 
 import dataclasses
 import importlib.util
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from ..training.callbacks import Callbacks
 from ..training.finetune import finetune
 from ..training.probe import probe
 from ..videos import listing, loader, pool, records, scanning
-from ..videos.listing import Item
+from ..videos.items import Item, Key
 
 FOLDER = Path("comparisons")  # default place, in the working folder
 # C2D, I3D and NL I3D start from one image network; the RGB stream of several is I3D
@@ -41,8 +40,6 @@ FUSED = {"rgb+flow": ("i3d", "flow"), "rgb+flow+audio": ("i3d", "flow", "audio")
 SEQUENCES = ("lstm", "attention")  # heads over windows of what the probe sees
 SYSTEMS = ("majority", "size-and-length", "probe", *SEQUENCES, *INFLATED, *STREAMS, *FUSED)
 FEW_BLOCKS = "res3:1,res4:1"  # of a backbone that is too shallow for the paper's five
-
-Key = tuple[str, float | None, float | None]  # of a video: path, start, end
 
 
 @dataclass(frozen=True)
@@ -345,8 +342,7 @@ def _predicted(job: _Job, run: Path) -> Measured:
 
 
 def _keys(root: Path, items: Sequence[Item]) -> tuple[Key, ...]:
-    folder = os.path.abspath(root)
-    return tuple((os.path.normpath(os.path.join(folder, item.path)), item.start, item.end) for item in items)
+    return tuple(item.key(root) for item in items)
 
 
 # --- the table

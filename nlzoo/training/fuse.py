@@ -4,7 +4,6 @@ The weights of the mean are equal, or those with the least log loss on the train
 anew without a fold of the training groups, and its predictions for that fold count. Validation decides nothing.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from ..networks import checkpoint, hub_dataset, zoo
 from ..networks import model as models
 from ..networks.network import Network
 from ..videos import listing, loader, pool, scanning
+from ..videos.items import Key
 from . import devices, evaluate, finished, linear, metrics, outputs, run_folder
 from .finished import Outcome
 
@@ -135,17 +135,10 @@ def _differences(one: Path, other: Path) -> Iterator[str]:
             yield f"{printable(key[0])} is {_side(mine)} in {printable(one)}, {_side(theirs)} in {printable(other)}"
 
 
-def _listed(run: Path) -> dict[tuple, tuple[str, tuple[str, ...]]]:
-    """The side and the labels of each video of a run, by path, start and end."""
-    root = os.path.abspath(run)
+def _listed(run: Path) -> dict[Key, tuple[str, tuple[str, ...]]]:
+    """The side and the labels of each video of a run."""
     items = listing.read(run / "videos.csv").items
-    return {
-        (os.path.normpath(os.path.join(root, item.path)), item.start, item.end): (
-            item.split,
-            tuple(sorted(item.labels)),
-        )
-        for item in items
-    }
+    return {item.key(run): (item.split, tuple(sorted(item.labels))) for item in items}
 
 
 def _side(entry: tuple[str, tuple[str, ...]]) -> str:

@@ -56,6 +56,9 @@ _KINDS = {
 }
 
 
+Key = tuple[str, float | None, float | None]  # of an `Item`: absolute path, start, end
+
+
 @dataclass(frozen=True)
 class Item:
     """One video that is used, a file or a folder of frames, or a part of one."""
@@ -69,6 +72,10 @@ class Item:
     frames: int = 0  # of the part that is used; filled in by the scan
     seconds: float = 0.0
     fps: float = 0.0  # numbers a second of a folder of frames; 0 where nobody says: frames count as they are then
+
+    def key(self, root: Path) -> Key:
+        """What tells it from others, whatever the folder that its path starts from: path, start, end."""
+        return os.path.abspath(os.path.join(root, self.path)), self.start, self.end
 
 
 @dataclass(frozen=True)
