@@ -46,13 +46,20 @@ class ShiftingAttention(nn.Module):
     """`(B, W, D)` to `(B, units D)`: so many weighted means over W, each shifted and of the length 1 / sqrt(units).
 
     `weights = softmax(x w + b)` over W; `v = alpha * mean + beta`, two scalars that each unit learns; and
-    `v / (sqrt(units) |v|)`.
+    `v / (sqrt(units) |v|)`. So it is in the code of the authors of "Attention Clusters" (arXiv 1711.09550, its first
+    author's github.com/longxiang92/Flash-MNIST, `main_feature_satt.py`), and in PaddlePaddle's `AttentionCluster`.
     """
 
     def __init__(self, width: int, units: int) -> None:
         super().__init__()
         self.score = nn.Linear(width, units)
-        self.alpha, self.beta = nn.Parameter(torch.ones(units, 1)), nn.Parameter(torch.zeros(units, 1))
+        self.alpha, self.beta = (nn.Parameter(torch.empty(units, 1)) for _ in range(2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Both scalars from N(0, units^-1/2), as theirs: units that start alike would learn alike."""
+        for scalars in (self.alpha, self.beta):
+            nn.init.normal_(scalars, std=len(scalars) ** -0.25)
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.score(x).softmax(1)  # (B, W, units)

@@ -116,11 +116,8 @@ def _train(
 def _reset(net: Network) -> None:
     """Fresh random numbers; every class starts equally likely."""
     for module in net.head.modules():
-        if isinstance(module, nn.LSTM | nn.Linear):
+        if isinstance(module, nn.LSTM | nn.Linear | ShiftingAttention):
             module.reset_parameters()
-        elif isinstance(module, ShiftingAttention):
-            nn.init.ones_(module.alpha)
-            nn.init.zeros_(module.beta)
     nn.init.zeros_(net.fc.weight)
     nn.init.zeros_(net.fc.bias)
 

@@ -11,7 +11,7 @@ from nlzoo.apps import draw
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import UsageError
 from nlzoo.networks import model
-from nlzoo.networks.sequence import MultiGroupAttention
+from nlzoo.networks.sequence import MultiGroupAttention, ShiftingAttention
 from nlzoo.training import outputs, sequence
 from nlzoo.videos import listing, loader, scanning
 from nlzoo.videos.clips import to_input
@@ -35,6 +35,10 @@ def test_shifting_attention_is_its_formula_for_each_group(seed):
                 shifted = group.alpha[n].item() * mean + group.beta[n].item()
                 expected.append(shifted / (2 * np.linalg.norm(shifted)))  # sqrt(4)
     assert np.allclose(head(x).detach().numpy().ravel(), np.concatenate(expected), atol=1e-9)
+    many = ShiftingAttention(1, 4096)  # the scalars start from a deviation of 4096^(-1/4)
+    assert all(
+        abs(each.std().item() - 0.125) < 0.01 and abs(each.mean().item()) < 0.01 for each in (many.alpha, many.beta)
+    )
 
 
 def head_of(kind, units=16, windows=4):
