@@ -25,7 +25,7 @@ from ..core.view_spec import ViewSpec
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
-from ..training import evaluate, metrics
+from ..training import evaluate, metrics, outputs
 from ..training.devices import autocast, memory_errors
 from ..videos import clips, listing, loader
 
@@ -160,7 +160,7 @@ def explain_clip(
         torch.inference_mode(False),
         _recording(net) as recorded,
         memory_errors("one video"),
-        autocast(evaluate.AUTO, device),
+        autocast(outputs.AUTO, device),
     ):
         with torch.no_grad():
             features = net.forward_features(clips.to_input(frames[None].to(device), net.spec.clip))

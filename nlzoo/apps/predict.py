@@ -28,7 +28,7 @@ from ..core.shard import Shard
 from ..core.text import printable
 from ..core.view_spec import ClipSpec, ViewSpec, parse_views
 from ..networks.network import Network
-from ..training import devices, evaluate
+from ..training import devices, evaluate, outputs
 from ..training.engine import Engine
 from ..videos import frame_folder, listing, loader, pool, records, tree, video
 from ..videos.sweep import Sweep
@@ -135,7 +135,7 @@ class Options:
     @property
     def together(self) -> int:
         """How many videos go through the network together."""
-        return 1 if self.windows or not self.views else evaluate.videos_at_a_time(self.views)
+        return 1 if self.windows or not self.views else outputs.videos_at_a_time(self.views)
 
     def check_file(self, inputs: Sequence[Path]) -> None:
         """Raises what else would be found after the work."""
@@ -224,7 +224,7 @@ def _made(net: Network, rows: journal.Journal, options: Options, engine: Engine,
             yield long.row(progress)
         return
     done, total = 0, rows.left(engine.rank, engine.world)
-    make = evaluate.features if options.as_features else evaluate.probabilities
+    make = outputs.features if options.as_features else outputs.probabilities
     for feed in _one_ahead(
         _feed(names, net, options, workers) for names in rows.missing(engine.rank, engine.world, BLOCK)
     ):
@@ -254,7 +254,7 @@ def _feed(names: Sequence[str], net: Network, options: Options, workers: int) ->
     source = loader.Clips(Path(), items, net.spec.clip, views=options.views, decoder=options.decoder)
     feed = loader.Loader(source, min(len(items), workers))
     if not net.spec.head:  # whose windows are other clips
-        feed.prime(evaluate.batches(source))
+        feed.prime(outputs.batches(source))
     return feed
 
 
@@ -408,17 +408,17 @@ class _Long:
             source = loader.Clips(Path(), own, net.spec.clip, views=ViewSpec(), decoder=decoder, sweep=Sweep(len(own)))
             self.feeds.append(loader.Loader(source, min(1, workers)))
             if not net.spec.head:
-                self.feeds[-1].prime(evaluate.batches(source))
+                self.feeds[-1].prime(outputs.batches(source))
 
     def row(self, progress: Progress) -> dict:
         """As `windows`."""
         if self.record.problem:
             return {"path": str(self.path), "error": printable(self.record.problem)}
-        made = [evaluate.probabilities(self.net, feed, self.device) for feed in self.feeds]
+        made = [outputs.probabilities(self.net, feed, self.device) for feed in self.feeds]
         rows: list[list[dict]] = [[] for _ in made]
         while any(len(found) < len(feed.source) for found, feed in zip(rows, self.feeds)):
             for found, coming in zip(rows, made):  # in turn, so that all of them go on
-                some = sorted(islice(coming, evaluate.CLIPS), key=lambda one: one[0])
+                some = sorted(islice(coming, outputs.CLIPS), key=lambda one: one[0])
                 found += [_row(self.net, scores, reason) for _, scores, reason in some]
                 progress(sum(map(len, rows)), len(self.spans))
         spans = ({"start": start, "end": end} for start, end in self.spans)
@@ -435,9 +435,9 @@ class _Long:
 
 def _pieces(count: int, workers: int) -> list[range]:
     """Parts of so many windows, one for each worker, of whole groups and long enough to begin anew for."""
-    groups = -(-count // evaluate.CLIPS)
+    groups = -(-count // outputs.CLIPS)
     parts = max(1, min(workers, groups // LONG))
-    firsts = [number * groups // parts * evaluate.CLIPS for number in range(parts)]
+    firsts = [number * groups // parts * outputs.CLIPS for number in range(parts)]
     return [range(first, last) for first, last in pairwise([*firsts, count])]
 
 

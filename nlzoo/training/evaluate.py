@@ -32,11 +32,7 @@ from ..videos import listing, loader, pool, scanning, sound, tree, video
 from ..videos.listing import Item
 from . import devices, metrics, provenance
 from .engine import Engine
-from .outputs import AUTO as AUTO
-from .outputs import CLIPS as CLIPS
-from .outputs import Row, probabilities, videos_at_a_time
-from .outputs import batches as batches
-from .outputs import features as features
+from .outputs import AUTO, Row, gathered, probabilities, videos_at_a_time
 
 ROUND = 64  # videos after which ranks meet, so that none waits for another as long as for one that hangs
 PRIOR = "gives the shares of the classes in training"  # for a video without sound
@@ -97,12 +93,7 @@ def predictions(
         for _ in range(0, most, ROUND):
             rows += engine.all_gather(list(islice(coming, ROUND)))
     rows.sort(key=lambda row: row[0])
-    bad = [
-        Skipped(source.items[index].path, scanning.UNREADABLE, reason)
-        for index, scores, reason in rows
-        if scores is None
-    ]
-    good = {index: scores for index, scores, _ in rows if scores is not None}
+    good, bad = gathered(rows, source.items)
     if not good:
         first = f"the first: {bad[0]}" if bad else "nlzoo check shows what is there"
         raise VideoError(f"none of the {len(source)} videos to evaluate on could be read", first)

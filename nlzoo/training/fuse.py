@@ -221,19 +221,14 @@ def _validated(
 ) -> tuple[evaluate.Predictions, np.ndarray]:
     """The predictions for the validation videos, and float64 (N, M, K), those of each member."""
     items = tuple(scanning.items_in(dataset, listing.VAL))
-    source, rows, bad = loader.Clips(dataset.root, items, net.spec.clip), {}, []
+    source = loader.Clips(dataset.root, items, net.spec.clip)
     with stages("predicting") as progress:
-        for done, (index, parts, reason) in enumerate(outputs.by_member(net, source, device, workers), 1):
-            progress(done, len(items))
-            if parts is None:
-                bad.append(Skipped(items[index].path, scanning.UNREADABLE, reason))
-            else:
-                rows[index] = parts
+        rows, bad = outputs.gathered(outputs.by_member(net, source, device, workers), items, progress)
     if not rows:
         raise UsageError("no validation video could be read by all members", "nlzoo check shows what is wrong")
-    parts = np.stack([rows[index] for index in sorted(rows)])
+    parts = np.stack(list(rows.values()))
     scores = np.average(parts, axis=1, weights=_weights(net))
-    return evaluate.Predictions(tuple(items[index] for index in sorted(rows)), scores, bad), parts
+    return evaluate.Predictions(tuple(items[index] for index in rows), scores, bad), parts
 
 
 def _figures_of_members(

@@ -5,7 +5,7 @@ Unusual: standardising and a linear map are one linear map, so what is measured 
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..networks.model import set_head
 from ..networks.network import Network
 from ..videos import listing, loader, scanning, sound
 from ..videos.listing import Item
-from . import evaluate, learning_curve, metrics
+from . import evaluate, learning_curve, metrics, outputs
 
 STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: the smaller, the stronger the regularisation
 FOLDS = 5  # of the training groups, to choose C by
@@ -43,7 +43,7 @@ class Fitted:
     train: tuple[Item, ...]  # videos that it was fitted to
     train_loss: float  # mean log loss on them
     bad: tuple[Skipped, ...]  # training videos that could not be read
-    curve: learning_curve.Curve | None  # top-1 against videos a class; None where there is none
+    curve: learning_curve.Curve | None = None  # top-1 against videos a class; None where there is none
 
 
 def fit_head(
@@ -62,57 +62,72 @@ def fit_head(
     written where it is not there. Raises `VideoError` where too few videos could be read, and `UsageError` for a file
     with features of another model.
     """
-    parts = {part: scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL)}
-    source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip)
-    source = replace(source, decoder=decoder, cache=cache)
+    source = labelled_clips(net, dataset, decoder, cache)
     rows, bad = _kept_features(net, source, device, workers, progress, file)
+    fit = partial(_set_fitted_head, net, dataset)
+    done = fitted(dataset, source.items, rows, bad, fit, partial(_head_scores, net), "for a linear probe")
+    done = _with_silent(net, done, source.items)
+    if dataset.multi_label:
+        return done
     items = [source.items[index] for index in rows]
-    features = np.stack(list(rows.values())) if rows else np.empty((0, 1))
-    train, val, truth = sides(items, features, dataset.classes, "for a linear probe")
-    measured = [items[n] for n in train]
-    strength = _set_fitted_head(net, dataset, features[train], truth[train], [item.group for item in measured])
-    scores = _head_scores(net, features)
-    train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
-    bad_train, bad_val = by_side(bad, {item.path for item in parts[listing.VAL]})
-    predictions = evaluate.Predictions(tuple(items[n] for n in val), scores[val], bad_val)
-    predictions = _with_silent(net, predictions, parts[listing.VAL], truth[train])
-    curve = None
-    if not dataset.multi_label:
-        curve = learning_curve.measure(features, truth.argmax(1), items, partial(classify, strength))
-    return Fitted(strength, predictions, tuple(measured), train_loss, tuple(bad_train), curve)
+    labels = metrics.targets(items, dataset.classes).argmax(1)
+    curve = learning_curve.measure(np.stack(list(rows.values())), labels, items, partial(classify, done.strength))
+    return replace(done, curve=curve)
 
 
-def sides(
-    items: Sequence[Item], features: np.ndarray, classes: Sequence[str], purpose: str
-) -> tuple[list[int], list[int], np.ndarray]:
-    """The rows of `items` to train on and to validate on, and what is true of all, `(N, K)`.
+def labelled_clips(net: Network, dataset: scanning.Dataset, decoder: str, cache: Path | None = None) -> loader.Clips:
+    """The videos of training, and behind them those of validation."""
+    items = [item for part in (listing.TRAIN, listing.VAL) for item in scanning.items_in(dataset, part)]
+    return loader.Clips(dataset.root, tuple(items), net.spec.clip, decoder=decoder, cache=cache)
 
-    Raises `VideoError` where they are too few for the `purpose`, or where `features`, a row for each, are not finite.
+
+def fitted(
+    dataset: scanning.Dataset,
+    items: Sequence[Item],
+    rows: Mapping[int, np.ndarray],
+    bad: Sequence[Skipped],
+    fit: Callable[[np.ndarray, np.ndarray, Sequence[str]], float],
+    scores_of: Callable[[np.ndarray], np.ndarray],
+    purpose: str,
+) -> Fitted:
+    """What `fit` makes of the features (`rows`) of the training `items`, what is true of them (N, K), and their groups.
+
+    `scores_of`: the probabilities that the head then gives to features. Raises `VideoError` where too few could be read
+    for the `purpose`, and `DivergedError` for features that are not finite.
     """
-    train, val = ([n for n, item in enumerate(items) if item.split == part] for part in (listing.TRAIN, listing.VAL))
-    truth = metrics.targets(items, classes)
+    read = [items[index] for index in rows]
+    train, val = ([n for n, item in enumerate(read) if item.split == part] for part in (listing.TRAIN, listing.VAL))
+    truth = metrics.targets(read, dataset.classes)
     if not val or len(np.unique(truth[train], axis=0)) < 2:
         raise VideoError(
             f"{len(train)} training and {len(val)} validation videos could be read: too few {purpose}",
             "nlzoo check shows what is wrong",
         )
-    metrics.check_finite(features, [item.path for item in items])
-    return train, val, truth
+    features = np.stack(list(rows.values()))
+    metrics.check_finite(features, [item.path for item in read])
+    measured = tuple(read[n] for n in train)
+    strength = fit(features[train], truth[train], [item.group for item in measured])
+    scores = scores_of(features)
+    train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
+    held = {item.path for item in items if item.split == listing.VAL}
+    bad_val = [one for one in bad if one.path in held]
+    bad_train = tuple(one for one in bad if one.path not in held)
+    predictions = evaluate.Predictions(tuple(read[n] for n in val), scores[val], bad_val)
+    return Fitted(strength, predictions, measured, train_loss, bad_train)
 
 
-def _with_silent(
-    net: Network, predictions: evaluate.Predictions, items: Sequence[Item], truth: np.ndarray
-) -> evaluate.Predictions:
-    """With the prior for those of the `items` that have no sound, where `net` hears; else by `truth` (N, K)."""
+def _with_silent(net: Network, done: Fitted, items: Sequence[Item]) -> Fitted:
+    """With the prior, where `net` hears, for those of the `items` of validation that have no sound."""
     if net.spec.clip.stream != "audio":
-        return predictions
-    prior = net.spec.prior or tuple(truth.mean(0).tolist())
+        return done
+    prior = net.spec.prior or tuple(metrics.targets(done.train, net.spec.classes).mean(0).tolist())
     net.spec = replace(net.spec, prior=prior)
-    silent = {one.path for one in predictions.bad if one.reason == sound.NONE}
-    more = tuple(item for item in items if item.path in silent)
-    scores = np.concatenate([predictions.scores, np.tile(prior, (len(more), 1))])
-    bad = [one for one in predictions.bad if one.path not in silent]
-    return evaluate.Predictions((*predictions.items, *more), scores, bad, len(more))
+    made = done.predictions
+    silent = {one.path for one in made.bad if one.reason == sound.NONE}
+    more = tuple(item for item in items if item.split == listing.VAL and item.path in silent)
+    scores = np.concatenate([made.scores, np.tile(prior, (len(more), 1))])
+    bad = [one for one in made.bad if one.path not in silent]
+    return replace(done, predictions=evaluate.Predictions((*made.items, *more), scores, bad, len(more)))
 
 
 def fit_classes(net: Network, dataset: scanning.Dataset) -> bool:
@@ -137,11 +152,6 @@ def classify(strength: float, features: np.ndarray, labels: np.ndarray, test: np
 def _scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation (D,) that features (N, D) are standardised by; none is divided by 0."""
     return features.mean(0), features.std(0) + 1e-6
-
-
-def by_side(bad: Sequence[Skipped], held: set[str]) -> tuple[list[Skipped], list[Skipped]]:
-    """What could not be read of the training videos, and of those of validation, whose paths are `held`."""
-    return [one for one in bad if one.path not in held], [one for one in bad if one.path in held]
 
 
 def _set_fitted_head(
@@ -173,17 +183,11 @@ def _features(
     known: Mapping[int, np.ndarray] = MappingProxyType({}),
 ) -> tuple[dict[int, np.ndarray], list[Skipped]]:
     """float64 (D,) features by index, in order (`known` ones are not computed), and the videos that were unreadable."""
-    rows: dict[int, np.ndarray] = {index: row.astype(float) for index, row in known.items()}
-    bad = []
-    net.eval().to(device)
     left = [index for index in range(len(source)) if index not in known]
     some = replace(source, items=tuple(source.items[index] for index in left))
-    for done, (place, row, reason) in enumerate(evaluate.features(net, some, device, workers) if left else (), 1):
-        progress(done, len(left))
-        if row is None:
-            bad.append(Skipped(some.items[place].path, scanning.UNREADABLE, reason))
-        else:
-            rows[left[place]] = row
+    made = outputs.features(net.eval().to(device), some, device, workers) if left else ()
+    new, bad = outputs.gathered(made, some.items, progress)
+    rows = {index: row.astype(float) for index, row in known.items()} | {left[n]: row for n, row in new.items()}
     return dict(sorted(rows.items())), bad
 
 

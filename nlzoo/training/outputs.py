@@ -4,7 +4,7 @@ Each view gets its own softmax (or sigmoids, where a video may have several labe
 a video (paper, section 5). Of a model that is several (`ModelSpec.members`) each member sees its own clip of the video.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from ..core.errors import UsageError
+from ..core.progress import Progress, no_progress
 from ..core.recipe_spec import Recipe
+from ..core.skipped import Skipped
 from ..core.view_spec import ClipSpec, ViewSpec
 from ..networks.folding import fold_bn
 from ..networks.network import Network
-from ..videos import clips, loader, sound
+from ..videos import clips, loader, scanning, sound
+from ..videos.items import Item
 from ..videos.sweep import Sweep
 from . import devices
 
@@ -94,6 +97,21 @@ def window_features(
 ) -> Iterator[Row]:
     """The same of a sequence: float64 `(W, D)`, of each window of a video the features of all members, side by side."""
     yield from _each_member(net, source, device, workers, recipe, _features)
+
+
+def gathered(
+    rows: Iterable[Row], items: Sequence[Item], progress: Progress = no_progress
+) -> tuple[dict[int, np.ndarray], list[Skipped]]:
+    """The numbers of the `items` by index, in order, and those that could not be read."""
+    good: dict[int, np.ndarray] = {}
+    bad = []
+    for done, (index, numbers, reason) in enumerate(rows, 1):
+        progress(done, len(items))
+        if numbers is None:
+            bad.append(Skipped(items[index].path, scanning.UNREADABLE, reason))
+        else:
+            good[index] = numbers
+    return dict(sorted(good.items())), bad
 
 
 def videos_at_a_time(views: ViewSpec) -> int:

@@ -5,6 +5,7 @@ How long an LSTM or attention is trained is chosen over folds of the training gr
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.progress import Progress, no_progress
-from ..core.skipped import Skipped
 from ..networks.network import Network
 from ..networks.sequence import ShiftingAttention
-from ..videos import listing, loader, scanning
-from . import evaluate, linear, metrics, outputs
+from ..videos import scanning
+from . import linear, outputs
 
 BATCH, DECAY = 32, 0.05  # AdamW
 RATES = {"lstm": 1e-3, "attention": 1e-2}  # attention puts out vectors of length 1 (docs/fusion.md)
@@ -36,37 +36,16 @@ def fit_head(
 
     `Fitted.strength` is C of a linear head, epochs of another. Raises `VideoError` where too few videos could be read.
     """
-    parts = {part: scanning.items_in(dataset, part) for part in (listing.TRAIN, listing.VAL)}
-    source = loader.Clips(dataset.root, (*parts[listing.TRAIN], *parts[listing.VAL]), net.spec.clip, decoder=decoder)
-    items, features, bad = _features(net.eval().to(device), source, device, workers, progress)
-    train, val, truth = linear.sides(items, features, dataset.classes, "to fit a head")
-    measured = [items[n] for n in train]
-    net.mean.copy_(torch.from_numpy(features[train].mean((0, 1))))
-    net.scale.copy_(torch.from_numpy(features[train].std((0, 1)) + 1e-6))
-    groups = [item.group for item in measured]
-    strength = _fit(net, features[train], truth[train], groups, seed)
-    scores = _scores(net, features)
-    train_loss = metrics.brief(scores[train], measured, dataset.classes, dataset.multi_label)["loss"]
-    bad_train, bad_val = linear.by_side(bad, {item.path for item in parts[listing.VAL]})
-    made = evaluate.Predictions(tuple(items[n] for n in val), scores[val], bad_val)
-    return linear.Fitted(strength, made, tuple(measured), train_loss, tuple(bad_train), None)
+    source = linear.labelled_clips(net, dataset, decoder)
+    made = outputs.window_features(net.eval().to(device), source, device, workers)
+    rows, bad = outputs.gathered(made, source.items, progress)
 
+    def fit(features: np.ndarray, truth: np.ndarray, groups: Sequence[str]) -> float:
+        net.mean.copy_(torch.from_numpy(features.mean((0, 1))))
+        net.scale.copy_(torch.from_numpy(features.std((0, 1)) + 1e-6))
+        return _fit(net, features, truth, groups, seed)
 
-def _features(
-    net: Network, source: loader.Clips, device: torch.device, workers: int, progress: Progress
-) -> tuple[list[listing.Item], np.ndarray, list[Skipped]]:
-    """The videos that could be read, their float64 (N, W, D) features, and the others."""
-    rows: dict[int, np.ndarray] = {}
-    bad = []
-    for done, (index, row, reason) in enumerate(outputs.window_features(net, source, device, workers), 1):
-        progress(done, len(source))
-        if row is None:
-            bad.append(Skipped(source.items[index].path, scanning.UNREADABLE, reason))
-        else:
-            rows[index] = row
-    order = sorted(rows)
-    features = np.stack([rows[index] for index in order]) if rows else np.empty((0, 1, 1))
-    return [source.items[index] for index in order], features, bad
+    return linear.fitted(dataset, source.items, rows, bad, fit, partial(_scores, net), "to fit a head")
 
 
 def _fit(net: Network, features: np.ndarray, truth: np.ndarray, groups: Sequence[str], seed: int) -> float:

@@ -25,7 +25,7 @@ from ..core.stopping import SIGNALS, stopping
 from ..networks import card, checkpoint
 from ..networks.network import Network
 from ..videos import clips, frame_cache, loader, records, scanning, streams
-from . import devices, evaluate, linear, metrics, run_folder, state
+from . import devices, evaluate, linear, metrics, outputs, run_folder, state
 from . import recipe as recipes
 from .callbacks import Callbacks, Event, Step
 from .engine import Engine
@@ -123,7 +123,7 @@ def train(
 
 def sanity_check(job: Job) -> list[Skipped]:
     """Validates two batches; gives what could not be read. What would fail after an hour fails at once."""
-    few = dataclasses.replace(job.val_clips, items=job.val_clips.items[: SANITY_BATCHES * evaluate.CLIPS])
+    few = dataclasses.replace(job.val_clips, items=job.val_clips.items[: SANITY_BATCHES * outputs.CLIPS])
     config = job.config
     return evaluate.predictions(job.net, few, job.engine.device, config.workers, recipe=config.recipe).bad
 
@@ -301,7 +301,7 @@ def _train_epoch(job: Job, checkpoints: _Checkpoints, epoch: int) -> None:
             progress.waited += time.monotonic() - asked
             _stop_if_asked(job, checkpoints)  # before a step without the clips of workers that the same signal ended
             if n == len(all_batches):
-                job.val_loader.prime(evaluate.batches(job.val_loader.source))  # decoded while the last step is taken
+                job.val_loader.prime(outputs.batches(job.val_loader.source))  # decoded while the last step is taken
             try:
                 loss, seen, failed = train_step(job, indices, pixels, bad)
             except DivergedError:

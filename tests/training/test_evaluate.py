@@ -14,7 +14,7 @@ from nlzoo.apps import draw, prepare
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import DiskError, DivergedError, UsageError, VideoError
 from nlzoo.networks import checkpoint, model
-from nlzoo.training import evaluate, metrics, provenance
+from nlzoo.training import evaluate, metrics, outputs, provenance
 from nlzoo.videos import clips, listing, loader, records, video
 
 
@@ -26,7 +26,7 @@ def test_answers_do_not_depend_on_batch_or_workers_and_average_softmax(tmp_path,
         tmp_path, tuple(listing.Item(str(f), ()) for f in files), net.spec.clip, views=view_spec.ViewSpec(2, 3)
     )
     many = {i: s for i, s, reason in evaluate.probabilities(net, source, torch.device("cpu"), 2)}
-    monkeypatch.setattr(evaluate, "CLIPS", 1)
+    monkeypatch.setattr(outputs, "CLIPS", 1)
     one = {i: s for i, s, reason in evaluate.probabilities(net, source, torch.device("cpu"))}
     assert one[1] is None and many[1] is None and set(one) == set(many) == set(range(5))
     for i in (0, 2, 3, 4):
@@ -142,7 +142,7 @@ def test_features_are_what_the_last_layer_sees(wide, seed):
     source = loader.Clips(
         wide[0].parent, tuple(listing.Item(str(f), ()) for f in wide), net.spec.clip, views=view_spec.ViewSpec(2)
     )
-    rows = np.stack([row for _, row, _ in evaluate.features(net, source, torch.device("cpu"))])
+    rows = np.stack([row for _, row, _ in outputs.features(net, source, torch.device("cpu"))])
     seen = []
     handle = net.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     list(evaluate.probabilities(net, source, torch.device("cpu")))

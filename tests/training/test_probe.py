@@ -14,7 +14,7 @@ from nlzoo.apps import draw
 from nlzoo.core import feature_files, model_spec, view_spec
 from nlzoo.core.errors import UsageError, VideoError
 from nlzoo.networks import model
-from nlzoo.training import evaluate, linear, metrics
+from nlzoo.training import evaluate, linear, metrics, outputs
 from nlzoo.videos import listing, loader, scanning
 
 CPU = torch.device("cpu")
@@ -102,9 +102,9 @@ def test_features_are_read_from_a_file_of_predict_and_written_where_there_is_non
     assert written.keys() == predicted.keys() and len(written) == 6
     assert all(np.allclose(written[path], predicted[path], atol=1e-5) for path in written)
     asked = []
-    real = evaluate.features
+    real = outputs.features
     monkeypatch.setattr(
-        evaluate, "features", lambda net, source, *rest: asked.append(len(source)) or real(net, source, *rest)
+        outputs, "features", lambda net, source, *rest: asked.append(len(source)) or real(net, source, *rest)
     )
     kept = [nlzoo.probe(copy.deepcopy(nets[0]), "v", name=n, features="f.safetensors", **options) for n in "xy"]
     nlzoo.probe(copy.deepcopy(nets[0]), "v", name="b", features="p.safetensors", **options)
