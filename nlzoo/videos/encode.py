@@ -92,8 +92,9 @@ def _at_constant_rate(info: video.Probe, rate: Fraction, size: tuple[int, int]) 
     if info.pts is not None:
         times = (info.pts - info.pts[0]) * info.base
         numbers = np.searchsorted(times, (numbers + 0.5) / float(rate), "right") - 1
-    for image, repeats in zip(video.frames(info.path, size), np.bincount(numbers, minlength=info.frames), strict=True):
-        for _ in range(repeats):
+    repeats = np.bincount(numbers, minlength=info.frames)
+    for number, image in video.images(info, range(info.frames), size):
+        for _ in range(repeats[number]):
             yield image
 
 

@@ -83,7 +83,7 @@ def images(
     wanted = sorted(starts | {start + 1 for start in starts})
     asked = set(numbers)
     before = np.empty(0)
-    for number, grey in video.greys(info, wanted, short_side):
+    for number, grey in video.images(info, wanted, short_side, "gray"):
         grey = np.ascontiguousarray(grey)  # rows of libav's pictures may lie apart
         start = number - 1
         if start in starts:
@@ -102,15 +102,6 @@ def _compute(info: video.Probe, method: str, first: np.ndarray, second: np.ndarr
         height, width = first.shape
         reason = f"has frames of which OpenCV computes no flow, at {width}x{height} pixels"
         raise VideoError(reason, "leave it out, or raise --size", info.path) from error
-
-
-def read_frames(info: video.Probe, indices: Sequence[int], short_side: int | None, method: str = "flow") -> np.ndarray:
-    """`video.read_frames`, of flow: uint8 (len(indices), H, W, 2). Raises `VideoError`, `IndexError`."""
-    for index in indices:
-        if not 0 <= index < info.frames:
-            raise IndexError(f"frame {index} of {info.frames}")
-    found = dict(images(info, sorted(set(map(int, indices))), short_side, method))
-    return np.stack([found[int(index)] for index in indices])
 
 
 def mirrored(clip: torch.Tensor) -> torch.Tensor:

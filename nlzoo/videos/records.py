@@ -221,21 +221,21 @@ def _look(task: _Task) -> tuple[Record, bytes]:
     )
     try:
         if level == THREE:
-            three = video.read_frames(name, [0, info.frames // 2, info.frames - 1], SIDE)
+            three = video.read_frames(name, [0, info.frames // 2, info.frames - 1], SIDE, info=info)
             record = replace(record, still=bool((three == three[0]).all()))
         elif level == ALL:
-            record = _looked_through(record)
+            record = _looked_through(record, info)
     except VideoError as error:
         record = replace(record, problem=error.reason, level=ALL)
     return record, _packed(info)
 
 
-def _looked_through(record: Record) -> Record:
+def _looked_through(record: Record, info: video.Probe) -> Record:
     """The record with what decoding every frame shows."""
-    images = video.frames(record.path, video.scaled_size(record.height, record.width, SIDE))
-    first = before = next(images)
-    repeats, still = 0, True
-    for image in images:
+    images = video.images(info, range(info.frames), SIDE)
+    _, first = next(images)
+    before, repeats, still = first, 0, True
+    for _, image in images:
         repeats += np.array_equal(image, before)
         still = still and np.array_equal(image, first)
         before = image

@@ -79,15 +79,6 @@ def images(info: video.Probe, numbers: Sequence[int]) -> Iterator[tuple[int, np.
             yield number, quantise(log_mel(samples[start : start + SAMPLES]))[::-1, :, None]
 
 
-def read_frames(info: video.Probe, indices: Sequence[int]) -> np.ndarray:
-    """uint8 (len(indices), BANDS, STEPS, 1), as `video.read_frames`. Raises `VideoError`, `IndexError`."""
-    for index in indices:
-        if not 0 <= index < info.frames:
-            raise IndexError(f"frame {index} of {info.frames}")
-    found = dict(images(info, sorted(set(map(int, indices)))))
-    return np.stack([found[int(index)] for index in indices])
-
-
 def _time(info: video.Probe, number: int) -> float:
     """Seconds, on the clock that the tracks of a file share."""
     return number / info.fps if info.pts is None else float(info.pts[number]) * info.base
@@ -99,7 +90,7 @@ def _samples(container: InputContainer, stream: AudioStream, start: float, rate:
     to_float = av.AudioResampler(format="fltp")  # the rate and the channels stay
     _seek(container, stream, start - SETTLE)
     following = None  # where the next samples belong, if nothing is missing
-    for frame in _decoded(container, stream):
+    for frame in video.all_frames(container, stream):
         if frame.time is None:
             continue
         first = round((frame.time - start) * rate)
@@ -122,14 +113,6 @@ def _seek(container: InputContainer, stream: AudioStream, second: float) -> None
     with suppress(av.error.FFmpegError):
         container.seek(max(first, round(second / base)), stream=stream)
     stream.codec_context.flush_buffers()
-
-
-def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
-    """The frames from where the container stands, past packets that are damaged."""
-    with suppress(av.error.FFmpegError, IndexError):  # the rest cannot be reached
-        for packet in container.demux(stream):
-            with suppress(av.error.FFmpegError):
-                yield from packet.decode()
 
 
 def _resampled(samples: np.ndarray) -> np.ndarray:

@@ -27,11 +27,11 @@ def read_frames(
     info: video.Probe, indices: Sequence[int], short_side: int | None, stream: str = "rgb", decoder: str = "auto"
 ) -> np.ndarray:
     """uint8 (len(indices), H, W, C) of any frames, as `video.read_frames`. Raises `VideoError`, `IndexError`."""
-    if stream in flow.METHODS:
-        return flow.read_frames(info, indices, short_side, stream)
-    if stream == "audio":
-        return sound.read_frames(info, indices)
-    return video.read_frames(info.path, indices, short_side, decoder, info)
+    if stream == "rgb":
+        return video.read_frames(info.path, indices, short_side, decoder, info)
+    video.check_numbers(info, indices)
+    found = dict(images(info, sorted(set(map(int, indices))), short_side, stream))
+    return np.stack([found[int(index)] for index in indices])
 
 
 def images(

@@ -15,15 +15,17 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from itertools import chain, pairwise
+from typing import Any
 
 import av
 import av.logging
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.filter import Graph
 from av.stream import Disposition
@@ -142,15 +144,12 @@ def state(path: str | os.PathLike, trust: bool = False) -> frame_folder.State | 
 
     `trust`: as for `frame_folder.state`.
     """
-    name = os.fspath(path)
-    try:
-        info = archives.stat(name)
+    with suppress(OSError, ValueError):  # ValueError: a NUL in the name
+        info = archives.stat(path)
         if stat.S_ISREG(info.st_mode):
             return info.st_size, info.st_mtime_ns
         if stat.S_ISDIR(info.st_mode):
-            return frame_folder.state(name, trust)
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        pass
+            return frame_folder.state(os.fspath(path), trust)
     return None
 
 
@@ -203,46 +202,39 @@ def read_frames(
     """
     info = info or probe(path)
     check_decoder(decoder)
+    check_numbers(info, indices)
     rows: dict[int, list[int]] = {}  # frame number -> rows of the answer
     for row, index in enumerate(indices):
-        if not 0 <= index < info.frames:
-            raise IndexError(f"frame {index} of {info.frames}")
         rows.setdefault(int(index), []).append(row)
     height, width = scaled_size(info.height, info.width, short_side)
     _check_pixels(info, height, width)
     out = np.empty((len(indices), height, width, 3), np.uint8)
-    for number, image in _images(info, sorted(rows), height, width, decoder):
+    numbers, size = sorted(rows), (height, width)
+    found = _by_decord(info, numbers, *size) if decoder == "decord" else images(info, numbers, size)
+    for number, image in found:
         out[rows[number]] = image
     return out
 
 
-def frames(path: str | os.PathLike, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
-    """Every frame in presentation order, one at a time in memory: uint8 (H, W, 3), RGB, upright, scaled to `size`.
-
-    `size` is (H, W). The same bits as `read_frames` gives at that size. Raises `VideoError` at a damaged frame.
-    """
-    info = probe(path)
-    height, width = size or (info.height, info.width)
-    _check_pixels(info, height, width)
-    for _, image in _images(info, list(range(info.frames)), height, width, "pyav"):
-        yield image
+def check_numbers(info: Probe, numbers: Iterable[int]) -> None:
+    """Raises `IndexError` for a frame number that the video does not have."""
+    for number in numbers:
+        if not 0 <= number < info.frames:
+            raise IndexError(f"frame {number} of {info.frames}")
 
 
-def images(info: Probe, numbers: Sequence[int], short_side: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+def images(
+    info: Probe, numbers: Sequence[int], size: int | tuple[int, int] | None = None, pixels: str = "rgb24"
+) -> Iterator[tuple[int, np.ndarray]]:
     """(number, uint8 (H, W, 3)) of frames, ascending and each once; one at a time in memory, otherwise `read_frames`.
 
-    Decoding stands still while nobody asks. Raises `VideoError`, at once or after those that could be read.
+    `size`: the short side or (H, W); None keeps it. With `pixels` "gray" (number, uint8 (H, W)) of the frames' luma:
+    what RGB made grey is but for rounding, for less. Decoding stands still while nobody asks. Raises `VideoError`, at
+    once or after those that could be read.
     """
-    height, width = scaled_size(info.height, info.width, short_side)
+    height, width = size if isinstance(size, tuple) else scaled_size(info.height, info.width, size)
     _check_pixels(info, height, width)
-    return _images(info, list(numbers), height, width, "pyav")
-
-
-def greys(info: Probe, numbers: Sequence[int], short_side: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, uint8 (H, W)), as `images`, of the frames' luma: what RGB made grey is but for rounding, for less."""
-    height, width = scaled_size(info.height, info.width, short_side)
-    _check_pixels(info, height, width)
-    return _converted(info, list(numbers), _Convert(height, width, info.rotation, "gray"))
+    return _converted(info, list(numbers), _Convert(height, width, info.rotation, pixels))
 
 
 def _check_pixels(info: Probe, height: int, width: int) -> None:
@@ -264,11 +256,9 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 def backends() -> dict[str, str]:
     """Decoder name -> its version, and the FFmpeg libraries of PyAV."""
-    libraries = []
-    for name in ("libavcodec", "libavformat", "libswscale"):
-        version = ".".join(map(str, av.library_versions[name]))
-        libraries.append(f"{name} {version}")
-    versions = {"pyav": f"{av.__version__} ({', '.join(libraries)})"}
+    numbers = {name: map(str, av.library_versions[name]) for name in ("libavcodec", "libavformat", "libswscale")}
+    libraries = ", ".join(f"{name} {'.'.join(version)}" for name, version in numbers.items())
+    versions = {"pyav": f"{av.__version__} ({libraries})"}
     if decord:
         versions["decord"] = decord.__version__
     return versions
@@ -528,11 +518,9 @@ def _walk(path: str) -> _Walk:
 
 
 def _first_frame(packet: av.Packet) -> _First | None:
-    try:
+    with suppress(av.error.FFmpegError):  # a later packet may do; if none does, the caller says so
         for frame in packet.decode():
             return _First(frame.pts, frame.height, frame.width, -round(frame.rotation / 90) * 90 % 360)
-    except av.error.FFmpegError:
-        pass  # a later packet may do; if none does, the caller says so
     return None
 
 
@@ -602,30 +590,23 @@ def _safe_keys(packets: list[_Packet], pts: np.ndarray) -> np.ndarray:
 def _count(path: str) -> list[int | None]:
     """Times of all frames in the order in which they come out, by decoding the file once."""
     with _opened(path) as (container, stream):
-        return [frame.pts for frame in _all_frames(container, stream)]
+        return [frame.pts for frame in all_frames(container, stream)]
 
 
 def _decord_doubt(walk: _Walk, pts: np.ndarray) -> str:
     """Why decord may read a file with dependable times wrong; empty when it does not."""
-    if decord is None:
-        return "decord2 is not installed"
-    if archives.is_member(walk.path):
-        return "decord does not read archives"
-    if not walk.path.isprintable():
-        return "a name that decord may not open"
-    if walk.codec not in _DECORD_CODECS:
-        return f"decord does not read {walk.codec} right"
-    if walk.first.rotation:
-        return "decord scales after it rotates"
-    if min(walk.first.height, walk.first.width) < 16:
-        return "frames too small for decord"
-    if any(p.discard for p in walk.packets):
-        return "edit list: decord shows frames that were cut"
-    if len(pts) > 2 and np.ptp(np.diff(pts)) > 1:
-        return "variable frame rate"
-    if _has_open_gop(walk.packets):
-        return "open GOPs: decord seeks wrong"
-    return ""
+    doubts = (
+        (decord is None, "decord2 is not installed"),
+        (archives.is_member(walk.path), "decord does not read archives"),
+        (not walk.path.isprintable(), "a name that decord may not open"),
+        (walk.codec not in _DECORD_CODECS, f"decord does not read {walk.codec} right"),
+        (walk.first.rotation, "decord scales after it rotates"),
+        (min(walk.first.height, walk.first.width) < 16, "frames too small for decord"),
+        (any(p.discard for p in walk.packets), "edit list: decord shows frames that were cut"),
+        (len(pts) > 2 and np.ptp(np.diff(pts)) > 1, "variable frame rate"),
+        (_has_open_gop(walk.packets), "open GOPs: decord seeks wrong"),
+    )
+    return next((words for holds, words in doubts if holds), "")
 
 
 def _has_open_gop(packets: list[_Packet]) -> bool:
@@ -704,17 +685,6 @@ def check_decoder(decoder: str) -> None:
         raise UsageError("decord is not installed", "pip install decord2, or leave the choice to nlzoo")
 
 
-def _images(info: Probe, numbers: list[int], height: int, width: int, decoder: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, RGB image (height, width, 3)) for each of `numbers` (ascending, unique)."""
-    if decoder == "decord":
-        try:
-            yield from zip(numbers, _by_decord(info, numbers, height, width), strict=True)
-            return
-        except _Mismatch as error:
-            raise VideoError(f"cannot be read by decord: {error}", "omit --decoder", info.path) from None
-    yield from _converted(info, numbers, _Convert(height, width, info.rotation))
-
-
 def _converted(info: Probe, numbers: list[int], convert: "_Convert") -> Iterator[tuple[int, np.ndarray]]:
     for number, frame in _source(info)(info, numbers):
         try:
@@ -733,16 +703,14 @@ def _source(info: Probe) -> Callable[[Probe, list[int]], Iterator[tuple[int, av.
 
 def _animated(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, frame) for each of `numbers` (ascending, unique), of an animated WebP, decoded from its start."""
-    number, left = -1, set(numbers)
-    try:
+    left = set(numbers)
+    with suppress(frame_folder.Damaged):
         for number, (_, _, image) in enumerate(frame_folder.frames(info.path, partial(_check_size, info.path))):
             if number in left:
                 yield number, av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
                 left.remove(number)
             if not left:
                 return
-    except frame_folder.Damaged:
-        pass
     reason = f"is damaged: frame {min(left)} of {info.frames} cannot be decoded"
     raise VideoError(reason, "leave the file out, or encode it again", info.path)
 
@@ -759,34 +727,33 @@ def _pictures(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.VideoFr
         yield number, av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
 
 
-def _by_decord(info: Probe, numbers: list[int], height: int, width: int) -> np.ndarray:
-    """RGB (len(numbers), height, width, 3), the same bits as PyAV's; `_Mismatch` when decord cannot be relied on."""
-    if info.decord_doubt:
-        raise _Mismatch(info.decord_doubt)
+def _by_decord(info: Probe, numbers: list[int], height: int, width: int) -> Iterable[tuple[int, np.ndarray]]:
+    """(number, RGB (height, width, 3)), the same bits as PyAV's; `VideoError` when decord cannot be relied on."""
     size = {} if (height, width) == (info.height, info.width) else {"height": height, "width": width}
     try:
+        if info.decord_doubt:
+            raise _Mismatch(info.decord_doubt)
         # fault_tol: without it decord hands out copies of the last good frame for damaged ones
         reader = decord.VideoReader(info.path, num_threads=1, fault_tol=1e-9, **size)
         if len(reader) != info.frames:
             raise _Mismatch(f"it counts {len(reader)} frames, not {info.frames}")
         images = reader.get_batch(numbers).asnumpy()
-    except _Mismatch:
-        raise
+        if images.shape != (len(numbers), height, width, 3):
+            raise _Mismatch(f"frames of {images.shape[2]}x{images.shape[1]} pixels, not {width}x{height}")
     except Exception as error:  # of several unrelated classes; all mean: not with decord
-        raise _Mismatch((str(error).splitlines() or ["no reason given"])[-1]) from None
-    if images.shape != (len(numbers), height, width, 3):
-        raise _Mismatch(f"frames of {images.shape[2]}x{images.shape[1]} pixels, not {width}x{height}")
-    return images
+        reason = (str(error).splitlines() or ["no reason given"])[-1]
+        raise VideoError(f"cannot be read by decord: {reason}", "omit --decoder", info.path) from None
+    return zip(numbers, images, strict=True)
 
 
 @contextmanager
 def opened_file(path: str) -> Iterator[InputContainer]:
     """The container of a file, or of one in an archive, within the limits on kinds and sizes; closed at the end."""
     limits = {"max_pixels": str(MAX_PIXELS), "format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
-    with ExitStack() as closing:
+    with ExitStack() as stack:
         try:
-            place = closing.enter_context(_Member(path)) if archives.is_member(path) else path
-            container = closing.enter_context(av.open(place, "r", options=limits, metadata_errors="replace"))
+            place = stack.enter_context(closing(_Member(path))) if archives.is_member(path) else path
+            container = stack.enter_context(av.open(place, "r", options=limits, metadata_errors="replace"))
         except (av.error.FFmpegError, OSError) as error:
             raise _unreadable(path, error) from None
         yield container
@@ -815,12 +782,7 @@ class _Member:
     def __init__(self, path: str) -> None:
         self.name = path  # FFmpeg looks at its ending
         self._file = archives.open_file(path)
-
-    def __enter__(self) -> "_Member":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.tell, self.close = self._file.tell, self._file.close
 
     def read(self, count: int) -> bytes:
         """As many bytes, or those that there are; none where the disk fails."""
@@ -836,10 +798,6 @@ class _Member:
         except (OSError, ValueError):
             return -errno.EINVAL
 
-    def tell(self) -> int:
-        """The place."""
-        return self._file.tell()
-
 
 def _video_stream(container: InputContainer, path: str) -> VideoStream:
     """The stream that FFmpeg would play; refused when there is none or its frames are too large to decode."""
@@ -853,42 +811,29 @@ def _video_stream(container: InputContainer, path: str) -> VideoStream:
     return stream
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+def _packets(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[av.Packet]:
     """The packets of a stream, and an empty one at the end that makes the decoder give what it holds back."""
-    try:
+    with suppress(IndexError):  # PyAV trips at the end over other streams that came late, as in damaged files
         yield from container.demux(stream)
-    except IndexError:
-        pass  # PyAV trips at the end over other streams that came late, as in damaged transport streams
 
 
-def _all_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Every frame from the start, past packets that cannot be decoded."""
-    packets = _packets(container, stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            return  # the rest cannot be reached
-        if packet is None:
-            return
-        try:
-            frames = packet.decode()
-        except av.error.FFmpegError:
-            continue
-        yield from frames
+def all_frames(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[Any]:
+    """Every frame from where the container stands, past packets that cannot be decoded."""
+    with suppress(av.error.FFmpegError):  # the rest cannot be reached
+        for packet in _packets(container, stream):
+            with suppress(av.error.FFmpegError):
+                yield from packet.decode()
 
 
 def _frames(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """(number, frame) for each of `numbers` (ascending, unique)."""
     done = 0
     if info.pts is not None and info.keys is not None:
-        try:
+        with suppress(_Mismatch, av.error.FFmpegError):  # walking comes to the same frames, or says what is damaged
             for pair in _by_seeking(info.path, _Index(info.pts, info.keys), numbers):
                 yield pair
                 done += 1
             return
-        except (_Mismatch, av.error.FFmpegError):
-            pass  # walking comes to the same frames, or says what is damaged
     yield from _by_walking(info, numbers[done:])
 
 
@@ -993,7 +938,7 @@ def _by_walking(info: Probe, numbers: list[int]) -> Iterator[tuple[int, av.Video
     """`_frames` by decoding from the start: by count where there are no dependable times, else by time."""
     left = {number if info.pts is None else int(info.pts[number]): number for number in numbers}
     with _opened(info.path) as (container, stream):
-        for count, frame in enumerate(_all_frames(container, stream)):
+        for count, frame in enumerate(all_frames(container, stream)):
             at = count if info.pts is None else frame.pts
             number = None if at is None else left.pop(at, None)
             if number is not None:

@@ -3,9 +3,9 @@
     python -m tests.bench flow [VIDEO…] [--side 256] [--frames 200] [--rounds 5]
 
 Without videos one is drawn, of 320x240 pixels. `OpenCV` is its own `VideoCapture`, `resize`, `cvtColor` and DIS in a
-loop; `DIS alone` only the last of these, on frames in memory. `nlzoo` is `flow.read_frames`, decoded by PyAV and scaled
-by FFmpeg's filter, rounded to bytes; `first` fills a cache (`--cache`), `again` reads from it. One thread, CPU time;
-the readers take turns, and the fastest round counts.
+loop; `DIS alone` only the last of these, on frames in memory. `nlzoo` is `streams.read_frames`, decoded by PyAV and
+scaled by FFmpeg's filter, rounded to bytes; `first` fills a cache (`--cache`), `again` reads from it. One thread,
+CPU time; the readers take turns, and the fastest round counts.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nlzoo.videos import encode, flow, frame_cache, video
+from nlzoo.videos import encode, flow, frame_cache, streams, video
 
 
 def drawn(folder: Path, frames: int) -> Path:
@@ -65,7 +65,7 @@ def measure(path: Path, side: int, frames: int, rounds: int) -> dict[str, float]
         ways: dict[str, Callable[[], object]] = {
             "DIS alone": lambda: dis_alone(greys),
             "OpenCV": lambda: by_opencv(path, size, count),
-            "nlzoo": lambda: flow.read_frames(info, numbers, side),
+            "nlzoo": lambda: streams.read_frames(info, numbers, side, "flow"),
             "first": lambda: frame_cache.read_frames(path, numbers, side, next(caches), "flow"),
             "again": lambda: frame_cache.read_frames(path, numbers, side, Path(folder) / "0", "flow"),
         }

@@ -44,7 +44,7 @@ def by_opencv(greys):
 @pytest.mark.parametrize("short_side", [None, 40, 18])
 def test_flow_is_opencvs_between_neighbouring_frames_of_the_source(film, short_side):
     info = video.probe(film)
-    expected = by_opencv(video.greys(info, range(9), short_side))
+    expected = by_opencv(video.images(info, range(9), short_side, "gray"))
     for numbers in ([0, 3, 7], [6, 1, 1, 8], [8], list(range(9))):  # in any order, with repeats
         got = streams.read_frames(info, numbers, short_side, "flow")
         assert got.dtype == np.uint8
@@ -56,13 +56,13 @@ def test_flow_is_opencvs_between_neighbouring_frames_of_the_source(film, short_s
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_the_grey_of_a_frame_is_opencvs_but_for_rounding(rotation, tmp_path):
     path = rotate(encode(tmp_path / "a.mp4", moving(3)), rotation)
-    for number, grey in video.greys(video.probe(path), [0, 2], 40):
+    for number, grey in video.images(video.probe(path), [0, 2], 40, "gray"):
         expected = cv2.cvtColor(video.read_frames(path, [number], 40)[0], cv2.COLOR_RGB2GRAY)
         assert grey.shape == expected.shape and np.abs(grey.astype(int) - expected).max() <= 3
 
 
 def test_it_is_the_motion_that_was_drawn(film):
-    got = flow.pixels(flow.read_frames(video.probe(film), range(9), None)[:, 8:-8, 8:-8])
+    got = flow.pixels(streams.read_frames(video.probe(film), range(9), None, "flow")[:, 8:-8, 8:-8])
     assert np.abs(np.median(got, (1, 2)) - STEP).max() < 0.2
 
 
@@ -77,7 +77,7 @@ def test_bytes_are_pixels_within_half_a_step_and_still_is_their_mean():
 def test_a_mirrored_clip_moves_the_other_way(tmp_path, film):
     """The flow of a mirrored video, but for what OpenCV itself does otherwise there."""
     mirror = encode(tmp_path / "m.mp4", moving(9)[:, :, ::-1])
-    there, here = (flow.read_frames(video.probe(path), range(9), None) for path in (mirror, film))
+    there, here = (streams.read_frames(video.probe(path), range(9), None, "flow") for path in (mirror, film))
     turned = flow.mirrored(torch.from_numpy(here).flip(2)).numpy()
     apart = np.abs(flow.pixels(turned) - flow.pixels(there))[:, 8:-8, 8:-8]
     assert np.median(apart) < 0.1 and np.abs(np.median(flow.pixels(turned), (1, 2)) - (-3, -2)).max() < 0.2
@@ -121,7 +121,7 @@ def test_it_is_kept_once_beside_the_frames(film, tmp_path):
     pictures = frame_cache.read_frames(film, [0, 5], 40, cache)
     for _ in range(2):
         got = frame_cache.read_frames(film, [5, 8], 40, cache, "flow")
-        assert np.array_equal(got, flow.read_frames(video.probe(film), [5, 8], 40))
+        assert np.array_equal(got, streams.read_frames(video.probe(film), [5, 8], 40, "flow"))
     assert np.array_equal(frame_cache.read_frames(film, [0, 5], 40, cache), pictures)
     sizes = sorted(file.stat().st_size for file in cache.iterdir())
     height, width = video.scaled_size(64, 96, 40)
@@ -132,13 +132,13 @@ def test_it_is_kept_once_beside_the_frames(film, tmp_path):
 
 def test_one_frame_has_no_flow_and_damage_is_the_videos(tmp_path):
     one = encode(tmp_path / "one.mp4", moving(1))
-    assert (flow.read_frames(video.probe(one), [0, 0], 20) == flow.STILL).all()
+    assert (streams.read_frames(video.probe(one), [0, 0], 20, "flow") == flow.STILL).all()
     path = encode(tmp_path / "bad.mp4", moving(9), options={"bf": "0"}, gop=1)
     break_frame(path, 4)
     info = video.probe(path)
-    assert len(flow.read_frames(info, [0, 6], 20)) == 2
+    assert len(streams.read_frames(info, [0, 6], 20, "flow")) == 2
     with pytest.raises(VideoError):
-        flow.read_frames(info, [3], 20)
+        streams.read_frames(info, [3], 20, "flow")
 
 
 def test_what_means_nothing_for_flow_is_turned_off_and_erasing_says_nothing(film):

@@ -68,11 +68,11 @@ def test_a_patch_is_the_sound_around_its_frame(tmp_path, rate, codec, channels):
 def test_order_and_repeats_change_nothing_and_ends_are_silent(tmp_path):
     path = with_sound(tmp_path / "a.mkv", tone(2, 1000))
     info = video.probe(path)
-    every = sound.read_frames(info, range(0, 50, 7))
-    assert np.array_equal(sound.read_frames(info, [21, 7, 21]), every[[3, 1, 3]])
+    every = streams.read_frames(info, range(0, 50, 7), None, "audio")
+    assert np.array_equal(streams.read_frames(info, [21, 7, 21], None, "audio"), every[[3, 1, 3]])
     assert not every[0][:, :40].any() and every[0][:, 60:].any()  # before the sound begins
     with pytest.raises(IndexError, match="frame 50 of 50"):
-        sound.read_frames(info, [50])
+        streams.read_frames(info, [50], None, "audio")
 
 
 def test_a_video_without_sound_is_told_from_one_with(tmp_path):
@@ -81,7 +81,7 @@ def test_a_video_without_sound_is_told_from_one_with(tmp_path):
     assert [record.sound for record in records.examine([silent, heard], workers=0)] == [False, True]
     assert records.probe(heard).sound and not records.probe(silent).sound
     with pytest.raises(VideoError, match=sound.NONE):
-        sound.read_frames(video.probe(silent), [0])
+        streams.read_frames(video.probe(silent), [0], None, "audio")
     source = loader.Clips(tmp_path, tuple(loader.Item(p.name, ()) for p in (silent, heard)), ClipSpec(4, None, 32))
     heard_only = loader.Clips(tmp_path, source.items, source.clip.of_stream("audio"))
     (batch,) = loader.load(heard_only, [[(-1, 0), (-1, 1)]], 0)
@@ -106,4 +106,4 @@ def test_damaged_sound_is_silence_and_never_a_crash(tmp_path, damage, seed):
         for place in places:
             data[place] ^= 0xFF
     path.write_bytes(bytes(data))
-    assert sound.read_frames(info, [5, 45]).shape == (2, 64, 96, 1)
+    assert streams.read_frames(info, [5, 45], None, "audio").shape == (2, 64, 96, 1)

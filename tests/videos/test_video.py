@@ -323,7 +323,8 @@ def test_samples_that_are_not_in_the_file_take_no_memory(box_kind, tmp_path):
 def test_frames_that_grow_over_the_limit_when_they_are_scaled_are_refused(tmp_path):
     path = encode(tmp_path / "a.avi", drawing(3, 2, 4000), "ffv1", "yuv444p")
     assert video.read_frames(path, [2], 32).shape == (1, 32, 64_000, 3)
-    for read in (lambda: video.read_frames(path, [2], 256), lambda: next(video.frames(path, (256, 512_000)))):
+    info = video.probe(path)
+    for read in (lambda: video.read_frames(path, [2], 256), lambda: next(video.images(info, [2], (256, 512_000)))):
         with pytest.raises(VideoError, match="has frames of 4000x2 pixels; scaled to 512000x256 they are too large"):
             read()
 
