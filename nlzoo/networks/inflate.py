@@ -7,7 +7,9 @@ since one that reaches into H x W without our knowing would run and give wrong n
 Only this module says layer1..layer4 (timm); everybody else says res2..res5 (paper).
 """
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -128,86 +130,34 @@ def _global_pool(old: Any, *_: object) -> GlobalAveragePool:
     return GlobalAveragePool()
 
 
-class FrameSqueezeExcite(nn.Module):
-    """timm's `SEModule` on each frame: channels are weighed by a frame's own mean, `(B, C, T, H, W)` to the same.
+class _OnFrames(nn.Module):
+    """Put before a class of timm: its own `forward` is given the frames of a clip, as images.
 
-    Over the whole clip, as video networks from scratch have it, a moving clip would not equal the 2-D network.
+    So each frame is computed by itself. With one weight a channel for the whole clip, as video networks from scratch
+    have squeeze-and-excitation, a moving clip would not equal the 2-D network.
     """
 
-    def __init__(self, old: Any):
-        super().__init__()
-        if old.add_maxpool:
-            raise WeightsError("squeeze-and-excitation with a max-pool cannot be inflated")
-        self.fc1, self.bn, self.act, self.fc2, self.gate = old.fc1, old.bn, old.act, old.fc2, old.gate
-
     def forward(self, x: Tensor) -> Tensor:
-        weights = x.mean((3, 4)).transpose(1, 2).flatten(0, 1)[:, :, None, None]
-        weights = self.gate(self.fc2(self.act(self.bn(self.fc1(weights)))))
-        return x * weights.view(x.shape[0], x.shape[2], x.shape[1], 1, 1).transpose(1, 2)
+        return frames.unfold(super().forward(x.transpose(1, 2).flatten(0, 1)), x.shape[0])
 
 
-class FrameEca(nn.Module):
-    """timm's `EcaModule` (efficient channel attention) on each frame, `(B, C, T, H, W)` to the same."""
-
-    def __init__(self, old: Any):
-        super().__init__()
-        if old.conv2 is not None:
-            raise WeightsError("channel attention with an MLP cannot be inflated")
-        self.conv, self.gate = old.conv, old.gate
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = x.mean((3, 4)).transpose(1, 2).flatten(0, 1)[:, None]
-        weights = self.gate(self.conv(weights))
-        return x * weights.view(x.shape[0], x.shape[2], x.shape[1], 1, 1).transpose(1, 2)
+@functools.cache
+def _of_frames(kind: Any) -> type[nn.Module]:
+    return type(f"Frame{kind.__name__}", (_OnFrames, kind), {})
 
 
-class FrameGroupNorm(nn.GroupNorm):
-    """Group normalisation with each frame's own statistics, `(B, C, T, H, W)` to the same."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, frames, *size = x.shape
-        y = super().forward(x.transpose(1, 2).reshape(batch * frames, channels, *size))
-        return y.view(batch, frames, channels, *size).transpose(1, 2)
-
-
-def _group_norm(old: nn.GroupNorm, *_: object) -> FrameGroupNorm:
-    new = FrameGroupNorm(
-        old.num_groups, old.num_channels, old.eps, old.affine, device=old.weight.device, dtype=old.weight.dtype
-    )
-    new.load_state_dict(old.state_dict())
+def _on_frames(old: nn.Module, *_: object) -> nn.Module:
+    """The same module, `(B, C, T, H, W)` to the same (or, where it strides, to smaller frames)."""
+    if getattr(old, "conv2", None) is not None:
+        raise WeightsError("channel attention with an MLP cannot be inflated")
+    if getattr(old, "add_maxpool", False):
+        raise WeightsError("squeeze-and-excitation with a max-pool cannot be inflated")
+    new = copy.copy(old)
+    new.__class__ = _of_frames(cast(Any, type(old)))
     return new
 
 
-class FrameBlurPool(nn.Module):
-    """timm's `BlurPool2d` (anti-aliased stride) on each frame, `(B, C, T, H, W)` to `(B, C, T, H / s, W / s)`."""
-
-    filt: Tensor
-
-    def __init__(self, old: Any):
-        super().__init__()
-        self.padding, self.pad_mode, self.stride = old.padding, old.pad_mode, old.stride
-        self.register_buffer("filt", old.filt, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, frames, *size = x.shape
-        y = F.pad(x.transpose(1, 2).reshape(batch * frames, channels, *size), self.padding, self.pad_mode)
-        y = F.conv2d(y, self.filt.expand(channels, -1, -1, -1), stride=self.stride, groups=channels)
-        return y.view(batch, frames, channels, *y.shape[2:]).transpose(1, 2)
-
-
 Converter = Callable[..., nn.Module]  # of a 2-D leaf, its temporal kernel and stride, and the Inflation
-
-
-def _positions_mean(*_: object) -> GlobalAveragePool:
-    return GlobalAveragePool()
-
-
-def _on_frames(new: Callable[[Any], nn.Module]) -> Converter:
-    return lambda old, *_: new(old)
-
-
-def _same(old: nn.Module, *_: object) -> nn.Module:
-    return old
 
 
 def _converters() -> dict[type[nn.Module], Converter]:
@@ -218,15 +168,15 @@ def _converters() -> dict[type[nn.Module], Converter]:
     return {
         nn.Conv2d: _conv,
         nn.BatchNorm2d: _batch_norm,
-        layers.GroupNorm: _group_norm,
+        layers.GroupNorm: _on_frames,
         nn.MaxPool2d: _max_pool,
         nn.AvgPool2d: _avg_pool,
-        layers.BlurPool2d: _on_frames(FrameBlurPool),
-        layers.SEModule: _on_frames(FrameSqueezeExcite),
-        layers.EcaModule: _on_frames(FrameEca),
+        layers.BlurPool2d: _on_frames,
+        layers.SEModule: _on_frames,
+        layers.EcaModule: _on_frames,
         layers.SelectAdaptivePool2d: _global_pool,
-        googlenet.PositionsMean: _positions_mean,
-        **dict.fromkeys(same, _same),
+        googlenet.PositionsMean: lambda *_: GlobalAveragePool(),
+        **dict.fromkeys(same, lambda old, *_: old),
     }
 
 
