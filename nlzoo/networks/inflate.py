@@ -138,7 +138,10 @@ class _OnFrames(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return frames.unfold(super().forward(x.transpose(1, 2).flatten(0, 1)), x.shape[0])
+        if not len(x):  # timm's channel attention takes no empty batch
+            return self.forward(x.new_zeros(1, *x.shape[1:]))[:0]
+        y = super().forward(x.transpose(1, 2).flatten(0, 1))
+        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
 @functools.cache
