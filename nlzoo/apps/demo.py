@@ -13,7 +13,7 @@ from ..core import files
 from ..core.errors import HubError
 from ..core.model_spec import Inflation
 from ..core.progress import Log
-from ..networks import card, checkpoint, describe, model
+from ..networks import card, checkpoint, describe, facts, model
 from ..networks.zoo import new_run
 from ..training.callbacks import Callbacks
 from ..training.finetune import finetune
@@ -67,10 +67,11 @@ def _train(name: str, videos: Path, log: Log) -> Result:
     arch, nl = NETWORKS[name]
     log(f"\n{'with' if name == 'video' else 'without'} temporal modelling: tiny, {arch}, non-local blocks {nl}")
     net, checks = model.inflate("tiny", None, Inflation(arch), nl, _refuse_network)
-    if name == "video":
-        log(describe.in_words(net, describe.describe(net), checks))
     readme = card.body(net.spec, None, checks.summary())
     start = checkpoint.save_model(FOLDER / "weights" / name, net, readme=readme)
+    if name == "video":
+        log(facts.in_words(net.spec, describe.count_folder(start, net), checks.notes))
+        log(describe.checks_in_words(checks))
 
     def log_epoch(epoch: Epoch) -> None:
         figures = f"train loss {epoch.train_loss:.3f}, val top-1 {epoch.top1:.3f}"

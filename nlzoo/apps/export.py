@@ -336,7 +336,7 @@ def _write_transformers(job: _Job, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors lets nobody else read its file
     readme = card.body(
-        spec, checkpoint.read_metrics(job.folder) if job.folder else None, use=card.transformers_usage(card.HERE)
+        spec, zoo.read_metrics(job.folder) if job.folder else None, use=card.transformers_usage(card.HERE)
     )
     files.write_text(folder / "README.md", readme)
     _copy(folder, "transformers", "network_nlzoo", "modeling_nlzoo", "video_nlzoo", "video_processing_nlzoo")

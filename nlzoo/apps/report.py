@@ -132,7 +132,7 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
         explanations=tuple((clip, _explain(net, clip, device)) for clip in (*best[:1], *worst[:1]) if spec.is_inflated),
         decisions=tuple(run_folder.read_decisions(run)),
         environment=_object(run / "environment.json"),
-        network=describe.describe(net),
+        network=describe.describe(net, run / "best"),
         weights_bytes=(run / "best" / "model.safetensors").stat().st_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.errors import UsageError, WeightsError
-from ..core.model_spec import Inflation, Named, parse_name
+from ..core.model_spec import Inflation, ModelSpec, Named, parse_name
 from ..core.view_spec import ClipSpec
 from . import console
 from .options import BLOCKS, INFLATION, UNSAID, Json, Model, refuse_early, warn_of_unfinished
+
+if TYPE_CHECKING:
+    from ..networks.facts import Counts
 
 
 def inflate(
@@ -70,7 +73,7 @@ def inflate(
     net_spec = named or Named(backbone, arch or "i3d", pools or "none", nl or "5", ClipSpec())
     inflation = Inflation(net_spec.arch, init, temporal_padding, net_spec.pools)
 
-    from ..networks import card, checkpoint, describe, download, model, zoo
+    from ..networks import card, checkpoint, describe, download, facts, model, zoo
 
     zoo.check_place(name)
     console.status(f"inflating {net_spec.backbone} and checking the result …")
@@ -94,9 +97,9 @@ def inflate(
             "blocks in res2 see four times as many positions as in res3: see their cost below before you train"
         )
     checkpoint.save_model(folder, net, readme=card.body(net.spec, None, checks.summary()))
-    facts = describe.describe(net)
-    text = f"{describe.in_words(net, facts, checks)}\nwrote {folder}"
-    console.result({"model": str(folder), **facts, **checks.summary()}, text)
+    counts = describe.count_folder(folder, net)
+    in_words = [facts.in_words(net.spec, counts, checks.notes), describe.checks_in_words(checks), f"wrote {folder}"]
+    console.result({"model": str(folder), **facts.summary(net.spec, counts), **checks.summary()}, "\n".join(in_words))
 
 
 _REPEATED = ("nl", "arch", "init", "temporal_padding", "pools", "form", "span", "subsample", "name")
@@ -160,7 +163,7 @@ def import_(
         with console.progress(f"fetching {file}") as bar:
             path, _ = pretrained.fetch(listed, bar)
 
-    from ..networks import card, checkpoint, convert, describe
+    from ..networks import card, checkpoint, convert, describe, facts
 
     imported = convert.read(path, convert.ImportOptions(source, frames, stride, form, pools))
     net = imported.net
@@ -171,14 +174,14 @@ def import_(
     if "-nc" in net.spec.licence:
         console.warn(f"these weights are {net.spec.licence}: no commercial use, of what you train from them either")
     checkpoint.save_model(folder, net, readme=card.body(net.spec, None))
-    facts = describe.describe(net)
+    counts = describe.count_folder(folder, net)
     if not names:
         hint = " (kinetics400 for those of Kinetics-400)" if net.spec.num_outputs == 400 else ""
         console.log(f"its {net.spec.num_outputs} outputs have no names: --labels gives them some{hint}")
     decided = {"notes": list(imported.notes), "dropped": imported.dropped, "filled": imported.filled}
     console.result(
-        {"model": str(folder), **facts, "zoo": imported.zoo, **decided},
-        f"{convert.in_words(imported)}\n{describe.in_words(net, facts)}\nwrote {folder}",
+        {"model": str(folder), **facts.summary(net.spec, counts), "zoo": imported.zoo, **decided},
+        f"{convert.in_words(imported)}\n{facts.in_words(net.spec, counts)}\nwrote {folder}",
     )
 
 
@@ -250,25 +253,35 @@ def info(
     json: Json = False,
 ) -> None:
     """What a model is: stages, placement of blocks, size, cost, clip, classes, accuracy, source. Reads no weights."""
-    from ..networks import download, zoo
+    from ..networks import download, facts, zoo
 
     console.status(f"reading {model} …")
     named = None if zoo.find(model) else parse_name(model)
-    folder = None if named else download.locate(model)  # before torch is imported
-
-    from ..networks import checkpoint, describe
-    from ..networks import model as models
-
     if named:
-        net = models.blueprint(named, classes)
-        facts = describe.describe(net)
-        console.result(facts, describe.in_words(net, facts))
-    if folder:
-        warn_of_unfinished(model)
-        net, metrics = checkpoint.read_blueprint(folder), checkpoint.read_metrics(folder)
-        facts = describe.describe(net)
-        lines = [str(folder), describe.in_words(net, facts), *describe.trained_lines(net.spec, metrics)]
-        console.result({"model": str(folder), **facts, "metrics": metrics}, "\n".join(lines))
+        spec, counts = _named_net(model, named, classes)
+        console.result(facts.summary(spec, counts), facts.in_words(spec, counts))
+        return
+    folder = download.locate(model)
+    known = facts.recall(facts.key_of_folder(folder))
+    if known is None:
+        from ..networks import describe  # torch
+
+    counts = known or describe.count_folder(folder)
+    warn_of_unfinished(model)
+    spec, metrics = zoo.read_spec(folder), zoo.read_metrics(folder)
+    lines = [str(folder), facts.in_words(spec, counts), *facts.trained_lines(spec, metrics)]
+    console.result({"model": str(folder), **facts.summary(spec, counts), "metrics": metrics}, "\n".join(lines))
+
+
+def _named_net(name: str, named: Named, classes: int) -> tuple[ModelSpec, "Counts"]:
+    from ..networks import facts
+
+    counts = facts.recall(facts.key_of_name(name, classes))
+    if counts is None:
+        from ..networks import describe  # torch
+
+        counts = describe.count_named(name, named, classes)
+    return named.spec(counts.depths, classes), counts
 
 
 def export(

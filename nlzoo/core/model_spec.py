@@ -416,6 +416,11 @@ class Named:
     nl: str
     clip: ClipSpec
 
+    def spec(self, depths: dict[str, int], outputs: int, **kind: Any) -> ModelSpec:
+        """The network that it means, whose backbone has so many residual blocks a stage; `kind` as for `parse_nl`."""
+        inflation = Inflation(self.arch, pools=self.pools)
+        return ModelSpec(self.backbone, inflation, parse_nl(self.nl, depths, **kind), self.clip, (), outputs)
+
 
 def parse_name(name: str) -> Named | None:
     """`[nlN-]{c2d|i3d|i3d-333}-r{18|34|50|101|152}-{frames}x{stride}`; None for any other word.

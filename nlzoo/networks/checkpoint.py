@@ -84,17 +84,6 @@ def _compared(folder: Path) -> tuple[Network, Weights]:
     return net, weights
 
 
-def read_metrics(folder: Path) -> dict:
-    """What its metrics.json says of a trained model; {} where it has none. Raises `WeightsError`."""
-    file = files.current(Path(folder)) / "metrics.json"
-    if not file.is_file():
-        return {}
-    metrics = files.read_json(file)
-    if not isinstance(metrics, dict):
-        raise WeightsError(f"{file} is not a JSON object", _AGAIN)
-    return metrics
-
-
 def read_header(file: Path) -> Weights:
     """What a `.safetensors` file that may come from anybody says that it holds. Raises `WeightsError`."""
     if not file.is_file():

@@ -1,29 +1,34 @@
-"""What a network is, in figures and in words: stages, placement of its blocks, parameters, multiply-adds and memory.
+"""What a network is, in figures: stages, placement of its blocks, parameters, multiply-adds and memory.
 
 Unusual: nothing is computed. A copy on the meta device does one pass, which gives shapes and counts without numbers.
+What torch would import its compiler for on that device, which takes longer than all else, is left out of the pass.
 """
 
 import copy
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from ..core.model_spec import Member, ModelSpec
-from ..core.text import counted, printable
+from ..core.model_spec import Named
 from ..core.view_spec import ClipSpec
+from . import checkpoint, facts
+from .facts import Counts
 from .inflate import LAYER, TemporalMaxPool, depths
 from .layers import Cost, NonLocalBlock, block_cost
-from .model import Checks
+from .model import Checks, blueprint
 from .network import Network
 
-MAX_NAMES = 20  # classes in words
 _STAGES = {"stem": "conv1", "pool1": "maxpool", **LAYER}  # where each stage is in timm's ResNet
 
-# not computed: on the meta device torch would import its compiler for them, which takes longer than all else
 _KEEPS_SHAPE = (NonLocalBlock, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WINDOWS = (*_CONVOLUTIONS, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d, TemporalMaxPool)
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,54 @@ def _pass_on_meta(net: Network, clip: ClipSpec) -> _Pass:
     for path, module in ghost.named_modules():
         if isinstance(module, _KEEPS_SHAPE):
             module.forward = lambda x: x  # type: ignore[method-assign]
+        elif isinstance(module, _WINDOWS):
+            module.forward = partial(_shape_of, module)  # type: ignore[method-assign]
         module.register_forward_hook(lambda module, given, made, path=path: record(path, module, given[0], made))
-    with torch.no_grad():
+    with torch.no_grad(), _Adding():
         ghost.forward_features(torch.empty(1, clip.channels, clip.frames, clip.size, clip.size, device="meta"))
     return _Pass(inputs, outputs, sum(macs) + net.fc.weight.numel())
+
+
+class _Adding(TorchFunctionMode):
+    """A residual block's `x += shortcut` without asking torch what shape that has."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.Tensor.add_ and args[0].shape == args[1].shape:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _shape_of(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """What a convolution or a pool gives for `x`, in shape."""
+    batch, channels, *sizes = x.shape
+    if isinstance(layer, TemporalMaxPool):
+        if sizes[0] > 1 and layer.kernel > 1:
+            sizes[0] = _windows(sizes[0], layer.kernel, 2, (layer.kernel - 1) // 2)
+        return x.new_empty(batch, channels, *sizes)
+    names = ("kernel_size", "stride", "padding", "dilation")
+    kernel, stride, padding, dilation = (_each_axis(getattr(layer, name, 1), len(sizes)) for name in names)
+    padding[0] += getattr(layer, "replicate", 0)
+    axes = zip(sizes, kernel, stride, padding, dilation, strict=True)
+    sizes = [_windows(*axis, getattr(layer, "ceil_mode", False)) for axis in axes]
+    return x.new_empty(batch, getattr(layer, "out_channels", channels), *sizes)
+
+
+def _windows(size: int, taps: int, step: int, padding: int, dilation: int = 1, ceil: bool = False) -> int:
+    """How many windows lie on an axis; with `ceil` a last one may reach over its end, but not begin behind it."""
+    room = size + 2 * padding - dilation * (taps - 1) - 1
+    more = room % step > 0 and (room // step + 1) * step < size + padding
+    return room // step + 1 + (ceil and more)
+
+
+def _each_axis(value: int | tuple[int, ...], axes: int) -> list[int]:
+    return [value] * axes if isinstance(value, int) else list(value)
 
 
 def _macs_a_number(module: Any) -> int:
     """Multiply-adds for each number that the layer puts out."""
     if hasattr(module, "filt"):  # timm's anti-aliased stride
         return module.filt[0].numel()
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, _CONVOLUTIONS):
         return module.weight[0].numel()
     return 0
 
@@ -143,121 +185,35 @@ def _shape_in_time(module: nn.Module) -> tuple[str, int, int]:
     return "", 1, 1
 
 
-def describe(net: Network) -> dict:
-    """The facts that `inflate` and `info` print: names, resolved placement, parameters, multiply-adds of one clip."""
-    spec = net.spec
-    done = _pass_on_meta(net, spec.clip) if spec.is_inflated else None
-    params, macs, blocks = _cost(net, done) if done else cost(net, spec.clip)
-    return {
-        "backbone": spec.backbone,
-        "arch": spec.inflation.arch,
-        "nonlocal": {n.stage: list(n.blocks) for n in spec.non_local},
-        "params": params,
-        "macs": macs,
-        "blocks": {name: dataclasses.asdict(block) for name, block in blocks.items()},
-        "stages": _stage_rows(net, done) if done else [],
-        "clip": dataclasses.asdict(spec.clip),
-        "classes": list(spec.classes),
-        "outputs": spec.num_outputs,
-        "source": spec.source,
-        "licence": spec.licence,
-        **({"members": [_member(one) for one in spec.members]} if spec.members else {}),
-        **({"head": dataclasses.asdict(spec.head)} if spec.head else {}),
-    }
+def count(net: Network) -> Counts:
+    """What one clip's way through `net` costs."""
+    done = _pass_on_meta(net, net.spec.clip) if net.spec.is_inflated else None
+    params, macs, blocks = _cost(net, done) if done else cost(net, net.spec.clip)
+    by_name = {name: dataclasses.asdict(block) for name, block in blocks.items()}
+    return Counts(params, macs, by_name, _stage_rows(net, done) if done else [])
 
 
-def _shown(spec: ModelSpec) -> str:
-    return "the clips of all" if spec.members else str(spec.clip)
+def count_folder(folder: Path, net: Network | None = None) -> Counts:
+    """The same of a model folder, kept for whoever looks next, without torch. `net`: what was saved there just now.
+
+    Raises `WeightsError` where its weights do not fit its config.json.
+    """
+    key = facts.key_of_folder(folder)
+    return facts.keep(key, count(net or checkpoint.read_blueprint(folder)))
 
 
-def _member(member: Member) -> dict:
-    spec = member.model
-    kind = {
-        "backbone": spec.backbone,
-        "arch": spec.inflation.arch,
-        "nonlocal": sum(len(n.blocks) for n in spec.non_local),
-    }
-    return {"weight": member.weight, **kind, "clip": dataclasses.asdict(spec.clip)}
+def count_named(name: str, named: Named, classes: int) -> Counts:
+    """The same of a named net, `named` as `parse_name` reads its `name`, with `classes` outputs; kept likewise."""
+    return facts.keep(facts.key_of_name(name, classes), count(blueprint(named, classes)))
 
 
-def in_words(net: Network, facts: dict, checks: Checks | None = None) -> str:
-    """The `facts` that `describe` gives, and the checks, as lines for a person."""
-    lines = [
-        *_architecture(net),
-        f"  {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.2f} G multiply-adds for {_shown(net.spec)}",
-        f"  {net.spec.num_outputs} outputs; {_origin(net.spec)}",
-        *(f"  weights file: {note}" for note in (checks.notes if checks else ())),
-        *(_stage_lines(facts["stages"]) if facts["stages"] else ()),
-        *_block_lines(facts["blocks"]),
-        *(_check_lines(checks) if checks else []),
-    ]
-    return "\n".join(lines)
+def describe(net: Network, folder: Path | None = None) -> dict:
+    """The facts that `inflate` and `info` print; with the `folder` that `net` is saved in they are kept."""
+    return facts.summary(net.spec, count_folder(folder, net) if folder else count(net))
 
 
-def _architecture(net: Network) -> list[str]:
-    spec, inflation = net.spec, net.spec.inflation
-    if spec.members:
-        lines = [f"  {member}, {member.model.clip}" for member in spec.members]
-        joined = f"{spec.head}, on features of" if spec.head else "the mean of the probabilities of"
-        return [f"{joined} {counted(len(spec.members), 'model')}", *lines]
-    if not spec.is_inflated:
-        return [f"{spec.backbone}, on each frame; its features are averaged"]
-    counts = depths(net)
-    first = (
-        f"{spec.backbone}, {inflation.arch}, init {inflation.init}, temporal padding {inflation.temporal_padding}, "
-        f"pools {inflation.pools}"
-    )
-    blocks = [
-        f"  non-local, {n.form}, {n.span}: {n.stage} after residual blocks {', '.join(map(str, n.blocks))} "
-        f"of 0-{counts[n.stage] - 1}"
-        for n in spec.non_local
-    ]
-    return [first, *(blocks or ["  no non-local blocks"])]
-
-
-def _origin(spec: ModelSpec) -> str:
-    weights = f"weights from {printable(spec.source)}" if spec.source else "randomly initialised"
-    return f"{weights}, licence {printable(spec.licence)}" if spec.licence else weights
-
-
-def trained_lines(spec: ModelSpec, metrics: dict) -> list[str]:
-    """The classes of a trained model, and how good it was in validation."""
-    names = [repr(printable(name)) for name in spec.classes[:MAX_NAMES]]
-    more = [f"… and {len(spec.classes) - MAX_NAMES} more"] if len(spec.classes) > MAX_NAMES else []
-    lines = [f"  classes: {', '.join(names + more)}"] if names else ["  its outputs have no names"]
-    scores = {"top1": "top-1", "top5": "top-5", "map": "mean average precision", "majority": "majority-class baseline"}
-    figures = [f"{words} {metrics[key]:.3f}" for key, words in scores.items() if isinstance(metrics.get(key), float)]
-    if figures:
-        lines.append(f"  validated on {printable(str(metrics.get('val', '?')))} videos: {', '.join(figures)}")
-    return lines
-
-
-def _stage_lines(stages: list[dict]) -> list[str]:
-    lines = ["  stage  output (C, T, H, W)  residual blocks, kernels in time"]
-    for row in stages:
-        size = ", ".join(map(str, row["output"]))
-        parts = [row["time"]] if row["time"] else []
-        if row["non_local_after"]:
-            parts.append(f"non-local after {', '.join(map(str, row['non_local_after']))}")
-        lines.append(f"  {row['stage']:6} {size:20} {row['residual_blocks'] or '':<3} {'; '.join(parts)}".rstrip())
-    return lines
-
-
-def _block_lines(blocks: dict[str, dict]) -> list[str]:
-    """Multiply-adds and memory of each block: as computed here, and through the matrix of all pairs."""
-    if not blocks:
-        return []
-    total = {key: sum(block[key] for block in blocks.values()) for key in next(iter(blocks.values()))}
-    lines = ["non-local blocks, forward pass of one clip (in brackets: through the matrix of all pairs):"]
-    for name, block in {**blocks, "all blocks": total}.items():
-        macs = block["projections"] + block["products"]
-        naive = block["projections"] + block["naive_products"]
-        memory = f"{block['bytes'] / 2**20:8.1f} MiB attention-matrix memory ({block['naive_bytes'] / 2**20:.1f})"
-        lines.append(f"  {name:15} {macs / 1e9:7.2f} G multiply-adds ({naive / 1e9:.2f}), {memory}")
-    return lines
-
-
-def _check_lines(checks: Checks) -> list[str]:
+def checks_in_words(checks: Checks) -> str:
+    """What `inflate` found on the built network, as lines for a person."""
     lines = ["checked on the built network:"]
     if checks.nonlocal_identical is not None:
         result = "bit-identical" if checks.nonlocal_identical else "CHANGED; please report this"
@@ -270,4 +226,4 @@ def _check_lines(checks: Checks) -> list[str]:
         )
     if checks.pools_change is not None:
         lines.append(f"  the temporal pools change the logits of a moving clip of noise by {checks.pools_change:.0%}")
-    return lines
+    return "\n".join(lines)

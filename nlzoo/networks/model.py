@@ -575,7 +575,4 @@ def _one_frame(sizes: Any, first: int) -> tuple[int, int, int]:
 def blueprint(named: Named, classes: int, **kind: Any) -> Network:
     """The network that a name means, on the meta device: everything but weights."""
     with shapes_only():
-        flat = plain_resnet(named.backbone)
-        inflation = Inflation(named.arch, pools=named.pools)
-        placement = parse_nl(named.nl, depths(flat), **kind)
-        return build(ModelSpec(named.backbone, inflation, placement, named.clip, (), classes))
+        return build(named.spec(depths(plain_resnet(named.backbone)), classes, **kind))

@@ -33,8 +33,8 @@ def import_torchvision() -> ModuleType:
 
 
 def _import() -> ModuleType:
-    partly("torchvision.models")
-    partly("torchvision.ops")
+    for part in ("models", "ops", "datasets", "io"):
+        partly(f"torchvision.{part}")
     import torchvision
 
     return torchvision

@@ -63,6 +63,17 @@ def read_spec(folder: Path) -> ModelSpec:
     return from_json(files.read_json(file), str(file))
 
 
+def read_metrics(folder: Path) -> dict:
+    """What its metrics.json says of a trained model; {} where it has none. Raises `WeightsError`."""
+    file = files.current(Path(folder)) / "metrics.json"
+    if not file.is_file():
+        return {}
+    metrics = files.read_json(file)
+    if not isinstance(metrics, dict):
+        raise WeightsError(f"{file} is not a JSON object", "make or fetch the model again")
+    return metrics
+
+
 def models(root: Path = WEIGHTS) -> list[Path]:
     """Model folders in `root`, newest first."""
     return _newest_first(root, is_model, "config.json")

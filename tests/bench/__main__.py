@@ -4,6 +4,7 @@ import importlib
 import sys
 
 TOPICS = {
+    "startup": "CPU seconds of commands that do little",
     "network": "a whole network, forward and step, beside pytorchvideo's",
     "memory": "the longest clip and the largest batch that fit, beside pytorchvideo's naive blocks",
     "answers": "videos a second of predict on a CPU, beside the plain loop",

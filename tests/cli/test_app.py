@@ -11,8 +11,8 @@ from test_console import on_terminal
 from typer.main import get_command
 
 from nlzoo.cli.app import app
-from nlzoo.core.model_spec import ModelSpec
-from nlzoo.networks import checkpoint, model
+from nlzoo.core.model_spec import ModelSpec, parse_name
+from nlzoo.networks import checkpoint, describe, model
 
 COMMANDS = get_command(app).commands
 HEAVY = ("torch", "timm", "av", "decord", "huggingface_hub", "numpy")
@@ -154,6 +154,8 @@ TORCH_FREE = [  # words, exit code, what stands in the output
     ("finetune --help", 0, "--epochs"),
     ("list --json", 0, '"starts"'),
     ("push m --dry-run", 0, "nothing was sent"),
+    ("info m", 0, "multiply-adds"),
+    ("info nl1-c2d-r18-4x8 --classes 7 --json", 0, '"outputs": 7'),
     ("fintune v", 2, "did you mean finetune"),
     ("finetune v --epoch 3", 2, "no such option"),
     ("finetune nowhere", 3, "nowhere does not exist"),
@@ -208,7 +210,8 @@ TORCH_FREE = [  # words, exit code, what stands in the output
 def test_what_needs_no_network_imports_no_torch(tmp_path):
     """torch takes longer than all of these together; one process runs them one after the other."""
     net = model.build(ModelSpec("tiny", num_outputs=3))
-    checkpoint.save_model(tmp_path / "weights" / "m", net)
+    describe.count_folder(checkpoint.save_model(tmp_path / "weights" / "m", net), net)
+    describe.count_named("nl1-c2d-r18-4x8", parse_name("nl1-c2d-r18-4x8"), 7)
     (tmp_path / "v" / "walk").mkdir(parents=True)
     runner = (
         "import contextlib, io, json, sys\n"

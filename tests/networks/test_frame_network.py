@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from nlzoo.core import model_spec
 from nlzoo.core.errors import UsageError, WeightsError
-from nlzoo.networks import card, checkpoint, describe, model
+from nlzoo.networks import card, checkpoint, describe, facts, model
 
 VIT = "vit_tiny_patch16_224"
 
@@ -48,11 +48,11 @@ def test_the_embedded_backbone_keeps_its_features_and_costs_what_its_2d_network_
     with torch.no_grad():
         expected = flat.forward_head(flat.forward_features(image), pre_logits=True)
         assert torch.allclose(net.forward_features(image[:, :, None])[:, :, 0], expected, atol=1e-5)
-    facts = describe.describe(net)
-    assert facts["params"] == sum(p.numel() for p in net.parameters()) and facts["stages"] == []
+    counts = describe.count(net)
+    assert counts.params == sum(p.numel() for p in net.parameters()) and counts.stages == []
     inflated = model.build(model_spec.ModelSpec("tiny", model_spec.Inflation("c2d"), clip=net.spec.clip))
-    assert abs(facts["macs"] / describe.describe(inflated)["macs"] - 1) < 1e-2
-    assert "on each frame" in describe.in_words(net, facts) and "Frame by frame, tiny" in card.body(net.spec, None)
+    assert abs(counts.macs / describe.count(inflated).macs - 1) < 1e-2
+    assert "on each frame" in facts.in_words(net.spec, counts) and "Frame by frame, tiny" in card.body(net.spec, None)
 
 
 def test_what_does_not_fit_is_a_sentence(vit, tmp_path):
