@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from .text import printable, quoted
@@ -37,6 +37,9 @@ class BadArchive(OSError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EINVAL, reason)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class Stat(NamedTuple):
@@ -157,17 +160,13 @@ def open_file(path: str | os.PathLike) -> io.BufferedReader | io.BytesIO:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if member.problem:
         raise BadArchive(member.problem)
-    archive = open(where[0], "rb", buffering=0)
-    try:
-        start = member.start if _is_tar(where[0]) else _start(archive, member)
-        if member.packed < 0:
-            return io.BufferedReader(_Part(archive, start, member.size))
-        content = _inflated(archive, start, member)
-    except BaseException:
-        archive.close()
-        raise
-    archive.close()
-    return io.BytesIO(content)
+    with ExitStack() as stack:
+        archive = stack.enter_context(open(where[0], "rb", buffering=0))
+        start = member.start if _is_tar(where[0]) else data_start(archive, member.start, _bytes(member))
+        if member.packed >= 0:
+            return io.BytesIO(_inflated(archive, start, member))
+        stack.pop_all()  # it is closed with its part
+        return io.BufferedReader(_Part(archive, start, member.size))
 
 
 def top(archive: str | os.PathLike) -> str:
@@ -234,7 +233,7 @@ def _examined(archive: str, state: tuple[int, int, int]) -> _Archive:
             members = _of_tar(opened, state[0]) if _is_tar(archive) else _of_zip(opened)
             return _Archive(state, *_in_folders(members, state[0]))
     except BadArchive as error:
-        return _Archive(state, {}, problem=str(error.strerror))
+        return _Archive(state, {}, problem=str(error))
     except RecursionError:
         return _Archive(state, {}, problem="it has headers of headers without end")
     except _NOT_READ as error:
@@ -296,7 +295,7 @@ def _parts(name: str) -> list[str]:
     return [part for part in name.split("/") if part not in ("", ".")]
 
 
-class _Bounded:
+class Bounded:
     """A file for `zipfile` and `tarfile`, which would read a list of any length."""
 
     def __init__(self, opened: IO[bytes], most: int) -> None:
@@ -311,60 +310,53 @@ class _Bounded:
 
 
 def _of_zip(opened: BinaryIO) -> Iterator[tuple[str, _Member | None]]:
-    with zipfile.ZipFile(cast(BinaryIO, _Bounded(opened, MAX_DIRECTORY))) as archive:
+    with zipfile.ZipFile(cast(BinaryIO, Bounded(opened, MAX_DIRECTORY))) as archive:
         for info in archive.infolist():
+            packed = -1 if info.compress_type == zipfile.ZIP_STORED else info.compress_size
+            member = _Member(info.header_offset, info.file_size, packed, info.CRC, _zip_problem(info))
             name = _zip_name(info)
-            stored = info.compress_type == zipfile.ZIP_STORED
-            packed = -1 if stored else info.compress_size
-            if name.endswith("/"):
-                yield name, None
-            else:
-                yield name, _Member(info.header_offset, info.file_size, packed, info.CRC, _zip_problem(info))
+            yield name, None if name.endswith("/") else member
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
     """As its archiver meant it: old ones write UTF-8 without saying so, and those of DOS `\\` between folders."""
     name = info.orig_filename
     if not info.flag_bits & _UTF8:
-        try:
+        with suppress(UnicodeError):
             name = name.encode("cp437").decode("utf-8")
-        except UnicodeError:
-            pass
     return name.replace("\\", "/") if info.create_system == 0 else name
 
 
 def _zip_problem(info: zipfile.ZipInfo) -> str:
     """Why a member cannot be read."""
     kind = modes.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0
-    if kind == modes.S_IFLNK:
-        return LINK
-    if kind not in (0, modes.S_IFREG):
-        return "it is no regular file"
-    if info.flag_bits & _ENCRYPTED:
-        return "it is encrypted in its archive"
-    if info.compress_type == zipfile.ZIP_STORED:
-        return "" if info.compress_size == info.file_size else "it has two sizes in its archive"
-    if info.compress_type != zipfile.ZIP_DEFLATED:
-        return f"it is compressed in a way that is not read in place (method {info.compress_type})"
-    if info.file_size > MAX_PACKED:
-        return (
-            f"it is compressed in its archive, and has {info.file_size / 1e6:,.0f} MB: more than {MAX_PACKED >> 20} "
-            "MiB are not read in place; pack without compression (zip -0), or unpack"
-        )
-    if info.compress_size > info.file_size + info.file_size // 8 + 1024:
-        return "it takes more bytes compressed than it has"
-    return ""
+    packed, size = info.compress_type != zipfile.ZIP_STORED, info.file_size
+    problems = (
+        (kind == modes.S_IFLNK, LINK),
+        (kind not in (0, modes.S_IFREG), "it is no regular file"),
+        (info.flag_bits & _ENCRYPTED, "it is encrypted in its archive"),
+        (not packed and info.compress_size != size, "it has two sizes in its archive"),
+        (
+            packed and info.compress_type != zipfile.ZIP_DEFLATED,
+            f"it is compressed in a way that is not read in place (method {info.compress_type})",
+        ),
+        (
+            packed and size > MAX_PACKED,
+            f"it is compressed in its archive, and has {size / 1e6:,.0f} MB: more than {MAX_PACKED >> 20} MiB are not "
+            "read in place; pack without compression (zip -0), or unpack",
+        ),
+        (packed and info.compress_size > size + size // 8 + 1024, "it takes more bytes compressed than it has"),
+    )
+    return next((words for holds, words in problems if holds), "")
 
 
 def _of_tar(opened: BinaryIO, size: int) -> Iterator[tuple[str, _Member | None]]:
-    bounded = cast(BinaryIO, _Bounded(opened, MAX_DIRECTORY))
+    bounded = cast(BinaryIO, Bounded(opened, MAX_DIRECTORY))
     with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-            if info.isdir():
-                yield info.name, None
-            else:
-                yield info.name, _Member(info.offset_data, info.size, problem=_tar_problem(info))
+            member = _Member(info.offset_data, info.size, problem=_tar_problem(info))
+            yield info.name, None if info.isdir() else member
         opened.seek(archive.offset)
         if opened.read(512).strip(b"\0") or archive.offset >= size:  # `tarfile` takes damage for the end
             raise BadArchive("it is cut off or damaged: no end is where it should be")
@@ -381,15 +373,17 @@ def _tar_problem(info: tarfile.TarInfo) -> str:
 # --- the bytes of a member
 
 
-def _start(archive: io.FileIO, member: _Member) -> int:
-    """Where the bytes of a zip's member lie: behind a header, whose name and extra field have any length."""
-    archive.seek(member.start)
+def data_start(archive: IO[bytes] | io.FileIO, start: int, size: int) -> int:
+    """Where the `size` bytes of a zip's member lie: behind a header at `start`, whose two last fields have any length.
+
+    Raises `BadArchive`.
+    """
+    archive.seek(start)
     header = archive.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
         raise BadArchive("it is not where its archive says")
-    name, extra = struct.unpack("<HH", header[26:])
-    start = member.start + 30 + name + extra
-    if start + _bytes(member) > os.fstat(archive.fileno()).st_size:
+    start += 30 + sum(struct.unpack("<HH", header[26:]))
+    if start + size > os.fstat(archive.fileno()).st_size:
         raise BadArchive("it is cut off in its archive")
     return start
 

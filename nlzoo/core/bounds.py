@@ -14,6 +14,17 @@ def one_of(value: object, allowed: Collection[object], what: str) -> None:
         )
 
 
+def choices(spec: object, **allowed: Collection[object]) -> None:
+    """Each of these fields of `spec` is one of those allowed."""
+    for name, values in allowed.items():
+        one_of(getattr(spec, name), values, name.replace("_", " "))
+
+
+def boolean(value: object, what: str) -> None:
+    if not isinstance(value, bool):
+        raise UsageError(f"{what} must be true or false; it is {value!r}")
+
+
 def between(value: object, low: int, high: int, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise UsageError(f"{what} is {value!r}; it must be a whole number from {low} to {high}")

@@ -9,9 +9,10 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from .bounds import between, number, one_of, text
+from .bounds import between, boolean, choices, number, one_of, text
 from .errors import UsageError, WeightsError
 from .view_spec import ClipSpec
 
@@ -66,14 +67,9 @@ class NonLocal:
     reduction: int = 2  # channels of theta, phi, g = channels / reduction
 
     def __post_init__(self) -> None:
-        one_of(self.stage, STAGES, "stage")
-        one_of(self.form, FORMS, "form")
-        one_of(self.span, SPANS, "span")
-        one_of(self.subsample, SUBSAMPLES, "subsample")
-        one_of(self.norm, NORMS, "norm")
+        choices(self, stage=STAGES, form=FORMS, span=SPANS, subsample=SUBSAMPLES, norm=NORMS)
         between(self.reduction, 1, 64, "reduction")
-        if not isinstance(self.scale, bool):
-            raise UsageError(f"scale must be true or false; it is {self.scale!r}")
+        boolean(self.scale, "scale")
         if not self.blocks or len(self.blocks) > 1000:
             raise UsageError(f"{self.stage} needs 1 to 1000 block indices; it has {len(self.blocks)}")
         for index in self.blocks:
@@ -94,10 +90,7 @@ class Inflation:
     pool1_padding: int = 1  # of the stem's max-pool in space: 1 as in timm; 0 in the authors' nets
 
     def __post_init__(self) -> None:
-        one_of(self.arch, ARCHS, "arch")
-        one_of(self.init, INITS, "init")
-        one_of(self.temporal_padding, PADDINGS, "temporal padding")
-        one_of(self.pools, POOLS, "pools")
+        choices(self, arch=ARCHS, init=INITS, temporal_padding=PADDINGS, pools=POOLS)
         between(self.pool1_padding, 0, 1, "pool1 padding")
 
 
@@ -151,8 +144,7 @@ class ModelSpec:
 
     def _check_outputs(self) -> None:
         between(self.num_outputs, 1, 100_000, "num_outputs")
-        if not isinstance(self.multi_label, bool):
-            raise UsageError(f"multi_label must be true or false; it is {self.multi_label!r}")
+        boolean(self.multi_label, "multi_label")
         if self.threshold is not None:
             number(self.threshold, 0, 1, "threshold")
         if len(self.prior) not in (0, self.num_outputs):
@@ -239,28 +231,16 @@ def refuse_other_kinds(spec: ModelSpec, what: str) -> None:
         )
 
 
-# Fields of a spec that hold another dataclass; everything else is plain JSON.
-_NESTED = {"inflation": Inflation, "clip": ClipSpec, "model": ModelSpec}
+_UNUSED = {"threshold": None, "prior": (), "stream": "rgb", "members": (), "head": None}  # fields that came later
 
 
 def to_json(spec: ModelSpec) -> dict:
     """The `config.json` of a model folder; what is not used is left out, so that earlier versions read it too."""
-    return {"format": FORMAT, **_plain(spec)}
+    return {"format": FORMAT, **dataclasses.asdict(spec, dict_factory=_used)}
 
 
-def _plain(spec: ModelSpec) -> dict:
-    values = dataclasses.asdict(spec)
-    if spec.threshold is None:
-        del values["threshold"]
-    if not spec.prior:
-        del values["prior"]
-    if spec.clip.stream == "rgb":
-        del values["clip"]["stream"]
-    values["members"] = [{"weight": member.weight, "model": _plain(member.model)} for member in spec.members]
-    for name in ("members", "head"):
-        if not values[name]:
-            del values[name]
-    return values
+def _used(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name not in _UNUSED or value != _UNUSED[name]}
 
 
 def from_json(data: object, where: str) -> ModelSpec:
@@ -297,25 +277,28 @@ def _decode(cls: Any, data: object) -> Any:
 def _decode_value(name: str, value: object) -> object:
     if name == "model" and isinstance(value, dict) and "members" in value:
         raise ValueError("a member of a fused model has no members")  # nor has it a depth
-    if name == "head":
-        return None if value is None else _decode(SequenceHead, value)
-    if name in _NESTED:
-        return _decode(_NESTED[name], value)
-    if name == "non_local":
-        return tuple(_decode(NonLocal, part) for part in _list(value, name, 4))
-    if name == "members":
-        return tuple(_decode(Member, part) for part in _list(value, name, MOST_MEMBERS))
-    if name in ("mean", "std", "prior"):
-        return tuple(float(part) if type(part) is int else part for part in _list(value, name, 100_000))
-    if name in ("blocks", "classes"):
-        return tuple(_list(value, name, 100_000))
-    return value
-
-
-def _list(value: object, name: str, most: int) -> list:
+    if name in _OBJECTS and (name != "head" or value is not None):
+        return _decode(_OBJECTS[name], value)
+    if name not in _LISTS:
+        return value
+    most, decode = _LISTS[name]
     if not isinstance(value, list) or len(value) > most:
         raise ValueError(f"{name} must be a list of at most {most}")
-    return value
+    return tuple(map(decode, value))
+
+
+def _decode_number(value: object) -> object:
+    return float(value) if type(value) is int else value
+
+
+# Fields of a spec that hold other dataclasses or a list; everything else is plain JSON.
+_OBJECTS = {"inflation": Inflation, "clip": ClipSpec, "model": ModelSpec, "head": SequenceHead}
+_LISTS: dict[str, tuple[int, Callable[[object], object]]] = {  # most parts, and how each is decoded
+    "non_local": (4, partial(_decode, NonLocal)),
+    "members": (MOST_MEMBERS, partial(_decode, Member)),
+    **dict.fromkeys(("mean", "std", "prior"), (100_000, _decode_number)),
+    **dict.fromkeys(("blocks", "classes"), (100_000, lambda value: value)),
+}
 
 
 PRESETS: dict[str, Callable[[dict[str, int]], dict[str, list[int]]]] = {

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from .bounds import between, number, one_of
+from .bounds import between, boolean, choices, number
 from .changes import WORDS, parse_changes
 from .errors import UsageError, WeightsError
 from .view_spec import Augment
@@ -51,17 +51,8 @@ class Recipe:
     loss: str = "ce"  # bce: a sigmoid for each class, where a video may have several
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("bn", ("train", "frozen")),
-            ("freeze", FREEZES),
-            ("balance", BALANCES),
-            ("precision", PRECISIONS),
-            ("loss", ("ce", "bce")),
-            ("probe", PROBES),
-        ):
-            one_of(getattr(self, name), allowed, name)
+        choices(self, optimizer=OPTIMIZERS, schedule=SCHEDULES, bn=("train", "frozen"), freeze=FREEZES)
+        choices(self, balance=BALANCES, precision=PRECISIONS, loss=("ce", "bce"), probe=PROBES)
         for name, low, high in (
             ("lr", 1e-8, 100),
             ("weight_decay", 0, 1),
@@ -77,9 +68,8 @@ class Recipe:
         for name, low in (("epochs", 1), ("passes", 1), ("batch", 1), ("precise_bn", 0), ("early_stop", 0)):
             between(getattr(self, name), low, 100_000, name)
         between(self.accumulate, 1, self.batch, f"accumulate, in a batch of {self.batch},")
-        for name in ("compile", "checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} must be true or false; it is {getattr(self, name)!r}")
+        boolean(self.compile, "compile")
+        boolean(self.checkpointing, "checkpointing")
         self._check_milestones()
         if self.loss == "bce" and (self.balance != "none" or self.label_smoothing):
             raise UsageError(
@@ -269,16 +259,16 @@ def _for_few(recipe: Recipe, training_clips: int, new_head: bool) -> tuple[Recip
     steps = -(-training_clips // recipe.batch)
     passes = -(-STEPS // (recipe.epochs * steps))
     epochs = round(STEPS / (passes * steps)) if passes > 1 else recipe.epochs
-    recipe = dataclasses.replace(recipe, epochs=epochs)
+    recipe = dataclasses.replace(recipe, epochs=epochs, passes=passes, ema=EMA)
     decisions = [
         Decision("passes", passes, f"over the clips in an epoch, for about {STEPS} steps at least"),
         Decision("ema", EMA, "single epochs of a small set jump"),
     ]
-    if not new_head or training_clips > PROBED:
-        return dataclasses.replace(recipe, passes=passes, ema=EMA), decisions
-    reason = f"which fine-tuning must beat, for at most {PROBED:,} training clips"
-    decisions.append(Decision("baseline", "linear probe", reason))
-    return dataclasses.replace(recipe, passes=passes, ema=EMA, probe="baseline"), decisions
+    if new_head and training_clips <= PROBED:
+        recipe = dataclasses.replace(recipe, probe="baseline")
+        reason = f"which fine-tuning must beat, for at most {PROBED:,} training clips"
+        decisions.append(Decision("baseline", "linear probe", reason))
+    return recipe, decisions
 
 
 @dataclass(frozen=True)

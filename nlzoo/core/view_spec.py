@@ -4,7 +4,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from .bounds import between, number, one_of
+from .bounds import between, boolean, number, one_of
 from .changes import WORDS, parse_changes
 from .errors import UsageError
 
@@ -129,8 +129,7 @@ class Augment:
     def __post_init__(self) -> None:
         one_of(self.crop, CROPS, "crop")
         number(self.min_area, 0.05, 1, "min_area")
-        if not isinstance(self.flip, bool):
-            raise UsageError(f"flip must be true or false; it is {self.flip!r}")
+        boolean(self.flip, "flip")
         number(self.zoom_out, 0, 2, "zoom_out")
         number(self.colour, 0, 1, "colour")
         between(self.randaugment, 0, 30, "randaugment")

@@ -15,11 +15,12 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from torch import Tensor
 
+from ..core import archives
 from ..core.errors import WeightsError
 from ..core.text import printable
 from .unpickle import (
@@ -227,7 +228,7 @@ def _read(file: Path) -> Content:
         raise WeightsError(
             f"{file} holds more than weights and was not opened: it names {printable(str(error))}", _ALONE
         ) from None
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, archives.BadArchive) as error:
         raise WeightsError(f"{file} could not be read as weights ({error})", _AGAIN) from None
     except Exception:  # a damaged file makes python's readers raise anything
         raise WeightsError(f"{file} could not be read as weights (it is damaged)", _AGAIN) from None
@@ -243,17 +244,20 @@ def _reader(file: Path) -> Callable[[Path, IO[bytes]], Content]:
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{file} is a Git-LFS pointer, not the weights", "fetch them with: git lfs pull")
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(
-            f"{file} is a web page, not weights",
-            "open its address in a browser: the site may ask you to sign in or confirm",
-        )
-    if not size:
-        raise WeightsError(f"{file} is empty", "fetch it again")
-    if size > MAX_FILE:
-        raise WeightsError(f"{file} has {size:,} bytes; weights of a ResNet have at most {MAX_FILE:,}")
+    is_page = start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+    browse = "open its address in a browser: the site may ask you to sign in or confirm"
+    for holds, what, hint in (
+        (
+            start.startswith(b"version https://git-lfs"),
+            "is a Git-LFS pointer, not the weights",
+            "fetch them with: git lfs pull",
+        ),
+        (is_page, "is a web page, not weights", browse),
+        (not size, "is empty", "fetch it again"),
+        (size > MAX_FILE, f"has {size:,} bytes; weights of a ResNet have at most {MAX_FILE:,}", ""),
+    ):
+        if holds:
+            raise WeightsError(f"{file} {what}", hint)
     if file.suffix == ".safetensors":
         return _read_safetensors
     return _read_zip if start.startswith(b"PK") else _read_bare
@@ -343,32 +347,19 @@ def _itemsize(storage: Storage) -> int:
     return DTYPES[storage.dtype].itemsize if storage.dtype else 1
 
 
-class _Bounded:
-    """A file for `zipfile`, which would read a directory of any length."""
-
-    def __init__(self, opened: IO[bytes]):
-        self.seek, self.tell, self._read = opened.seek, opened.tell, opened.read
-
-    def read(self, count: int = -1) -> bytes:
-        if count > MAX_STRUCTURE:
-            raise pickle.UnpicklingError(f"its list of parts has {count:,} bytes")
-        return self._read(MAX_STRUCTURE if count < 0 else count)
-
-
 def _read_zip(file: Path, opened: IO[bytes]) -> Content:
     """torch's zip: `NAME/data.pkl` describes the tensors, `NAME/data/KEY` has their numbers, nothing is compressed."""
-    size = file.stat().st_size
-    parts = _parts(file, opened, size)
+    parts = _parts(file, opened, file.stat().st_size)
     roots = [name.removesuffix("data.pkl") for name in parts if name.endswith("data.pkl") and name.count("/") < 2]
     if len(roots) != 1:
         raise pickle.UnpicklingError("it is a zip, but not torch's")
     root = roots[0]
     order = parts.get(f"{root}byteorder")
-    if order and _bytes(opened, _span(opened, order, size), 0, 3) == b"big":
+    if order and _bytes(opened, _span(opened, order), 0, 3) == b"big":
         raise WeightsError(
             f"{file} was written on a big-endian machine", "save it there as .safetensors, or on another machine"
         )
-    pickled = _span(opened, parts[f"{root}data.pkl"], size)
+    pickled = _span(opened, parts[f"{root}data.pkl"])
     if pickled.size > MAX_STRUCTURE:
         raise pickle.UnpicklingError(f"it describes its tensors in more than {MAX_STRUCTURE:,} bytes")
     opened.seek(pickled.start)
@@ -376,7 +367,7 @@ def _read_zip(file: Path, opened: IO[bytes]) -> Content:
     spans, checksums = {}, {}
     for name, part in parts.items():
         if name.startswith(f"{root}data/"):
-            span = _span(opened, part, size)
+            span = _span(opened, part)
             spans[name.removeprefix(f"{root}data/")] = span
             if part.CRC:  # 0: torch was told to leave them out
                 checksums[span] = part.CRC
@@ -385,7 +376,7 @@ def _read_zip(file: Path, opened: IO[bytes]) -> Content:
 
 def _parts(file: Path, opened: IO[bytes], size: int) -> dict[str, zipfile.ZipInfo]:
     """The parts of a zip by name. Raises `WeightsError` where torch did not write it, or it holds code."""
-    with zipfile.ZipFile(_Bounded(opened)) as archive:
+    with zipfile.ZipFile(cast(IO[bytes], archives.Bounded(opened, MAX_STRUCTURE))) as archive:
         listed = archive.infolist()
     parts = {part.filename: part for part in listed}
     if len(listed) > MAX_ENTRIES:
@@ -404,14 +395,8 @@ def _parts(file: Path, opened: IO[bytes], size: int) -> dict[str, zipfile.ZipInf
     return parts
 
 
-def _span(opened: IO[bytes], part: zipfile.ZipInfo, size: int) -> Span:
-    """Where the bytes of a part lie: behind its own header, whose name and extra field have any length."""
-    opened.seek(part.header_offset)
-    header = struct.unpack("<4s22xHH", opened.read(30))
-    start = part.header_offset + 30 + header[1] + header[2]
-    if header[0] != b"PK\x03\x04" or start + part.file_size > size:
-        raise pickle.UnpicklingError("a part of it is not where its list says")
-    return Span(start, part.file_size, False)
+def _span(opened: IO[bytes], part: zipfile.ZipInfo) -> Span:
+    return Span(archives.data_start(opened, part.header_offset, part.file_size), part.file_size, False)
 
 
 def _placed(file: Path, name: str, entry: Entry, places: Places) -> Entry:

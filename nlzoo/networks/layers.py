@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.bounds import one_of
+from ..core.bounds import choices
 from ..core.errors import UsageError
 from ..core.model_spec import FORMS, NORMS, SPANS, SUBSAMPLES
 from . import frames, pairwise
@@ -58,14 +58,11 @@ class NonLocalBlock(nn.Module):
         reduction: int = 2,
     ):
         super().__init__()
-        one_of(form, FORMS, "form")
-        one_of(span, SPANS, "span")
-        one_of(subsample, SUBSAMPLES, "subsample")
-        one_of(norm, NORMS, "norm")
+        self.channels, self.form, self.span, self.subsample, self.norm = channels, form, span, subsample, norm
+        choices(self, form=FORMS, span=SPANS, subsample=SUBSAMPLES, norm=NORMS)
         if not 1 <= reduction <= channels:
             raise UsageError(f"reduction is {reduction}; with {channels} channels it must be from 1 to {channels}")
         inner = channels // reduction
-        self.channels, self.form, self.span, self.subsample, self.norm = channels, form, span, subsample, norm
         self.scale = (channels if form == "gaussian" else inner) ** -0.5 if scale else 1.0
         if form != "gaussian":
             self.theta = Pointwise(channels, inner)
