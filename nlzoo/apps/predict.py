@@ -253,7 +253,7 @@ def _feed(names: Sequence[str], net: Network, options: Options, workers: int) ->
     items = tuple(listing.Item(name, ()) for name in names)
     source = loader.Clips(Path(), items, net.spec.clip, views=options.views, decoder=options.decoder)
     feed = loader.Loader(source, min(len(items), workers))
-    if not net.spec.head:  # whose windows are other clips
+    if net.spec.sees_its_clip:
         feed.prime(outputs.batches(source))
     return feed
 
@@ -352,7 +352,7 @@ def _row(net: Network, numbers: np.ndarray | None, reason: str, as_features: boo
         return {"features": numbers.astype(np.float32)}
     names = evaluate.class_names(net)
     scores = {names[k]: float(numbers[k]) for k in np.argsort(-numbers, kind="stable")}
-    note = {"note": f"{reason}: the network of sound {evaluate.PRIOR}"} if reason else {}
+    note = {"note": f"{reason}: {evaluate.unheard(net.spec)}"} if reason else {}
     if not net.spec.multi_label:
         return {"scores": scores, **note}
     return {"scores": scores, **note, "labels": [name for name, p in scores.items() if p >= net.spec.label_threshold]}
@@ -407,7 +407,7 @@ class _Long:
             own = items[part.start : part.stop]
             source = loader.Clips(Path(), own, net.spec.clip, views=ViewSpec(), decoder=decoder, sweep=Sweep(len(own)))
             self.feeds.append(loader.Loader(source, min(1, workers)))
-            if not net.spec.head:
+            if net.spec.sees_its_clip:
                 self.feeds[-1].prime(outputs.batches(source))
 
     def row(self, progress: Progress) -> dict:

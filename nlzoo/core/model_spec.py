@@ -120,12 +120,21 @@ class ModelSpec:
         """Whether this is a 3-D ResNet, which alone can be fine-tuned, explained and exported."""
         return self.inflation.arch not in (FRAMES, FUSED, SEQUENCE)
 
-    def shared_clips(self) -> dict[ClipSpec, list[int]]:
-        """The numbers of the members by their clip: those with the same see the same pixels."""
-        shared: dict[ClipSpec, list[int]] = {}
+    def shared_clips(self) -> list[tuple[ClipSpec, list[int]]]:
+        """Clips with the numbers of the members that see the same pixels; a sequence sees windows of its own."""
+        shared: dict[tuple[ClipSpec, int], list[int]] = {}
         for place, member in enumerate(self.members):
-            shared.setdefault(member.model.clip, []).append(place)
-        return shared
+            own = place if member.model.head else -1
+            shared.setdefault((member.model.clip, own), []).append(place)
+        return [(clip, numbers) for (clip, _), numbers in shared.items()]
+
+    @property
+    def sees_its_clip(self) -> bool:
+        """Whether what is decoded for `clip` itself is looked at: of several models one may, but no sequence."""
+        if not self.members:
+            return True
+        own = (member.model for member in self.members if not member.model.head)
+        return not self.head and any(model.clip == self.clip for model in own)
 
     @property
     def label_threshold(self) -> float:
@@ -174,8 +183,10 @@ class ModelSpec:
         if self.members and not any(member.weight for member in self.members):
             raise UsageError("no member of the model has a weight above 0")
         for member in self.members:
-            if member.model.members or member.outputs != (self.classes, self.num_outputs, self.multi_label):
-                raise UsageError("members of a model have its own classes, and no members of theirs")
+            if member.outputs != (self.classes, self.num_outputs, self.multi_label):
+                raise UsageError("members of a model have its own classes")
+            if member.model.members and (self.head or not member.model.head):
+                raise UsageError("only a sequence that is a member of a fused model has members of its own")
             if self.head and member.model.clip.frames * self.head.windows > MOST_FRAMES:
                 raise UsageError(
                     f"{self.head.windows} windows of {member.model.clip.frames} frames are more than {MOST_FRAMES}"
@@ -216,9 +227,21 @@ class Member:
         return self.model.classes, self.model.num_outputs, self.model.multi_label
 
     def __str__(self) -> str:
+        if self.model.head:
+            return f"{self.weight:.2f} of {self.model.head} ({', '.join(one.kind for one in self.model.members)})"
+        return f"{self.weight:.2f} of {self.kind}"
+
+    @property
+    def sees(self) -> str:
+        """Its clip, in words."""
+        return "the clips of its models" if self.model.members else str(self.model.clip)
+
+    @property
+    def kind(self) -> str:
+        """Blocks, pattern, backbone and stream: `non-local i3d resnet50 of flow`."""
         blocks = "non-local " if self.model.non_local else ""
         stream = "" if self.model.clip.stream == "rgb" else f" of {self.model.clip.stream}"
-        return f"{self.weight:.2f} of {blocks}{self.model.inflation.arch} {self.model.backbone}{stream}"
+        return f"{blocks}{self.model.inflation.arch} {self.model.backbone}{stream}"
 
 
 def refuse_other_kinds(spec: ModelSpec, what: str) -> None:
@@ -275,8 +298,8 @@ def _decode(cls: Any, data: object) -> Any:
 
 
 def _decode_value(name: str, value: object) -> object:
-    if name == "model" and isinstance(value, dict) and "members" in value:
-        raise ValueError("a member of a fused model has no members")  # nor has it a depth
+    if name == "model" and isinstance(value, dict) and any(map(_has_members, value.get("members") or ())):
+        raise ValueError("members of a member have no members")  # so that nobody's file is deep
     if name in _OBJECTS and (name != "head" or value is not None):
         return _decode(_OBJECTS[name], value)
     if name not in _LISTS:
@@ -285,6 +308,11 @@ def _decode_value(name: str, value: object) -> object:
     if not isinstance(value, list) or len(value) > most:
         raise ValueError(f"{name} must be a list of at most {most}")
     return tuple(map(decode, value))
+
+
+def _has_members(part: object) -> bool:
+    model = part.get("model") if isinstance(part, dict) else None
+    return isinstance(model, dict) and "members" in model
 
 
 def _decode_number(value: object) -> object:

@@ -146,7 +146,7 @@ def _what_members(spec: ModelSpec) -> str:
     if spec.head:
         what = f"{spec.head}, fitted to the features of {counted(len(spec.members), 'model')} that stay as they are"
     lines = [f"A video classifier made with nlzoo: {what}.", ""]
-    lines += [f"- {escape(str(member))}: {member.model.clip}" for member in spec.members]
+    lines += [f"- {escape(str(member))}: {member.sees}" for member in spec.members]
     lines += [f"- starting weights: {escape(spec.source) or 'not recorded'}", f"- their licence: {_licence(spec)}"]
     return "\n".join(lines)
 

@@ -114,11 +114,12 @@ def summary(spec: ModelSpec, counts: Counts) -> dict[str, Any]:
 
 def _member(member: Member) -> dict[str, Any]:
     spec = member.model
-    kind = {
+    kind: dict[str, Any] = {
         "backbone": spec.backbone,
         "arch": spec.inflation.arch,
         "nonlocal": sum(len(n.blocks) for n in spec.non_local),
     }
+    kind |= {"head": dataclasses.asdict(spec.head)} if spec.head else {}
     return {"weight": member.weight, **kind, "clip": dataclasses.asdict(spec.clip)}
 
 
@@ -139,7 +140,7 @@ def in_words(spec: ModelSpec, counts: Counts, notes: Iterable[str] = ()) -> str:
 def _architecture(spec: ModelSpec, depths: dict[str, int]) -> list[str]:
     inflation = spec.inflation
     if spec.members:
-        lines = [f"  {member}, {member.model.clip}" for member in spec.members]
+        lines = [f"  {member}, {member.sees}" for member in spec.members]
         joined = f"{spec.head}, on features of" if spec.head else "the mean of the probabilities of"
         return [f"{joined} {counted(len(spec.members), 'model')}", *lines]
     if not spec.is_inflated:

@@ -24,14 +24,17 @@ class FusedNetwork(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, *clips: Tensor) -> Tensor:
+    def forward(self, *clips: Tensor | Sequence[Tensor]) -> Tensor:
         """A clip `(B, C, T, H, W)` for each member, or one for all, to logits `(B, num_outputs)`.
 
-        Their softmax (sigmoid, where a video may have several labels) is the mean of the members'.
+        A member that is a sequence takes several, those of its own members. The softmax of the logits (sigmoid, where a
+        video may have several labels) is the mean of the members'.
         """
         given = clips * len(self.members) if len(clips) == 1 else clips
         weights = torch.tensor([member.weight for member in self.spec.members])
         squash = torch.sigmoid if self.spec.multi_label else lambda logits: logits.softmax(-1)
-        rows = [w * squash(member(clip)) for w, member, clip in zip(weights / weights.sum(), self.members, given)]
-        mean = torch.stack(rows).sum(0)
+        logits = [
+            member(clip) if isinstance(clip, Tensor) else member(*clip) for member, clip in zip(self.members, given)
+        ]
+        mean = torch.stack([w * squash(each) for w, each in zip(weights / weights.sum(), logits)]).sum(0)
         return mean.logit() if self.spec.multi_label else mean.log()

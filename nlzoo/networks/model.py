@@ -347,7 +347,7 @@ def join(arch: str, members: Sequence[tuple[Network, float]], head: SequenceHead
     """Networks for the same classes as one (`FUSED`, `SEQUENCE`), with weights in proportion to those given."""
     total = sum(weight for _, weight in members)
     specs = [net.spec for net, _ in members]
-    first = next((spec for spec in specs if spec.clip.stream == "rgb"), specs[0])
+    first = max(specs, key=lambda spec: (spec.clip.stream == "rgb", not spec.head))  # the first of the best
     spec = ModelSpec(
         arch,
         Inflation(arch),
@@ -367,7 +367,7 @@ def fuse(members: Sequence[Network], spec: ModelSpec) -> Network:
     """The networks of `spec.members` as one, in eval mode; the head of a sequence is randomly initialised."""
     joined = FusedNetwork(members)
     if spec.head:
-        order = [number for numbers in spec.shared_clips().values() for number in numbers]
+        order = [number for _, numbers in spec.shared_clips() for number in numbers]
         widths = [members[number].fc.in_features for number in order]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ..core.model_spec import ModelSpec
+    from ..core.view_spec import ClipSpec
 
     class Network(nn.Module):
         """`(B, 3, T, H, W)` float to `(B, num_outputs)` logits."""
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
         dropout: nn.Module
         mean: Tensor
         scale: Tensor
+
+        def columns(self) -> "list[tuple[ClipSpec, slice]]":
+            """Of a sequence: where the features of the members of each clip stand."""
 
         def classify(self, features: Tensor) -> Tensor:
             """Of a sequence: logits of the features `(B, W, D)` of windows."""

@@ -14,6 +14,7 @@ from .fused import FusedNetwork
 
 if TYPE_CHECKING:
     from ..core.model_spec import SequenceHead
+    from ..core.view_spec import ClipSpec
     from .network import Network
 
 DROPOUT = 0.5  # before the last layer, in training
@@ -103,6 +104,14 @@ class SequenceNetwork(FusedNetwork):
         self.register_buffer("mean", torch.zeros(width))  # of the features, in training
         self.register_buffer("scale", torch.ones(width))
 
+    def columns(self) -> list[tuple["ClipSpec", slice]]:
+        """The clips of the members, and where in `features` the numbers of those that share it stand."""
+        found, end = [], 0
+        for clip, numbers in self.spec.shared_clips():
+            start, end = end, end + sum(cast("Network", self.members[number]).fc.in_features for number in numbers)
+            found.append((clip, slice(start, end)))
+        return found
+
     def classify(self, features: Tensor) -> Tensor:
         """Logits `(B, num_outputs)` of features `(B, W, D)`, members side by side in the order of their clips."""
         return self.fc(self.dropout(self.head((features - self.mean) / self.scale)))
@@ -110,7 +119,7 @@ class SequenceNetwork(FusedNetwork):
     def forward(self, *clips: Tensor) -> Tensor:
         """A clip of all windows, one after the other, `(B, C, W T, H, W)`, for each member, or one for all."""
         given = clips * len(self.members) if len(clips) == 1 else clips
-        order = [number for numbers in self.spec.shared_clips().values() for number in numbers]
+        order = [number for _, numbers in self.spec.shared_clips() for number in numbers]
         return self.classify(torch.cat([self._windows(cast("Network", self.members[n]), given[n]) for n in order], 2))
 
     def _windows(self, member: "Network", clip: Tensor) -> Tensor:

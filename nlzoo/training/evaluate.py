@@ -35,8 +35,15 @@ from .engine import Engine
 from .outputs import AUTO, Row, gathered, probabilities, videos_at_a_time
 
 ROUND = 64  # videos after which ranks meet, so that none waits for another as long as for one that hangs
-PRIOR = "gives the shares of the classes in training"  # for a video without sound
 CLASSES = ("all", "shared")  # of the videos that `evaluate` measures on
+
+
+def unheard(spec: ModelSpec) -> str:
+    """What a model makes of a video without sound."""
+    models = [member.model for member in spec.members] or [spec]
+    if not spec.head and any(one.clip.stream == "audio" and not one.head for one in models):
+        return "the network of sound gives the shares of the classes in training"
+    return "features of sound are taken as the average ones"
 
 
 def of_rank(source: loader.Clips, engine: Engine, together: int = 1) -> loader.Clips:
@@ -58,7 +65,7 @@ class Predictions:
     items: tuple[Item, ...]  # those that could be read
     scores: np.ndarray  # float64 (N, K) probabilities
     bad: list[Skipped]  # the others
-    silent: int = 0  # of `items`, that have no sound and were given the prior
+    silent: int = 0  # of `items`, that have no sound (`unheard`)
 
 
 def predictions(
@@ -231,7 +238,7 @@ def evaluate(
         tables.write(Path(out), as_rows(made, names, dataset.skipped))
     notes = [*model_notes(net, folder), *scanning.left_out(dataset), *_notes_of_training(folder, lists)]
     if made.silent:
-        notes.append(f"{counted(made.silent, 'video')} without sound: the network of sound {PRIOR}")
+        notes.append(f"{counted(made.silent, 'video')} without sound: {unheard(net.spec)}")
     left_out = len(_items(dataset)) - len(items)
     if left_out:
         notes.append(f"left out {counted(left_out, 'video')} of classes that the model does not know")

@@ -25,7 +25,7 @@ from ..networks import model as models
 from ..networks.network import Network
 from ..videos import listing, loader, pool, scanning
 from ..videos.items import Key
-from . import devices, evaluate, finished, linear, metrics, outputs, run_folder
+from . import devices, evaluate, finished, linear, metrics, outputs, run_folder, sequence
 from .finished import Outcome
 
 BY = ("mean", "weights")
@@ -157,12 +157,7 @@ def _config(folders: Sequence[Path]) -> TrainConfig:
 def _members(folder: Path) -> list[tuple[Network, float]]:
     """The networks of a run with their shares of it."""
     net = checkpoint.load_model(folder / "best")
-    if net.spec.head:
-        raise UsageError(
-            f"{printable(folder)} is {net.spec.head}, and no member of a fused model",
-            "nlzoo probe MODEL MODEL VIDEOS --head … takes several models at once",
-        )
-    if not net.spec.members:
+    if net.spec.head or not net.spec.members:
         return [(net, 1.0)]
     return [(one, member.weight) for one, member in zip(net.members, net.spec.members)]
 
@@ -188,7 +183,8 @@ def _fold_likelihoods(
     for name, member in zip(names, net.members):
         source = loader.Clips(dataset.root, items, member.spec.clip)
         with stages(f"computing features of {name}") as progress:
-            columns.append(linear.fold_likelihoods(member, source, dataset, device, workers, progress))
+            kind = sequence if member.spec.head else linear
+            columns.append(kind.fold_likelihoods(member, source, dataset, device, workers, progress))
     read = set.intersection(*(set(column) for column in columns))
     if not read:
         raise UsageError("no training video could be read by all members", "nlzoo check shows what is wrong")

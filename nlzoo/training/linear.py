@@ -32,6 +32,7 @@ SAME = 1e-2  # relative difference of features that are the same but for another
 NEVER = -10.0  # bias of a class without training videos
 
 Head = tuple[np.ndarray, np.ndarray]  # weights (K, D), biases (K,)
+Fold = tuple[np.ndarray, np.ndarray]  # rows to fit to, and rows to test on
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,7 @@ def fold_likelihoods(
     rows, _ = _features(net, source, device, workers, progress)
     items = [source.items[index] for index in rows]
     groups = [item.group for item in items]
-    if len(set(groups)) < 2:
-        raise UsageError("the training videos that could be read are of one group: there are no folds", "use --by mean")
+    check_folds(groups)
     features, truth = np.stack(list(rows.values())), metrics.targets(items, dataset.classes)
     mean, scale = _scale(features)
     strength, *_ = fit((features - mean) / scale, truth, groups, dataset.multi_label)
@@ -248,15 +248,25 @@ def fold_likelihoods(
         mean, scale = _scale(features[train])
         weights, biases = _head((features[train] - mean) / scale, truth[train], strength, dataset.multi_label)
         logits = torch.from_numpy((features[test] - mean) / scale @ weights.T + biases)
-        if dataset.multi_label:
-            scores = logits.sigmoid().numpy()
-            likely[test] = np.where(truth[test] > 0, scores, 1 - scores)
-        else:
-            likely[test, 0] = (logits.softmax(-1).numpy() * truth[test]).sum(1)
+        scores = logits.sigmoid() if dataset.multi_label else logits.softmax(-1)
+        likely[test] = likelihoods(scores.numpy(), truth[test], dataset.multi_label)
     return dict(zip(rows, likely))
 
 
-def folds(x: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+def check_folds(groups: Sequence[str]) -> None:
+    """Raises `UsageError` for fewer than two groups."""
+    if len(set(groups)) < 2:
+        raise UsageError("the training videos that could be read are of one group: there are no folds", "use --by mean")
+
+
+def likelihoods(scores: np.ndarray, truth: np.ndarray, multi_label: bool) -> np.ndarray:
+    """(N, 1), the probability of each video's class; several labels: (N, K), of each that it is there, or not."""
+    if multi_label:
+        return np.where(truth > 0, scores, 1 - scores)
+    return (scores * truth).sum(1, keepdims=True)
+
+
+def folds(x: np.ndarray, groups: Sequence[str]) -> list[Fold]:
     """Rows to fit to and rows to test on, whole groups each; none of a single group."""
     from sklearn.model_selection import GroupKFold
 
@@ -265,14 +275,14 @@ def folds(x: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.nda
 
 
 def fit(
-    x: np.ndarray, truth: np.ndarray, groups: Sequence[str], multi_label: bool
+    x: np.ndarray, truth: np.ndarray, groups: Sequence[str], multi_label: bool, strength: float | None = None
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """`(C, weights (K, D), biases (K,))` of scikit-learn's logistic regression.
 
-    `x`: float (N, D). `truth`: (N, K) of 0 and 1. C has the least log loss over folds of the groups. Several labels:
-    one regression for each class, all with one C.
+    `x`: float (N, D). `truth`: (N, K) of 0 and 1. C is `strength`, or has the least log loss over folds of the groups.
+    Several labels: one regression for each class, all with one C.
     """
-    parts = folds(x, groups)
+    parts = folds(x, groups) if strength is None else []
 
     def loss(strength: float) -> float:
         total = 0.0
@@ -281,7 +291,7 @@ def fit(
             total += _loss(head, x[val], truth[val], multi_label)
         return total
 
-    strength = min(STRENGTHS, key=loss) if parts else 1e-2
+    strength = strength or (min(STRENGTHS, key=loss) if parts else 1e-2)
     return strength, *_head(x, truth, strength, multi_label)
 
 

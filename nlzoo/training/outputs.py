@@ -42,8 +42,8 @@ def probabilities(
     """For each video, as it is done, `(index, float64 (K,) probabilities, "")`, or `(index, None, reason)`.
 
     `net` is in eval mode on `device`; `recipe` says the precision. A `Loader` brings its own workers. Of several
-    members it is the mean of theirs by `Member.weight`. A network of sound gives its prior for a video without any, and
-    the reason stands beside the row.
+    members it is the mean of theirs by `Member.weight`. For a video without sound a network of it gives its prior, and
+    a sequence takes the features of sound as the average ones; then the reason stands beside the row.
     """
     if net.spec.head:
         yield from _of_sequence(net, source, device, workers, recipe)
@@ -65,7 +65,7 @@ def by_member(
     recipe: Recipe = AUTO,
 ) -> Iterator[Row]:
     """As `probabilities`, float64 `(M, K)` with a row for each member of `net`."""
-    order = np.argsort([number for numbers in net.spec.shared_clips().values() for number in numbers])
+    order = np.argsort([number for _, numbers in net.spec.shared_clips() for number in numbers])
     for index, row, reason in _each_member(net, source, device, workers, recipe, _probabilities):
         yield index, None if row is None else row.reshape(len(order), -1)[order], reason
 
@@ -167,11 +167,11 @@ def _rows(
         yield from ((index, None, reason) for index, reason in bad)
 
 
-def _with_prior(rows: Generator[Row, None, None], prior: Sequence[float]) -> Generator[Row, None, None]:
+def _with_prior(rows: Generator[Row, None, None], prior: Sequence[float] | np.ndarray) -> Generator[Row, None, None]:
     """The rows, with the `prior`, where there is one, for videos without sound."""
     with closing(rows):
         for index, row, reason in rows:
-            yield index, np.array(prior) if prior and reason == sound.NONE else row, reason
+            yield index, np.array(prior) if len(prior) and reason == sound.NONE else row, reason
 
 
 # --- a model that is several
@@ -192,13 +192,17 @@ def _each_member(
     base = source.source if isinstance(source, loader.Loader) else source
     shared, windows = net.spec.shared_clips(), net.spec.head.windows if net.spec.head else 0
     made = []
-    for clip, numbers in shared.items():
+    unheard = [np.tile(net.mean[part].cpu().double(), (windows, 1)) for _, part in net.columns()] if windows else []
+    for place, (clip, numbers) in enumerate(shared):
+        members = [net.members[number] for number in numbers]
+        if members[0].spec.head:
+            made.append(_whole(members[0], base, device, -(-workers // len(shared)), recipe, forward))
+            continue
         feed = source if clip == base.clip and not windows else _shown(base, clip, windows)
-        members = [fold_bn(net.members[number]) for number in numbers]
         own = workers if feed is source else -(-workers // len(shared))
-        rows = _mean_over_views(partial(_side_by_side, forward, members), feed, device, own, recipe, windows)
-        priors = [net.spec.members[number].model.prior for number in numbers] if forward is _probabilities else []
-        made.append(_with_prior(rows, sum(priors, ()) if all(priors) else ()))
+        ask = partial(_side_by_side, forward, [fold_bn(member) for member in members])
+        rows = _mean_over_views(ask, feed, device, own, recipe, windows)
+        made.append(_with_prior(rows, unheard[place] if windows else _priors(members, forward)))
     done: dict[int, dict[int, Row]] = {}  # by video, by clip
     with ExitStack() as stack:
         for rows in made:
@@ -208,6 +212,20 @@ def _each_member(
                 done.setdefault(row[0], {})[number] = row
                 if len(done[row[0]]) == len(shared):
                     yield _joined(done.pop(row[0]))
+
+
+def _priors(members: Sequence[Network], forward: Forward) -> tuple[float, ...]:
+    """Those of members that share a clip, side by side, where all have one and it is what `forward` gives."""
+    priors = [member.spec.prior for member in members] if forward is _probabilities else []
+    return sum(priors, ()) if all(priors) else ()
+
+
+def _whole(
+    net: Network, source: loader.Clips, device: torch.device, workers: int, recipe: Recipe, forward: Forward
+) -> Generator[Row, None, None]:
+    """What a member that is a sequence gives for the videos of `source`, whose clip is another."""
+    ask = probabilities if forward is _probabilities else features
+    yield from ask(net, _shown(source, net.spec.clip, 0), device, workers, recipe)
 
 
 def _side_by_side(forward: Forward, members: Sequence[Network], inputs: torch.Tensor) -> torch.Tensor:

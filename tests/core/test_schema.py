@@ -3,7 +3,7 @@
 import copy
 import json
 import random
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 import jsonschema
@@ -91,6 +91,13 @@ def sequence():
     return fused() | {"backbone": "sequence", "inflation": {"arch": "sequence"}, "head": head}
 
 
+def fused_with_a_sequence():
+    """A whole model and a sequence as one."""
+    data = fused()
+    data["members"][1]["model"] = {key: value for key, value in sequence().items() if key != "format"}
+    return data
+
+
 def places(data, path=()):
     """Every path to a value."""
     yield path
@@ -153,21 +160,23 @@ def without_stride():
 
 def test_schema_and_reader_agree(seed):
     rng, validator = random.Random(seed), jsonschema.Draft202012Validator(SCHEMA)
+    examples = [fused(), sequence(), fused_with_a_sequence(), *map(example, view_spec.STREAMS)]
     verdicts = []
     for _ in range(3000):
-        data = changed(
-            rng.choice((fused, sequence, *(partial(example, stream) for stream in view_spec.STREAMS)))(), rng
-        )
+        data = changed(rng.choice(examples), rng)
         expected = validator.is_valid(data) and beyond_the_schema(data)
         assert accepted(data) == expected, data
         verdicts.append(expected)
     assert accepted(example()) and not accepted(without_stride()) and 100 < sum(verdicts) < 2900
-    assert accepted(sequence())
-    spec = model_spec.from_json(sequence(), "here")
-    assert (
-        spec == model_spec.from_json(json.loads(json.dumps(model_spec.to_json(spec))), "here")
-        and len(spec.members) == 2
-    )
-    nested = fused()
-    nested["members"][0]["model"] = {key: value for key, value in fused().items() if key != "format"}
-    assert not accepted(nested) and not validator.is_valid(nested)
+    for data in (sequence(), fused_with_a_sequence()):
+        spec = model_spec.from_json(data, "here")
+        again = model_spec.from_json(json.loads(json.dumps(model_spec.to_json(spec))), "here")
+        assert validator.is_valid(data) and spec == again and len(spec.members) == 2
+    for outer, inner in product((fused, sequence, fused_with_a_sequence), (fused, sequence, fused_with_a_sequence)):
+        nested = outer()
+        nested["members"][0]["model"] = {key: value for key, value in inner().items() if key != "format"}
+        allowed = outer is not sequence and inner is sequence
+        assert accepted(nested) == validator.is_valid(nested) == allowed
+    deep = fused_with_a_sequence()
+    deep["members"][1]["model"]["members"][0]["model"] = copy.deepcopy(deep["members"][1]["model"])
+    assert not accepted(deep) and not validator.is_valid(deep)

@@ -1,10 +1,13 @@
 """Heads over windows: the formulas, what each can learn, and that what was measured is what the folder answers."""
 
-import shutil
+import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
 
 import nlzoo as zoo
 from nlzoo.apps import draw
@@ -12,7 +15,7 @@ from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import UsageError
 from nlzoo.networks import model
 from nlzoo.networks.sequence import MultiGroupAttention, ShiftingAttention
-from nlzoo.training import outputs, sequence
+from nlzoo.training import linear, outputs, sequence
 from nlzoo.videos import listing, loader, scanning
 from nlzoo.videos.clips import to_input
 
@@ -91,6 +94,7 @@ def probed(tmp_path_factory):
         ]
         for parameter in (p for net in nets for p in net.parameters()):  # or timm's zeros would keep the blocks silent
             parameter.data += 0.05 * torch.randn_like(parameter)
+        zoo.probe(nets[0], "videos", "g02", size=32, name="plain", device="cpu")
         made = zoo.probe(nets, "videos", "g02", size=32, name="lstm", head="lstm", windows=3, device="cpu")
     return folder, made.figures
 
@@ -103,11 +107,54 @@ def test_what_was_measured_is_what_the_folder_answers(probed, monkeypatch):
     assert abs(again.figures["loss"] - figures["loss"]) < 1e-6
     with pytest.raises(UsageError, match="sees 3 windows of each video, and no other views"):
         zoo.evaluate("lstm", "runs/lstm/videos.csv", views="10x1", device="cpu")
-    shutil.copytree("runs/lstm", "runs/again")
-    with pytest.raises(UsageError, match="no member of a fused model"):
-        zoo.fuse(["lstm", "again"], device="cpu")
     (row,) = zoo.predict("lstm", next(folder.rglob("*.mp4")), features="f.safetensors", device="cpu")
     assert row["features"].shape == (2 * 160,)
+
+
+def test_a_sequence_is_fused_like_any_run(probed, monkeypatch):
+    folder, _ = probed
+    monkeypatch.chdir(folder)
+    zoo.fuse(["lstm", "plain"], name="both", device="cpu")
+    parts = [zoo.evaluate(run, "runs/plain/videos.csv", device="cpu").predictions for run in ("lstm", "plain", "both")]
+    assert [part.items for part in parts] == [parts[0].items] * 3
+    assert np.allclose(parts[2].scores, (parts[0].scores + parts[1].scores) / 2, atol=1e-6)
+    video, rows = next(folder.rglob("*.mp4")), []
+    for run in ("lstm", "plain", "both"):
+        (row,) = zoo.predict(run, video, every=0.2, window=0.2, device="cpu")
+        rows.append([list(dict(sorted(window["scores"].items())).values()) for window in row["windows"]])
+    assert np.allclose(np.mean(rows[:2], 0), rows[2], atol=1e-6) and len(rows[2]) > 1
+    (row,) = zoo.predict("both", video, features="g.safetensors", device="cpu")
+    assert row["features"].shape == (3 * 160,)
+    net, clip = zoo.load("both"), torch.randn(1, 3, 6, 32, 32)
+    with torch.no_grad():
+        both = zoo.load("lstm")(clip, clip).softmax(-1) + zoo.load("plain")(clip).softmax(-1)
+        assert torch.allclose(net((clip, clip), clip).softmax(-1), both / 2, atol=1e-6)
+    assert "bidirectional LSTM over 3 windows" in str(net.spec.members[0])
+    with pytest.raises(UsageError, match="sees 3 windows of each video, and no other views"):
+        zoo.evaluate("both", "runs/plain/videos.csv", views="10x1", device="cpu")
+
+
+def test_the_heads_of_folds_never_saw_the_group(monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    labels, groups = np.arange(24) % 2, np.arange(24) // 3
+    features = rng.normal(0, 1, (24, 4, 160)) + 0.1 * labels[:, None, None]
+    items = tuple(
+        listing.Item(f"{n}", ("ab"[k],), split="train", group=f"{g}") for n, (k, g) in enumerate(zip(labels, groups))
+    )
+    dataset, net = scanning.Dataset(Path(), items, (), 0), head_of("linear", 0)
+    monkeypatch.setattr(outputs, "window_features", lambda *_: ((n, row, "") for n, row in enumerate(features)))
+    before = copy.deepcopy(net.state_dict())
+    source = loader.Clips(Path(), items, net.spec.clip)
+    found = np.stack(list(sequence.fold_likelihoods(net, source, dataset, CPU).values()))[:, 0]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    scaled = ((features - features.mean((0, 1))) / features.std((0, 1))).mean(1)
+    strength, *_ = linear.fit(scaled, np.eye(2)[labels], [item.group for item in items], False)
+    for train, test in GroupKFold(5).split(features, groups=[item.group for item in items]):
+        mean, scale = features[train].mean((0, 1)), features[train].std((0, 1))
+        rows = ((features - mean) / scale).mean(1)
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(rows[train], labels[train])
+        expected = fitted.predict_proba(rows[test])[np.arange(len(test)), labels[test]]
+        assert np.allclose(found[test], expected, atol=1e-3)
 
 
 def test_windows_lie_evenly_over_the_video_in_their_order(probed, monkeypatch):

@@ -13,7 +13,7 @@ from nlzoo.apps import check, draw, explain, predict
 from nlzoo.core.errors import UsageError, VideoError
 from nlzoo.core.model_spec import Inflation
 from nlzoo.networks import checkpoint, model
-from nlzoo.training import evaluate, finetune, fuse, probe
+from nlzoo.training import evaluate, finetune, fuse, outputs, probe
 from nlzoo.training.callbacks import Callbacks
 from nlzoo.videos import flow, listing, loader, records, scanning, video
 
@@ -187,6 +187,24 @@ def test_sound_is_fused_with_frames_and_without_sound_its_share_is_the_prior(hea
     for both, one, two in zip(of_both, of_frames, of_sound, strict=True):
         assert both == pytest.approx({name: (one[name] + two[name]) / 2 for name in one}, abs=1e-4)
     assert of_sound[0] == {"high": 0.5, "low": 0.5} and "note" in rows[fused][0] and "note" not in rows[fused][1]
+
+
+def test_a_head_over_frames_and_sound_takes_the_average_for_silent_videos(heard, monkeypatch):
+    folder, *_ = heard
+    monkeypatch.chdir(folder)
+    models = [folder / "net", folder / "runs/v-1/best"]
+    options = {"size": 32, "name": "head", "head": "attention", "windows": 2, "device": "cpu"}
+    made = probe.probe(models, folder / "v", "g01,g03", **options)
+    assert (made.figures["train"], made.figures["val"]) == (4, 4) and not made.skipped
+    done = evaluate.evaluate("head", "runs/head/videos.csv", device="cpu")
+    assert abs(done.figures["loss"] - made.figures["loss"]) < 1e-6 and done.predictions.silent == 1
+    assert any("1 video without sound: features of sound are taken as the average ones" in one for one in done.notes)
+    net = checkpoint.load_model(folder / "runs/head/best")
+    (_, frames), (clip, sound) = net.columns()
+    items = tuple(loader.Item(path, ()) for path in (*SILENT, "high/high_g02_c01.mkv"))
+    rows = {n: row for n, row, _ in outputs.window_features(net, loader.Clips(folder / "v", items, net.spec.clip), CPU)}
+    assert clip.stream == "audio" and all((rows[n][:, sound] == net.mean[sound].double().numpy()).all() for n in (0, 1))
+    assert (rows[2][:, sound] != net.mean[sound].double().numpy()).any() and (rows[0][:, frames] != 0).any()
 
 
 def test_no_sound_in_any_is_refused(heard, work):
