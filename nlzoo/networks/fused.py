@@ -1,7 +1,7 @@
 """Several whole networks as one, whose probabilities are averaged (late fusion)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class FusedNetwork(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, *clips: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, *clips: Any) -> Tensor:
         """A clip `(B, C, T, H, W)` for each member, or one for all, to logits `(B, num_outputs)`.
 
         A member that is a sequence takes several, those of its own members. The softmax of the logits (sigmoid, where a
