@@ -206,21 +206,18 @@ def _figures(spec: ModelSpec, metrics: dict) -> str:
     figures = {key: value for key in metrics if (value := number(metrics, key)) is not None}
     if "top1" not in figures and "map" not in figures:
         return "None came with this model."
-    rows = []
-    if "top1" in figures:
-        val = figures.get("val", 0)
-        right = f" ({round(figures['top1'] * val)} of {val:.0f})" if val else ""
-        rows.append(("top-1", _percent(figures["top1"]) + right))
-    else:
-        rows.append(("mean average precision", _percent(figures["map"])))
-    if "top5" in figures and spec.num_outputs > 5:  # with five classes or fewer it is 1 by construction
-        rows.append(("top-5", _percent(figures["top5"])))
-    if "majority" in figures:
-        baseline = "majority-class baseline" if "top1" in figures else "the same scores for every video"
-        rows.append((baseline, _percent(figures["majority"])))
-    for key, name in (("val", "validation videos"), ("train", "training videos"), ("epochs", "epochs")):
-        if key in figures:
-            rows.append((name, f"{figures[key]:.0f}"))
+    val, one_label = figures.get("val", 0), "top1" in figures
+    names = {
+        "top1": "top-1",
+        "map": "" if one_label else "mean average precision",
+        "top5": "top-5" if spec.num_outputs > 5 else "",  # with five classes or fewer it is 1 by construction
+        "majority": "majority-class baseline" if one_label else "the same scores for every video",
+    }
+    notes = {"top1": f" ({round(figures['top1'] * val)} of {val:.0f})"} if val and one_label else {}
+    shown = [key for key, name in names.items() if name and key in figures]
+    rows = [(names[key], _percent(figures[key]) + notes.get(key, "")) for key in shown]
+    counts = {"val": "validation videos", "train": "training videos", "epochs": "epochs"}
+    rows += [(name, f"{figures[key]:.0f}") for key, name in counts.items() if key in figures]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"| | |\n|---|---|\n{table}\n\n{' '.join(_caveats(figures, _interval(metrics)))}"
 

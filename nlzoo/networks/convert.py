@@ -10,7 +10,6 @@ docs/import.md says where each row was read.
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -285,14 +284,9 @@ class ImportOptions:
     def __post_init__(self) -> None:
         """Raises `UsageError` for what no file could be."""
         ClipSpec(self.frames or 1, self.stride or 1)
-        choices: dict[str, tuple[str | None, Mapping | tuple]] = {
-            "--zoo": (self.zoo, ZOOS),
-            "--form": (self.form, FORMS),
-            "--pools": (self.pools, POOLS),
-        }
-        for flag, (value, allowed) in choices.items():
-            if value is not None:
-                one_of(value, allowed, flag)
+        for name, allowed in {"zoo": ZOOS, "form": FORMS, "pools": POOLS}.items():
+            if getattr(self, name) is not None:
+                one_of(getattr(self, name), allowed, f"--{name}")
 
 
 @dataclass(frozen=True)
@@ -397,7 +391,8 @@ def _rename(shapes: Shapes, zoo: Zoo, file: Path) -> tuple[dict[str, str], dict[
     names: dict[str, str] = {}
     twins, dropped = {}, {}
     for name in shapes:
-        ours, second, why = _translate(name, rows, zoo), _translate(name, again, zoo), _why_dropped(name, zoo)
+        ours, second = _translate(name, rows, zoo), _translate(name, again, zoo)
+        why = next((why for pattern, why in zoo.drops.items() if fnmatch.fnmatchcase(name, pattern)), None)
         if ours in names:
             raise WeightsError(f"{file} has {_short(names[ours])} and {_short(name)}, which mean the same")
         if ours:
@@ -412,10 +407,6 @@ def _rename(shapes: Shapes, zoo: Zoo, file: Path) -> tuple[dict[str, str], dict[
                 "nlzoo imports C2D, I3D and their non-local nets only; see docs/import.md",
             )
     return names, twins, dropped
-
-
-def _why_dropped(name: str, zoo: Zoo) -> str | None:
-    return next((why for pattern, why in zoo.drops.items() if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 Patterns = list[tuple[re.Pattern[str], str]]
@@ -599,8 +590,7 @@ def _fill(spec: ModelSpec, shapes: Shapes, names: dict[str, str], theirs: Weight
         net = build(spec)
     own = net.state_dict()
     filled = {key: _may_lack(key, shapes) for key in own if key not in shapes and _may_lack(key, shapes)}
-    differences = misfit({key: tuple(value.shape) for key, value in own.items()}, shapes, set(filled))
-    if differences:
+    if differences := misfit(own, shapes, filled):
         raise WeightsError(
             f"{theirs.file} does not fit {spec.inflation.arch} {spec.backbone}, in nlzoo's names: {differences}",
             "nlzoo imports C2D, I3D 3x1x1 and 3x3x3 and their non-local nets; see docs/import.md",

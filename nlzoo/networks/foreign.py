@@ -197,9 +197,14 @@ def common_prefix(names: Iterable[str], known: Collection[str]) -> str:
     return prefix
 
 
-def misfit(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], may_lack: set[str]) -> str:
-    """How names and shapes differ from those expected, in words with one example of each kind; "" where they fit."""
-    lacking = [name for name in expected if name not in given and name not in may_lack]
+def misfit(own: Mapping[str, Tensor], given: Mapping[str, tuple[int, ...]], may_lack: Collection[str] = ()) -> str:
+    """How names and shapes differ from ours, in words with one example of each kind; "" where they fit.
+
+    BN's step counter may lack, as not every exporter writes it.
+    """
+    expected = {name: tuple(value.shape) for name, value in own.items()}
+    needed = [name for name in expected if name not in may_lack and not name.endswith("num_batches_tracked")]
+    lacking = [name for name in needed if name not in given]
     unknown = [name for name in given if name not in expected]
     other = [name for name in expected if name in given and given[name] != expected[name]]
     parts = []

@@ -117,14 +117,21 @@ def _what_backbone_was_meant(name: str, known: Collection[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A 2-D network with its trained weights and what is known of them."""
+class _Origin:
+    """Where the weights of a 2-D network are, and what is known of them."""
 
-    net: Network
+    file: Path
     name: str  # tag included where timm resolved one
     source: str
     licence: str
     clip: ClipSpec  # mean and std as it was trained
+
+
+@dataclass(frozen=True)
+class Backbone(_Origin):
+    """A 2-D network with its trained weights and what is known of them."""
+
+    net: Network
     notes: tuple[str, ...] = ()  # what was taken off its file on the way
 
 
@@ -138,18 +145,7 @@ def load_backbone(name: str, weights: Path | None, fetch: Callable[[str], Path],
         architecture(name)
     origin = _origin(name, weights, fetch, command)
     net, notes = _load_plain(name, origin.file)
-    return Backbone(net, origin.name, origin.source, origin.licence, origin.clip, notes if weights else ())
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where the weights of a 2-D network are, and what is known of them."""
-
-    file: Path
-    name: str  # tag included where timm resolved one
-    source: str
-    licence: str
-    clip: ClipSpec  # mean and std as it was trained
+    return Backbone(**vars(origin), net=net, notes=notes if weights else ())
 
 
 def _origin(name: str, weights: Path | None, fetch: Callable[[str], Path], command: str) -> _Origin:
@@ -159,7 +155,7 @@ def _origin(name: str, weights: Path | None, fetch: Callable[[str], Path], comma
     if name in zoo.EMBEDDED and not weights:
         return _Origin(zoo.shipped(f"{name}/model.safetensors"), name, f"nlzoo/{name}", "apache-2.0", ClipSpec())
     known = None if name in zoo.EMBEDDED else _pretrained_config(name)
-    clip = ClipSpec(mean=_three(known.mean), std=_three(known.std)) if known else ClipSpec()
+    clip = ClipSpec(mean=tuple(map(float, known.mean)), std=tuple(map(float, known.std))) if known else ClipSpec()
     if weights:
         return _Origin(weights, name, f"file {weights.name}", "", clip)
     if not known or not known.hf_hub_id:
@@ -187,11 +183,6 @@ def _origin_of_googlenet(name: str, weights: Path | None, fetch: Callable[[str],
     return _Origin(file, f"{googlenet.NAME}.{googlenet.TAG}", googlenet.SOURCE, "bsd-3-clause", googlenet.CLIP)
 
 
-def _three(values: Iterable[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
 def _pretrained_config(name: str) -> Any:
     """timm's record of a name's weights: Hub repository, tag, mean and std, licence; None for an untrained net."""
     _, registry = _import_resnets()
@@ -206,7 +197,7 @@ def _pretrained_config(name: str) -> Any:
 def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
     """`(network, notes)`: the 2-D network `name` with a file's weights, in eval mode; its head takes the file's size.
 
-    Strict but for BN's step counter, which not every exporter writes. Nothing is allocated before names and shapes fit.
+    Strict but for BN's step counter. Nothing is allocated before names and shapes fit.
     """
     with shapes_only():
         blueprint = plain_resnet(name)
@@ -219,11 +210,8 @@ def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
         if len(head) == 2 and head[1] == blueprint.fc.in_features and 1 <= head[0] <= MAX_OUTPUTS:
             blueprint.fc = nn.Linear(head[1], head[0], bias="fc.bias" in given)
     own = blueprint.state_dict()
-    counters = {key for key in own if key.endswith("num_batches_tracked")}
-    expected = {key: tuple(value.shape) for key, value in own.items()}
-    differences = misfit(expected, given, counters)
-    if differences:
-        raise WeightsError(f"{file} does not fit {name}: {differences}", _advice(expected, given))
+    if differences := misfit(own, given):
+        raise WeightsError(f"{file} does not fit {name}: {differences}", _advice(own, given))
     tensors = weights.load(names, own)
     net = plain_resnet(name)
     net.fc = blueprint.fc.to_empty(device="cpu")
@@ -231,19 +219,18 @@ def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
     return net.eval(), weights.notes
 
 
-def _advice(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:
+def _advice(own: dict[str, torch.Tensor], given: dict[str, tuple[int, ...]]) -> str:
     """What to do about a file that does not fit: the backbone may be another, the file lack a head, or hold more."""
     prefixes = _prefixes(given)
     if "conv1.weight" not in given and prefixes:
         prefix = printable(min(prefixes, key=len)[:60])
         return f"its network seems to lie under '{prefix}': save that part alone, without this prefix"
-    body = {key for key in expected if not key.startswith("fc.") and not key.endswith("num_batches_tracked")}
+    body = {key for key in own if not key.startswith("fc.") and not key.endswith("num_batches_tracked")}
     odd = [key for key in given if key.endswith("num_batches_tracked") and given[key]]
     if odd:
         return f"{printable(odd[0][:60])} counts BatchNorm's steps: one number, or leave it out"
-    if all(given.get(key) == expected[key] for key in body):
-        more = [key for key in given if key not in expected]
-        if more:
+    if all(given.get(key) == own[key].shape for key in body):
+        if given.keys() - own.keys():
             return "the backbone fits; save the file again without the unknown tensors"
         return "the backbone fits, but its head does not: fc.weight is (outputs, channels), fc.bias (outputs,)"
     return "name the backbone that the file was made for; 2-D weights in timm's or torchvision's keys fit"
@@ -260,7 +247,7 @@ def build(spec: ModelSpec) -> Network:
     if spec.inflation.arch == FRAMES:
         return _on_frames(spec)
     if spec.members:
-        return _fused(spec)
+        return fuse([build(member.model) for member in spec.members], spec)
     net = inflate_(plain_resnet(spec.backbone, spec.clip.channels), spec.inflation)
     insert_nonlocal_(net, spec.non_local)
     if net.fc.out_features != spec.num_outputs:
@@ -315,9 +302,7 @@ def load_on_frames(name: str, weights: Path | None, fetch: Callable[[str], Path]
     read = read_weights(origin.file).without_prefix(dict(blueprint.named_children()))
     own = blueprint.state_dict()
     given = _without_classifier(read, blueprint)
-    counters = {key for key in own if key.endswith("num_batches_tracked")}
-    expected = {key: tuple(value.shape) for key, value in own.items()}
-    if differences := misfit(expected, {key: read.shapes[key] for key in given}, counters):
+    if differences := misfit(own, {key: read.shapes[key] for key in given}):
         raise WeightsError(f"{origin.file} does not fit {name}: {differences}", "weights in timm's own keys fit")
     clip = dataclasses.replace(origin.clip, size=blueprint.pretrained_cfg["input_size"][-1])
     spec = ModelSpec(origin.name, Inflation(FRAMES), clip=clip, source=origin.source, licence=origin.licence)
@@ -337,10 +322,6 @@ def _without_classifier(read: Weights, blueprint: Any) -> list[str]:
         for key in read.entries
         if key in own or (key.partition(".")[0] in parts and not key.startswith(heads))  # a part of its own, or odd
     ]
-
-
-def _fused(spec: ModelSpec) -> Network:
-    return fuse([build(member.model) for member in spec.members], spec)
 
 
 def join(arch: str, members: Sequence[tuple[Network, float]], head: SequenceHead | None = None) -> Network:
@@ -548,9 +529,8 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def _same_bits(before: nn.Module, net: nn.Module, clip: torch.Tensor) -> bool:
     """In eval mode, and in train mode on copies, since a pass moves BN's running statistics."""
-    if not torch.equal(before(clip), net(clip)):
-        return False
-    return torch.equal(copy.deepcopy(before).train()(clip), copy.deepcopy(net).train()(clip))
+    pairs = (before, net), (copy.deepcopy(before).train(), copy.deepcopy(net).train())
+    return all(torch.equal(one(clip), other(clip)) for one, other in pairs)
 
 
 def _without_time_strides(net: nn.Module) -> nn.Module:

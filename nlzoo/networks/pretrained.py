@@ -34,17 +34,23 @@ TIMEOUT = 30.0  # seconds without a byte, or for the next 10 KiB
 
 
 @dataclass(frozen=True)
-class PretrainedModel:
-    """A Kinetics checkpoint. Accuracies are of Kinetics-400's validation set, in %, as `by` published them."""
+class _Published:
+    """A file of weights; its accuracies are of a validation set, in %, as `by` published them."""
 
-    name: str  # nl5-i3d-r50-8x8.authors: a named net and its zoo
+    name: str
     url: str
     by: str
     licence: str
     top1: float | None = None
     top5: float | None = None
-    views: str = ""  # that were averaged, where published
     hash: str = ""  # "sha256:" or "sha1:" and hex digits, the leading ones at least; "": none was published
+
+
+@dataclass(frozen=True)
+class PretrainedModel(_Published):
+    """A Kinetics checkpoint; `nl5-i3d-r50-8x8.authors` is a named net and its zoo."""
+
+    views: str = ""  # that were averaged, where published
 
     @property
     def net(self) -> Named:
@@ -65,16 +71,8 @@ class PretrainedModel:
 
 
 @dataclass(frozen=True)
-class PretrainedBackbone:
-    """A 2-D network for `inflate`, of which timm has more. Accuracies are of ImageNet-1k's validation set, in %."""
-
-    name: str  # timm's, with its tag
-    url: str
-    by: str
-    licence: str
-    top1: float
-    top5: float | None = None
-    hash: str = ""  # as of a `PretrainedModel`, where it does not come from the Hub
+class PretrainedBackbone(_Published):
+    """A 2-D network of ImageNet-1k for `inflate`, by timm's name; of those that come from the Hub there is no hash."""
 
     @property
     def zoo(self) -> str:
@@ -176,22 +174,12 @@ class _Answer(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_Patient(sock))
 
 
-class _HttpConnection(http.client.HTTPConnection):
-    response_class = _Answer
+class _Patiently(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Both schemes; what answers is an `_Answer`."""
 
-
-class _HttpsConnection(http.client.HTTPSConnection):
-    response_class = _Answer
-
-
-class _Http(urllib.request.HTTPHandler):
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_HttpConnection, request)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_HttpsConnection, request)
+    def do_open(self, http_class: Any, *args: Any, **options: Any) -> http.client.HTTPResponse:
+        patient: Any = type("Patient", (http_class,), {"response_class": _Answer})
+        return super().do_open(patient, *args, **options)
 
 
 # of a transfer; ValueError: a length that is no number
@@ -205,7 +193,7 @@ def _transfer(model: PretrainedModel | PretrainedBackbone, part: Path, progress:
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(model.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.build_opener(_Http, _Https).open(request, timeout=TIMEOUT) as answer:
+        with urllib.request.build_opener(_Patiently).open(request, timeout=TIMEOUT) as answer:
             have = have if answer.status == 206 else 0  # a server may send all of it again
             total = have + int(answer.headers.get("Content-Length") or 0)
             if not have < total <= MAX_BYTES:

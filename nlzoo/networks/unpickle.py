@@ -184,10 +184,6 @@ def _first(value: object, *_: object) -> object:
     return value
 
 
-def _nothing(*_: object) -> None:
-    return None
-
-
 def _kind(what: str) -> _Function:
     return _Function(lambda *_: Unsupported(what))
 
@@ -195,8 +191,8 @@ def _kind(what: str) -> _Function:
 _KNOWN: dict[tuple[str, str], _Function | _Name] = {
     ("collections", "Counter"): _Function(_first),
     ("torch", "Size"): _Function(_first),
-    ("torch", "device"): _Function(_nothing),
-    ("torch.serialization", "_get_layout"): _Function(_nothing),
+    ("torch", "device"): _Function(lambda *_: None),
+    ("torch.serialization", "_get_layout"): _Function(lambda *_: None),
     ("torch", "per_tensor_affine"): _Name("per_tensor_affine"),
     ("torch", "per_channel_affine"): _Name("per_channel_affine"),
     ("torch._utils", "_rebuild_tensor"): _Function(_tensor),
@@ -342,25 +338,14 @@ class _Reader(pickle._Unpickler):
             _set(made, key, value)
         self.append(made)
 
-    def _string(self, count: int, encoding: str) -> None:
+    def _string(self, encoding: str) -> None:
+        count = int.from_bytes(self.read(4), "little")
         if count > MAX_SHORT:
             self.append(Span(self.counted.skip(count), count, encoding == "utf-8"))
         elif encoding:
             self.append(self.read(count).decode(encoding))
         else:
             self.append(self.read(count))
-
-    def _length(self) -> int:
-        return int.from_bytes(self.read(4), "little")
-
-    def load_binunicode(self) -> None:
-        self._string(self._length(), "utf-8")
-
-    def load_binstring(self) -> None:
-        self._string(self._length(), "latin1")
-
-    def load_binbytes(self) -> None:
-        self._string(self._length(), "")
 
     _STEPS = (  # of protocols 0 to 3: what makes numbers, texts, tuples, lists and dicts
         pickle.STOP,
@@ -408,9 +393,9 @@ class _Reader(pickle._Unpickler):
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,
-        pickle.BINUNICODE[0]: load_binunicode,
-        pickle.BINSTRING[0]: load_binstring,
-        pickle.BINBYTES[0]: load_binbytes,
+        pickle.BINUNICODE[0]: lambda self: self._string("utf-8"),
+        pickle.BINSTRING[0]: lambda self: self._string("latin1"),
+        pickle.BINBYTES[0]: lambda self: self._string(""),
     }
 
 
