@@ -8,7 +8,7 @@ the *last* epoch counts, which no validation chose, so that they are not flatter
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
@@ -38,7 +38,9 @@ INFLATED = {"c2d": ("c2d", "none"), "i3d": ("i3d", "none"), "nl-i3d": ("i3d", "5
 STREAMS = {"flow": "i3d", "audio": "c2d"}  # by the network that each starts from
 FUSED = {"rgb+flow": ("i3d", "flow"), "rgb+flow+audio": ("i3d", "flow", "audio")}
 SEQUENCES = ("lstm", "attention")  # heads over windows of what the probe sees
-SYSTEMS = ("majority", "size-and-length", "probe", *SEQUENCES, *INFLATED, *STREAMS, *FUSED)
+ALL_STREAMS = {"rgb": "i3d", "flow": "flow", "audio": "audio"}  # with the systems whose networks see them
+OVER_STREAMS = ("lstm-streams", "attention-streams")  # heads over windows of what those see that are there
+SYSTEMS = ("majority", "size-and-length", "probe", *SEQUENCES, *INFLATED, *STREAMS, *FUSED, *OVER_STREAMS)
 FEW_BLOCKS = "res3:1,res4:1"  # of a backbone that is too shallow for the paper's five
 
 
@@ -142,7 +144,8 @@ def compare(
         job = _Job(folder, settings, device, callbacks, stages)
         numbers = range(seed, seed + seeds)
         left_out: dict[str, str] = {}
-        for number, system in product(numbers, wanted):
+        for number, wish in product(numbers, wanted):
+            system = _with_streams(wish, left_out)
             if system in left_out:
                 continue
             try:
@@ -165,9 +168,16 @@ def _wanted(systems: Sequence[str], probes: Sequence[str]) -> list[str]:
     for system in systems:
         if system not in SYSTEMS:
             raise UsageError(f"there is no system {printable(system)!r}", f"the systems: {', '.join(SYSTEMS)}")
-    asked = {*(systems or SYSTEMS), *(part for system in systems for part in FUSED.get(system, ()))}
+    parts = FUSED | dict.fromkeys(OVER_STREAMS, tuple(ALL_STREAMS.values()))
+    asked = {*(systems or SYSTEMS), *(part for system in systems for part in parts.get(system, ()))}
     named = [f"probe {model}" for model in probes]
     return [one for s in SYSTEMS for one in ((s, *named) if s == "probe" else (s,)) if one in asked or one in named]
+
+
+def _with_streams(system: str, left_out: Collection[str]) -> str:
+    """With the streams that are there behind its name, where it looks over all of them: `lstm-streams rgb+flow`."""
+    there = [stream for stream, needed in ALL_STREAMS.items() if needed not in left_out]
+    return f"{system} {'+'.join(there)}" if system in OVER_STREAMS else system
 
 
 def _keep_settings(folder: Path, settings: Settings) -> None:
@@ -229,7 +239,7 @@ def _made(job: _Job, system: str, seed: int) -> Measured:
     if system in FUSED:
         return _fused([_measured(job, part, seed, lambda text: None) for part in FUSED[system]])
     run = job.folder / "runs" / _slug(system, seed)
-    if system.startswith("probe") or system in SEQUENCES:
+    if system.startswith(("probe", *SEQUENCES)):
         if not (run / run_folder.RESULT).is_file():
             _probe(job, system, seed, run)
     elif not (run / run_folder.RESULT).is_file():
@@ -272,9 +282,16 @@ def _fused(parts: Sequence[Measured]) -> Measured:
 
 
 def _probe(job: _Job, system: str, seed: int, run: Path) -> None:
-    settings, model = job.settings, system.removeprefix("probe ") if system.startswith("probe ") else ""
+    settings, (kind, _, rest) = job.settings, system.partition(" ")
+    models: Sequence[str | Path] = [rest or settings.backbone]
+    if kind in OVER_STREAMS:
+        streams = rest.split("+")
+        if len(streams) < 2:
+            raise UsageError(f"only the stream {rest} is there, and this is a head over several")
+        models = [run.parent / _slug(ALL_STREAMS[stream], seed) / "last" for stream in streams]
+    head = kind.partition("-")[0]
     probe(
-        model or settings.backbone,
+        models,
         settings.videos,
         settings.val,
         seed,
@@ -282,9 +299,9 @@ def _probe(job: _Job, system: str, seed: int, run: Path) -> None:
         run.name,
         device=job.device,
         stages=job.stages,
-        weights=settings.weights if not model else None,
+        weights=settings.weights if not rest else None,
         runs=run.parent,
-        head=system if system in SEQUENCES else "linear",
+        head=head if head in SEQUENCES else "linear",
     )
 
 
@@ -335,10 +352,9 @@ def _predicted(job: _Job, run: Path) -> Measured:
         )
     seconds = (time.monotonic() - began) / len(items)
     params, macs, _ = describe.cost(net, net.spec.clip)
-    result = run_folder.read_result(run)
-    return Measured(
-        _keys(dataset.root, made.items), made.scores, params, macs * net.spec.clip.clips, seconds, result.seconds
-    )
+    clips = 1 if net.spec.head else net.spec.clip.clips  # whose multiply-adds are of all its windows
+    training = run_folder.read_result(run).seconds
+    return Measured(_keys(dataset.root, made.items), made.scores, params, macs * clips, seconds, training)
 
 
 def _keys(root: Path, items: Sequence[Item]) -> tuple[Key, ...]:

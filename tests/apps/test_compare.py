@@ -67,9 +67,25 @@ def test_a_system_that_cannot_be_had_is_left_out_and_said(done, monkeypatch):
     folder, figures, _ = done
     monkeypatch.chdir(folder)
     monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
-    left = zoo.compare("v", systems=("flow",), **ASKED).figures
-    assert list(left["left_out"]) == ["flow"] and "nlzoo[flow]" in left["left_out"]["flow"]
+    left = zoo.compare("v", systems=("lstm-streams",), **ASKED).figures
+    assert list(left["left_out"]) == ["flow", "audio", "lstm-streams rgb"] and "nlzoo[flow]" in left["left_out"]["flow"]
+    assert "only the stream rgb is there" in left["left_out"]["lstm-streams rgb"]
     assert [row["system"] for row in left["rows"]][:3] == ["majority", "size-and-length", "probe"]
+
+
+def test_heads_look_over_the_streams_that_are_there(done, monkeypatch):
+    folder, _, _ = done
+    monkeypatch.chdir(folder)
+    made = zoo.compare("v", systems=("attention-streams",), **ASKED).figures
+    assert list(made["left_out"]) == ["audio"] and "sound" in made["left_out"]["audio"]
+    (row,) = (row for row in made["rows"] if row["system"].startswith("attention"))
+    assert row["system"] == "attention-streams rgb+flow"
+    assert [row["system"] for row in made["rows"]][-3:] == ["i3d", "flow", "attention-streams rgb+flow"]
+    run = "comparisons/v/runs/attention-streams-rgb-flow-s0"
+    again = zoo.evaluate(f"{run}/last", f"{run}/videos.csv", device="cpu").figures
+    assert abs(again["loss"] - row["loss"]) < 1e-6
+    members = [member.model.clip.stream for member in zoo.load(f"{run}/last").spec.members]
+    assert members == ["rgb", "flow"]
 
 
 def measured(rng, keys, right, classes=2):
