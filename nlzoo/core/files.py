@@ -62,13 +62,13 @@ def check_writable(file: Path) -> None:
         raise not_written(file, error) from error
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, hint: str = "") -> None:
     """Raises `DiskError` where files could not be written into `folder`, which may be made for them later."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
         check_writable(existing / ".nlzoo")
     except DiskError as error:
-        raise not_written(folder, error.__cause__ or error) from None
+        raise not_written(folder, error.__cause__ or error, hint) from None
 
 
 @contextmanager

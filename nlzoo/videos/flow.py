@@ -23,11 +23,6 @@ CHANNELS = 2
 METHODS = ("flow", "flow-tvl1")  # streams that are read here
 
 
-def check_library(method: str) -> None:
-    """Raises `UsageError` where OpenCV is missing, or what `method` needs of it."""
-    _estimator(method)
-
-
 @functools.cache
 def _opencv() -> ModuleType:
     try:
@@ -40,8 +35,11 @@ def _opencv() -> ModuleType:
 
 
 @functools.cache
-def _estimator(method: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """`(grey uint8 (H, W), the next) -> float32 (H, W, 2)`, pixels to the right and down."""
+def estimator(method: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`(grey uint8 (H, W), the next) -> float32 (H, W, 2)`, pixels to the right and down.
+
+    Raises `UsageError` where OpenCV is missing, or what `method` needs of it.
+    """
     cv2: Any = _opencv()
     if method == "flow":
         made = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -97,7 +95,7 @@ def images(
 
 def _compute(info: video.Probe, method: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     try:
-        return _estimator(method)(first, second)
+        return estimator(method)(first, second)
     except _opencv().error as error:
         height, width = first.shape
         reason = f"has frames of which OpenCV computes no flow, at {width}x{height} pixels"

@@ -45,7 +45,7 @@ def read(root: Path, classes: Sequence[str]) -> Listing:
     return Listing(
         root,
         tuple(item for item in labelled if item.labels[0] in chosen),
-        tuple(sorted(tree.closed + [entry for entry in outside if _label(entry.path) not in names_lost])),
+        tuple(sorted(tree.closed + [entry for entry in outside if Path(entry.path).name not in names_lost])),
         tree.others.total(),
         kind=kind,
         levels=levels,
@@ -60,9 +60,13 @@ def _lists_instead(root: Path, layout: dict[str, str], labels: set[str]) -> list
         return _metadata_in(root)
     if len(labels) < 2:
         return list_files
-    if not layout:
-        raise _two_ways(root, labels, list_files)
-    return []
+    if layout:
+        return []
+    names = " and ".join(printable(file.name) for file, _ in list_files)
+    raise VideoError(
+        f"{printable(root)} has both class folders ({quoted(sorted(labels))}) and lists ({names})",
+        "move the lists away to use the folders, or join the lists into one with a split column and give that",
+    )
 
 
 def _tree(root: Path) -> Tree:
@@ -79,14 +83,6 @@ def _kind(layout: dict[str, str]) -> tuple[Kind, int]:
     if not layout:
         return Kind(items.CLASS_FOLDERS), 1
     return Kind(items.SPLIT_FOLDERS, tuple(sorted(layout, key=lambda name: list(SPLITS).index(name.lower())))), 2
-
-
-def _two_ways(root: Path, labels: set[str], list_files: list[tuple[Path, str]]) -> VideoError:
-    names = " and ".join(printable(file.name) for file, _ in list_files)
-    return VideoError(
-        f"{printable(root)} has both class folders ({quoted(sorted(labels))}) and lists ({names})",
-        "move the lists away to use the folders, or join the lists into one with a split column and give that",
-    )
 
 
 def _layout(root: Path, videos: list[str]) -> dict[str, str]:
@@ -114,10 +110,6 @@ def _labelled(tree: Tree, layout: dict[str, str]) -> tuple[list[Item], list[Skip
         else:
             outside.append(Skipped(path, items.OUTSIDE, "lies outside any class folder"))
     return labelled, outside
-
-
-def _label(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 def _lists_in(root: Path) -> list[tuple[Path, str]]:

@@ -25,6 +25,7 @@ from ..core.view_spec import STREAMS
 from . import streams, video
 
 FORMAT = 1  # of the files; raised when they, or the pixels that `video` gives, change
+_HINT = "choose another folder, free some room, or omit --cache"
 STALE = 3600  # seconds after which a half-written file belongs to nobody
 
 
@@ -60,11 +61,7 @@ def check_options(cache: Path, decoder: str) -> None:
         raise UsageError(
             "--cache keeps frames that PyAV decoded, so --decoder decord cannot be used with it", "omit one of the two"
         )
-    folder = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
-    try:
-        files.check_writable(folder / "file")
-    except DiskError as error:
-        raise _not_written(cache, error) from None
+    files.check_folder(cache, _HINT)
 
 
 def check_room(
@@ -172,4 +169,4 @@ def _write_header(file: BinaryIO, kind: str, shape: tuple[int, ...]) -> None:
 
 def _not_written(cache: Path, error: Exception) -> DiskError:
     cause = error.__context__ if isinstance(error, DiskError) else error  # the `OSError` that `files` tells of
-    return files.not_written(cache, cause or error, "choose another folder, free some room, or omit --cache")
+    return files.not_written(cache, cause or error, _HINT)

@@ -106,11 +106,7 @@ def _of_text(file: Path, text: str) -> tuple[str, list[Row]]:
     if re.match(r"\s*original_vide?o_id\s", head):
         raise VideoError(f"{printable(file)} is SlowFast's list of pictures", FRAMES)
     delimiter, columns = _header(file, head)
-    if columns:
-        kind, rows = _with_header(file, text, delimiter, columns)
-    else:
-        kind, rows = _without_header(file, text, head)
-    return kind, rows
+    return _with_header(file, text, delimiter, columns) if columns else _without_header(file, text, head)
 
 
 # --- the text
@@ -146,15 +142,17 @@ def _text_of(file: Path) -> str:
 
 def _refuse_others(file: Path, head: bytes) -> None:
     """Raises `VideoError` for a file that is known by its first bytes and is no list."""
-    source = printable(file)
-    if any(head[at : at + len(magic)] == magic for magic, at in _ARCHIVES.items()):
-        if file.suffix.lower() in _SHEETS:
-            raise VideoError(f"{source} is a spreadsheet", "save it as CSV (UTF-8), and give that")
-        raise VideoError(f"{source} is an archive", f"unpack it, and give the folder: {unpacking(file)}")
-    if (head[:1] == b"\0" and head[4:8] == b"ftyp") or head[:4] == b"\x1a\x45\xdf\xa3":
-        raise VideoError(f"{source} is a video, not a folder or a list of videos", EXPECTED)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise VideoError(f"{source} is UTF-16 text", "save it as UTF-8")
+    packed = any(head[at : at + len(magic)] == magic for magic, at in _ARCHIVES.items())
+    is_sheet = packed and file.suffix.lower() in _SHEETS
+    is_video = (head[:1] == b"\0" and head[4:8] == b"ftyp") or head[:4] == b"\x1a\x45\xdf\xa3"
+    for holds, what, hint in (
+        (is_sheet, "a spreadsheet", "save it as CSV (UTF-8), and give that"),
+        (packed, "an archive", f"unpack it, and give the folder: {unpacking(file)}"),
+        (is_video, "a video, not a folder or a list of videos", EXPECTED),
+        (head[:2] in (b"\xff\xfe", b"\xfe\xff"), "UTF-16 text", "save it as UTF-8"),
+    ):
+        if holds:
+            raise VideoError(f"{printable(file)} is {what}", hint)
 
 
 def unpacking(file: Path) -> str:

@@ -92,12 +92,9 @@ def _lost(rows: list[Row], used: list[Item]) -> tuple[Skipped, ...]:
 
 def _narrowed(rows: list[Row], chosen: set[str], multi_label: bool) -> list[Row]:
     """The rows with labels of `chosen` alone; of several labels a video may keep none."""
-    narrowed = []
-    for row in rows:
-        labels = tuple(label for label in row.item.labels if label in chosen)
-        if labels or multi_label:
-            narrowed.append(replace(row, item=replace(row.item, labels=labels)))
-    return narrowed
+    labels = [tuple(label for label in row.item.labels if label in chosen) for row in rows]
+    narrowed = [replace(row, item=replace(row.item, labels=kept)) for row, kept in zip(rows, labels)]
+    return [row for row in narrowed if row.item.labels or multi_label]
 
 
 # --- the files of rows

@@ -67,26 +67,22 @@ class Clips:
 
     def shape(self, epoch: int) -> tuple[int, ...]:
         """Of what `read` gives: (V, T, S, S, C); not for whole frames, which are of many shapes."""
+        side, count = self.clip.size, self.augment.repeats
         if epoch < 0:
             side, count = clips.view_side(self.clip, self.test_views), self.test_views.num_views
-        else:
-            side, count = self.clip.size, self.augment.repeats
         return count, self.clip.frames, side, side, self.clip.channels
 
     def read(self, epoch: int, index: int) -> torch.Tensor:
         """uint8 (V, T, H, W, C). Raises `VideoError`."""
         item = self.items[index]
         info = video.at_rate(records.probe(self.root / item.path), item.fps)
-        first, total = video.span(info, item.start, item.end)
         rng = np.random.default_rng([self.seed, max(epoch, 0), index])
-        fps, aspect = self._rate(info, item), self._aspect(info)
+        first, views = self._views(info, index, rng if epoch >= 0 else None)
         if epoch < 0:
-            views = self._test_views(total, aspect, fps, rng)
-        else:
-            views = self._training_views(total, aspect, fps, rng)
+            views = [clips.in_order(view, self.test_views.order, rng) for view in views]
         if self.sweep and epoch < 0:
-            side = clips.decode_side(self.clip)
             numbers_of = partial(self._test_numbers, info)
+            side = clips.decode_side(self.clip)
             frames = self.sweep.frames(index, numbers_of, side, self.clip.stream, self.decoder, info)
         else:
             frames = self._frames(info, [first + number for view in views for number in view.indices])
@@ -99,36 +95,28 @@ class Clips:
             cuts = [augment.apply(c, self.augment, rng) for c in cuts]
         return torch.stack(cuts)
 
-    def _aspect(self, info: video.Probe) -> float:
-        """Width / height of what is cut; of sound 1, whose patches are always shown whole in a test."""
-        return 1.0 if self.clip.stream == "audio" else info.width / info.height
+    def _views(self, info: video.Probe, index: int, rng: np.random.Generator | None) -> tuple[int, list[clips.View]]:
+        """The first frame of an item, and its views, which count from there: drawn by `rng`, or those of a test."""
+        item = self.items[index]
+        first, total = video.span(info, item.start, item.end)
+        # None for a folder of frames whose rate nobody knows: they are stepped as they are
+        fps = info.fps if item.fps or info.series is None else None
+        # patches of sound are always shown whole in a test
+        aspect = 1.0 if self.clip.stream == "audio" else info.width / info.height
+        if rng is None:
+            return first, clips.views(total, self.clip, self.test_views, aspect, fps)
+        drawn = partial(clips.training_view, total, self.clip, self.augment, rng, aspect, fps)
+        return first, [drawn() for _ in range(self.augment.repeats)]
 
     def _cut(self, frames: np.ndarray, view: clips.View, size: tuple[int, int]) -> torch.Tensor:
         """The view's rectangle; of mirrored flow what moved to the right moves to the left."""
         part = clips.cut(frames, view, size)
         return flow.mirrored(part) if view.flip and self.clip.stream in flow.METHODS else part
 
-    @staticmethod
-    def _rate(info: video.Probe, item: Item) -> float | None:
-        """Frames a second; None for a folder of frames whose rate nobody knows: they are stepped as they are."""
-        return info.fps if item.fps or info.series is None else None
-
     def _test_numbers(self, info: video.Probe, index: int) -> list[int]:
         """Of the frames that the views of an item show, in their true order."""
-        item = self.items[index]
-        first, total = video.span(info, item.start, item.end)
-        views = clips.views(total, self.clip, self.test_views, self._aspect(info), self._rate(info, item))
+        first, views = self._views(info, index, None)
         return [first + number for view in views for number in view.indices]
-
-    def _test_views(self, total: int, aspect: float, fps: float | None, rng: np.random.Generator) -> list[clips.View]:
-        views = clips.views(total, self.clip, self.test_views, aspect, fps)
-        return [clips.in_order(view, self.test_views.order, rng) for view in views]
-
-    def _training_views(
-        self, total: int, aspect: float, fps: float | None, rng: np.random.Generator
-    ) -> list[clips.View]:
-        count = self.augment.repeats
-        return [clips.training_view(total, self.clip, self.augment, rng, aspect, fps) for _ in range(count)]
 
     def _frames(self, info: video.Probe, numbers: list[int]) -> np.ndarray:
         side = clips.decode_side(self.clip)
@@ -183,9 +171,9 @@ class Loader:
         """Ends the processes; another load starts new ones."""
         if self._pool:
             self._pool.close()
-            if self._pinned:
-                torch.cuda.cudart().cudaHostUnregister(self._buffers.data_ptr())
-                self._pinned = False
+        if self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._buffers.data_ptr())
+        self._pinned = False
         self._pool = self._primed = None
 
     def _begin(self, batches: list[list[Key]]) -> Generator[Batch, None, None]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +67,9 @@ def lines_of(paths: Iterable[str]) -> dict[str, Line]:
 def _outputs(folder: Path) -> dict[str, Line]:
     """The lines of a folder, by output; none where it has no manifest that can be read."""
     outputs: dict[str, Line] = {}
-    try:
-        if archives.is_file(folder / NAME):
-            for file in (folder / NAME, *of_shards(folder)):
-                with archives.open_file(file) as opened:
-                    lines = [parsed(text) for text in opened]
-                outputs |= {os.path.normpath(line.output): line for line in lines if line}
-    except OSError:  # perhaps it is being brought together just now
-        pass
+    with suppress(OSError):  # perhaps it is being brought together just now
+        for file in (folder / NAME, *of_shards(folder)) if archives.is_file(folder / NAME) else ():
+            with archives.open_file(file) as opened:
+                lines = [parsed(text) for text in opened]
+            outputs |= {os.path.normpath(line.output): line for line in lines if line}
     return outputs

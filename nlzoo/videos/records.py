@@ -79,7 +79,6 @@ class Record:
     level: int = HEADER  # how closely it was looked at
     still: bool = False  # first, middle and last frame are the same; from level 1
     repeated: float | None = None  # share of frames equal to the one before; from level 2
-    sha256: str = ""  # where it was asked for
 
 
 _Task = tuple[str, State | None, int]  # absolute path, state, level
@@ -101,13 +100,12 @@ def examine(
     workers: int | None = None,
     progress: Progress = no_progress,
     log: Log = no_log,
-    digest: bool = False,
 ) -> list[Record]:
     """A record for each of `paths`, in their order, looked at as closely as `level` says or closer.
 
     What cannot be used is a record with a `problem`: nothing is raised for it. `progress(done, total)` counts files;
     `log` gets one sentence, once in a process, where the cache on disk cannot be used. `workers`: processes, one per
-    core by default; 0 does the work here, unprotected from crashes. `digest`: with the sha256 too.
+    core by default; 0 does the work here, unprotected from crashes.
     """
     names = [_absolute(path) for path in paths]
     states = {name: video.state(name) for name in names}
@@ -132,9 +130,6 @@ def examine(
                 new, stored = [], time.monotonic()
     finally:
         _store(new, log)
-    if digest:
-        sums = digests(states, workers, log=log)
-        known = {name: replace(record, sha256=sums.get(name, "")) for name, record in known.items()}
     return [known[name] for name in names]
 
 
@@ -147,24 +142,20 @@ def probe(path: str | os.PathLike) -> video.Probe:
     return video.PROBES.get(name, *state, _probe)
 
 
-def digests(
-    paths: Iterable[str | os.PathLike], workers: int | None = None, progress: Progress = no_progress, log: Log = no_log
-) -> dict[str, str]:
+def digests(paths: Iterable[str | os.PathLike], workers: int | None = None, log: Log = no_log) -> dict[str, str]:
     """Absolute path → sha256 of the file in hex; files that cannot be read are left out. Remembered like records."""
-    states = _existing(map(_absolute, paths))
+    # of those that are regular files or folders of frames
+    states = {name: state for name in map(_absolute, paths) if (state := video.state(name))}
     known = {}
     for name, row in _query("SELECT size, mtime_ns, digest FROM digests WHERE path = ?", states, log).items():
         if row[:2] == states[name] and (digest := _loaded(row[2])):
             known[name] = digest
-    rows = []
     missing = [name for name in states if name not in known]
     with ThreadPoolExecutor(workers or pool.cores()) as threads:  # hashing releases the interpreter
-        for done, (name, digest) in enumerate(zip(missing, threads.map(_digest, missing)), len(known) + 1):
-            if digest:
-                known[name] = digest
-                rows.append((os.fsencode(name), *states[name], _dumped(digest)))
-            progress(done, len(states))
+        new = {name: digest for name, digest in zip(missing, threads.map(_digest, missing)) if digest}
+    rows = [(os.fsencode(name), *states[name], _dumped(digest)) for name, digest in new.items()]
     _write("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", rows, log)
+    known |= new
     return {name: known[name] for name in states if name in known}
 
 
@@ -258,12 +249,6 @@ def _absolute(path: str | os.PathLike) -> str:
     return os.path.abspath(os.fspath(path))
 
 
-def _existing(names: Iterable[str]) -> dict[str, State]:
-    """Name → state of those that are regular files or folders of frames."""
-    states = ((name, video.state(name)) for name in names)
-    return {name: state for name, state in states if state}
-
-
 # --- remembering
 
 
@@ -289,7 +274,7 @@ def _store(results: list[tuple[Record, bytes]], log: Log) -> None:
     """Writes `(record, packed probe)`; what cannot be written is kept in this process."""
     reader, rows = _reader(), []
     for record, packed in results:
-        values = {k: v for k, v in asdict(record).items() if k not in ("path", "size", "mtime_ns", "sha256")}
+        values = {k: v for k, v in asdict(record).items() if k not in ("path", "size", "mtime_ns")}
         rows.append((os.fsencode(record.path), record.size, record.mtime_ns, reader, _dumped(values), packed))
     if not _write("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?, ?)", rows, log):
         _kept.update((record.path, ((record.size, record.mtime_ns), record)) for record, _ in results)

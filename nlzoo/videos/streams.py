@@ -11,7 +11,7 @@ from . import flow, sound, video
 def check(stream: str, decoder: str = "auto") -> None:
     """Raises `UsageError` where a stream needs a library that is not here, or does not go with `decoder`."""
     if stream in flow.METHODS:
-        flow.check_library(stream)
+        flow.estimator(stream)
         if decoder == "decord":
             raise UsageError("flow is computed of frames that PyAV decodes", "omit --decoder")
     if stream == "audio" and decoder == "decord":

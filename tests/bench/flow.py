@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--frames", type=int, default=200, help="of each video, at most")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    flow.check_library("flow")
+    flow.estimator("flow")
     print(f"OpenCV {cv2.__version__}, shorter side {options.side}, one thread, frames of flow a second of CPU time")
     with tempfile.TemporaryDirectory() as folder:
         for path in options.videos or [drawn(Path(folder), options.frames)]:

@@ -150,7 +150,7 @@ def test_what_means_nothing_for_flow_is_turned_off_and_erasing_says_nothing(film
 
 
 def test_without_the_library_one_sentence_says_what_to_install(monkeypatch):
-    for cached in (flow._opencv, flow._estimator):
+    for cached in (flow._opencv, flow.estimator):
         cached.cache_clear()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "cv2", None)

@@ -236,7 +236,7 @@ def test_a_damaged_memory_is_made_anew(how, videos, cache, seed):
 
 
 def test_flipped_bits_are_never_believed(videos, cache, seed):
-    before, rng = records.examine(videos, 1, 0, digest=True), random.Random(seed)
+    before, rng = (records.examine(videos, 1, 0), records.digests(videos)), random.Random(seed)
     probes = [video.probe(path) for path in videos]
     whole = cache.read_bytes()
     for _ in range(40):
@@ -246,7 +246,7 @@ def test_flipped_bits_are_never_believed(videos, cache, seed):
         cache.write_bytes(data)
         forget()
         assert all(same(records.probe(path), want) for path, want in zip(videos, probes))
-        assert records.examine(videos, 1, 0, digest=True) == before
+        assert (records.examine(videos, 1, 0), records.digests(videos)) == before
 
 
 @pytest.mark.parametrize("how", ["a file for a folder", "locked", "a folder for the file"])
@@ -263,9 +263,9 @@ def test_without_a_memory_on_disk_the_work_goes_on(how, videos, cache, tmp_path,
         other = sqlite3.connect(cache, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
     said, counted = [], []
-    found = records.examine(videos, 0, 1, log=said.append, digest=True)
+    found, sums = records.examine(videos, 0, 1, log=said.append), records.digests(videos, log=said.append)
     assert [r.frames for r in found] == [6, 7, 8, 9, 10] and len(said) == 1 and "cannot be kept" in said[0]
-    assert [r.sha256 for r in found] == [hashlib.sha256(p.read_bytes()).hexdigest() for p in videos]
+    assert sums == {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in videos}
     run = pool.run
     monkeypatch.setattr(pool, "run", lambda work, tasks, *rest: run(work, counted.append(len(tasks)) or tasks, *rest))
     assert [r.frames for r in records.examine(videos, 0, 1, log=said.append)] == [6, 7, 8, 9, 10]
@@ -357,7 +357,6 @@ def test_digests_are_those_of_the_files_and_remembered(videos, tmp_path):
         == hashlib.sha256(videos[0].read_bytes()).hexdigest()
         != want[str(videos[0])]
     )
-    assert records.examine(videos, 0, 0, digest=True)[1].sha256 == want[str(videos[1])]
 
 
 def test_names_of_any_bytes_are_remembered(tmp_path):
@@ -368,12 +367,12 @@ def test_names_of_any_bytes_are_remembered(tmp_path):
     ]
     for path in paths:
         path.write_bytes(good)
-    found = records.examine(paths, 0, 1, digest=True)
-    assert all(r.frames == 3 and r.sha256 for r in found)
+    found, sums = records.examine(paths, 0, 1), records.digests(paths)
+    assert all(r.frames == 3 and sums[r.path] for r in found)
     for path in paths:
         swap(path, b"")
     forget()
-    assert records.examine(paths, 0, 1, digest=True) == found
+    assert records.examine(paths, 0, 1) == found and records.digests(paths) == sums
     assert [records.probe(path).path for path in paths] == [str(path) for path in paths]
 
 
