@@ -9,5 +9,6 @@ skipped     what is left out of the work, and why
 bounds      checks of single values; changes: presets with changes, `strong,flip=no`
 tables      rows as CSV, JSON lines, Parquet
 lazy        packages of others of which only a part is imported
+kept        small results in the cache folder, kept by what they follow from
 progress    how long work reports its progress
 """

@@ -7,6 +7,7 @@ inflate     a 2-D ResNet made 3-D in place, blocks inserted
 model       networks built, checked and described: the timm boundary (`vision` is torchvision's)
 checkpoint  model folders written and read, strictly
 describe    what a network is, in figures; facts: in words, and kept, so that a second look needs no torch
+shapes      what goes in and out of each layer, without computing it
 convert     Kinetics checkpoints of other zoos as ours; labels: names for their outputs
 foreign     anybody's weights, read by their header; unpickle: pickles as plain data, without running them
 download    models of the Hub here, hub_dataset: datasets; hub_client: one way to ask the Hub; patience: for how long

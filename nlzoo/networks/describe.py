@@ -1,34 +1,28 @@
 """What a network is, in figures: stages, placement of its blocks, parameters, multiply-adds and memory.
 
-Unusual: nothing is computed. A copy on the meta device does one pass, which gives shapes and counts without numbers.
-What torch would import its compiler for on that device, which takes longer than all else, is left out of the pass.
+Unusual: nothing is computed; `shapes` says what goes in and out of every layer.
 """
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ..core.model_spec import Named
 from ..core.view_spec import ClipSpec
-from . import checkpoint, facts
+from . import checkpoint, facts, shapes
 from .facts import Counts
 from .inflate import LAYER, TemporalMaxPool, depths
-from .layers import Cost, NonLocalBlock, block_cost
+from .layers import Cost, block_cost
 from .model import Checks, blueprint
 from .network import Network
 
 _STAGES = {"stem": "conv1", "pool1": "maxpool", **LAYER}  # where each stage is in timm's ResNet
-
-_KEEPS_SHAPE = (NonLocalBlock, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WINDOWS = (*_CONVOLUTIONS, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d, TemporalMaxPool)
 
 
 @dataclass(frozen=True)
@@ -41,67 +35,18 @@ class _Pass:
 
 
 def _pass_on_meta(net: Network, clip: ClipSpec) -> _Pass:
-    ghost = copy.deepcopy(net).to("meta").eval()
-    inputs: dict[str, tuple[int, ...]] = {}
-    outputs: dict[str, tuple[int, ...]] = {}
-    macs = []
-
-    def record(path: str, module: nn.Module, given: torch.Tensor, made: torch.Tensor) -> None:
-        if path in _STAGES.values() or isinstance(module, NonLocalBlock):
-            inputs[path], outputs[path] = tuple(given.shape[1:]), tuple(made.shape[1:])
-        macs.append(made.numel() * _macs_a_number(module))
-
-    for path, module in ghost.named_modules():
-        if isinstance(module, _KEEPS_SHAPE):
-            module.forward = lambda x: x  # type: ignore[method-assign]
-        elif isinstance(module, _WINDOWS):
-            module.forward = partial(_shape_of, module)  # type: ignore[method-assign]
-        module.register_forward_hook(lambda module, given, made, path=path: record(path, module, given[0], made))
-    with torch.no_grad(), _Adding():
-        ghost.forward_features(torch.empty(1, clip.channels, clip.frames, clip.size, clip.size, device="meta"))
-    return _Pass(inputs, outputs, sum(macs) + net.fc.weight.numel())
-
-
-class _Adding(TorchFunctionMode):
-    """A residual block's `x += shortcut` without asking torch what shape that has."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is torch.Tensor.add_ and args[0].shape == args[1].shape:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def _shape_of(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """What a convolution or a pool gives for `x`, in shape."""
-    batch, channels, *sizes = x.shape
-    if isinstance(layer, TemporalMaxPool):
-        if sizes[0] > 1 and layer.kernel > 1:
-            sizes[0] = _windows(sizes[0], layer.kernel, 2, (layer.kernel - 1) // 2)
-        return x.new_empty(batch, channels, *sizes)
-    names = ("kernel_size", "stride", "padding", "dilation")
-    kernel, stride, padding, dilation = (_each_axis(getattr(layer, name, 1), len(sizes)) for name in names)
-    padding[0] += getattr(layer, "replicate", 0)
-    axes = zip(sizes, kernel, stride, padding, dilation, strict=True)
-    sizes = [_windows(*axis, getattr(layer, "ceil_mode", False)) for axis in axes]
-    return x.new_empty(batch, getattr(layer, "out_channels", channels), *sizes)
-
-
-def _windows(size: int, taps: int, step: int, padding: int, dilation: int = 1, ceil: bool = False) -> int:
-    """How many windows lie on an axis; with `ceil` a last one may reach over its end, but not begin behind it."""
-    room = size + 2 * padding - dilation * (taps - 1) - 1
-    more = room % step > 0 and (room // step + 1) * step < size + padding
-    return room // step + 1 + (ceil and more)
-
-
-def _each_axis(value: int | tuple[int, ...], axes: int) -> list[int]:
-    return [value] * axes if isinstance(value, int) else list(value)
+    calls = shapes.calls(net, clip)
+    inputs = {call.path: call.given[1:] for call in calls}
+    outputs = {call.path: call.made[1:] for call in calls}
+    macs = sum(math.prod(call.made) * _macs_a_number(call.module) for call in calls)
+    return _Pass(inputs, outputs, macs + net.fc.weight.numel())
 
 
 def _macs_a_number(module: Any) -> int:
     """Multiply-adds for each number that the layer puts out."""
     if hasattr(module, "filt"):  # timm's anti-aliased stride
         return module.filt[0].numel()
-    if isinstance(module, _CONVOLUTIONS):
+    if isinstance(module, shapes.CONVOLUTIONS):
         return module.weight[0].numel()
     return 0
 

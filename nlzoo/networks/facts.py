@@ -5,24 +5,17 @@ config.json and the header of its weights, so both, byte for byte, are what they
 the two were compared. Nothing depends on it: what is missing or damaged is counted anew.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..core import files
-from ..core.errors import DiskError, WeightsError
+from ..core import files, kept
 from ..core.model_spec import Member, ModelSpec
 from ..core.text import counted, printable
 
 MAX_NAMES = 20  # classes in words
-_FORMAT = 1  # raised when what is counted changes
 _MAX_HEADER = 2**21  # bytes; no network of ours has a longer one
 
 
@@ -46,7 +39,7 @@ class Counts:
 
 def key_of_name(name: str, classes: int) -> str:
     """What the counts of a named net (`nl5-i3d-r50-8x8`) with so many outputs are kept by."""
-    return _key(f"{name} {classes}".encode())
+    return kept.key(f"{name} {classes}".encode())
 
 
 def key_of_folder(folder: Path) -> str:
@@ -59,37 +52,25 @@ def key_of_folder(folder: Path) -> str:
         if len(header) != length:
             return ""
         size = (folder / "model.safetensors").stat().st_size
-        return _key((folder / "config.json").read_bytes(), header, str(size).encode())
+        return kept.key((folder / "config.json").read_bytes(), header, str(size).encode())
     except OSError:
         return ""
 
 
-def _key(*parts: bytes) -> str:
-    libraries = [metadata.version(name) for name in ("timm", "torch", "torchvision")]
-    known = json.dumps([_FORMAT, __version__, *libraries]).encode()
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (known, *parts))).hexdigest()
-
-
 def recall(key: str) -> Counts | None:
     """What is kept by `key`."""
+    value = kept.recall(key) if key else None
     try:
-        return Counts(**files.read_json(_file(key))) if key else None  # type: ignore[arg-type]  # then TypeError
-    except (WeightsError, TypeError):
+        return Counts(**value) if isinstance(value, dict) else None
+    except TypeError:
         return None
 
 
 def keep(key: str, counts: Counts) -> Counts:
     """Keeps them, where it can; returns them."""
-    with contextlib.suppress(DiskError, OSError):
-        if key:
-            _file(key).parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(_file(key), flush=False) as part:
-                part.write_text(files.to_json_text(dataclasses.asdict(counts)), encoding="utf-8")
+    if key:
+        kept.keep(key, dataclasses.asdict(counts))
     return counts
-
-
-def _file(key: str) -> Path:
-    return files.cache_folder() / "networks" / f"{key}.json"
 
 
 # --- what `inflate`, `import` and `info` print

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..core import kept
 from ..core.errors import UsageError
 from ..core.model_spec import Inflation, refuse_other_kinds
 from ..core.recipe_spec import (
@@ -252,6 +253,10 @@ def memory(net: Network, config: TrainConfig, device: torch.device) -> Decision:
     precision, _ = devices.precision(recipe, device)
     recipes.check_batch_norm(net, recipe, recipe.batch, config.world)
     clips = recipes.clips_at_a_time(net, recipe, config.world)
-    need = recipes.memory_estimate(net, net.spec.clip, clips, recipe, device=device)
+    key = kept.key(repr((net.spec, clips, recipe, device.type)).encode())
+    need = kept.recall(key)
+    if not isinstance(need, int):
+        need = recipes.memory_estimate(net, net.spec.clip, clips, recipe, device=device)
+        kept.keep(key, need)
     number = precision.replace("fp", "float")
     return Decision("memory", f"about {1.2 * need / 2**30:.1f} GiB", f"for a step of {clips} clips in {number}")

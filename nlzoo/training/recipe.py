@@ -25,6 +25,7 @@ from ..core.errors import UsageError
 from ..core.model_spec import POOLS, STAGES
 from ..core.recipe_spec import Recipe
 from ..core.view_spec import ClipSpec
+from ..networks import shapes
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
@@ -174,20 +175,13 @@ def _frozen_parts(net: Network, freeze: str) -> list[nn.Module]:
     return [part for name, part in net.named_children() if name not in kept]
 
 
-@torch.no_grad()
 def values_per_channel(net: Network, bn: str = "train", freeze: str = "none") -> int:
     """The fewest values that a BN which learns gets of a channel, of one clip of the network's; 2 where none learns."""
-    ghost = copy.deepcopy(net).to("meta").eval()
-    counts = [2]
-
-    def count(m: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        counts.append(inputs[0][0, 0].numel())
-
-    for m in batch_norms(ghost, bn, freeze):
-        m.register_forward_pre_hook(count)
-    clip = net.spec.clip
-    ghost(torch.empty(1, clip.channels, clip.frames, clip.size, clip.size, device="meta"))
-    return min(counts)
+    paths = {module: path for path, module in net.named_modules()}
+    given = {call.path: call.given for call in shapes.calls(net, net.spec.clip)}
+    learning = (paths[m] for m in batch_norms(net, bn, freeze))
+    inputs = (given.get(path) or given[path.rpartition(".")[0]] for path in learning)  # a non-local block's are its own
+    return min([2, *(math.prod(shape[2:]) for shape in inputs)])
 
 
 def min_clips(net: Network, recipe: Recipe) -> int:

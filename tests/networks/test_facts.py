@@ -11,7 +11,7 @@ from nlzoo.core import files
 from nlzoo.core.errors import WeightsError
 from nlzoo.core.model_spec import ModelSpec, NonLocal, parse_name
 from nlzoo.core.view_spec import ClipSpec
-from nlzoo.networks import checkpoint, describe, facts, model
+from nlzoo.networks import checkpoint, describe, facts, model, shapes
 from nlzoo.networks.inflate import TemporalMaxPool
 
 
@@ -92,4 +92,4 @@ def test_shapes_are_those_that_torch_computes(seed):
     for _ in range(60):
         layer, axes = _layer(draw)
         x = torch.zeros(1, 2, *(draw.randint(9, 14) for _ in range(axes)))
-        assert describe._shape_of(layer, x).shape == layer(x).shape, (layer, x.shape)
+        assert shapes._shape_of(layer, x).shape == layer(x).shape, (layer, x.shape)
