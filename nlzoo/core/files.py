@@ -243,15 +243,15 @@ def parse_json(text: str, file: Path) -> object:
     if sum(map(text.count, ",:[{")) > MAX_VALUES:
         raise WeightsError(f"{printable(file)} holds more than {MAX_VALUES:,} values")
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise WeightsError(
             f"{printable(file)} could not be read as JSON ({error})", "make or fetch the model again"
         ) from None
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON; readers differ in which of two equal keys counts."""
+def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; readers differ in which of two equal keys counts. Raises `ValueError` for such."""
     data = dict(pairs)
     if len(data) < len(pairs):
         raise ValueError("an object has the same key twice")

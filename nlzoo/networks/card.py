@@ -49,7 +49,7 @@ def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None, use:
         "## Use",
         use or usage(HERE, spec.clip.stream),
         "## Limits",
-        _limits(spec),
+        (_ONE_OF_THEM if spec.classes and not spec.multi_label else "") + _LIMITS,
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -268,13 +268,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+_ONE_OF_THEM = "- It gives every video one of the classes above, also a video that shows none of them.\n"
 _LIMITS = """\
 - It is meant for short videos of one action each, like those it was trained on; other cameras, places and people may
   lower its accuracy.
 - Its probabilities are not calibrated.
 - It inherits the biases of its starting weights and of its training videos; do not let it decide about people."""
-
-
-def _limits(spec: ModelSpec) -> str:
-    closed = "- It gives every video one of the classes above, also a video that shows none of them.\n"
-    return closed + _LIMITS if spec.classes and not spec.multi_label else _LIMITS

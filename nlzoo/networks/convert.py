@@ -596,7 +596,9 @@ def _fill(spec: ModelSpec, shapes: Shapes, names: dict[str, str], theirs: Weight
             "nlzoo imports C2D, I3D 3x1x1 and 3x3x3 and their non-local nets; see docs/import.md",
         )
     tensors = theirs.load(names, own, " (nlzoo's name)")
-    tensors |= {key: _filler(key, own[key]) for key in filled}
+    for key in filled:  # zeros; for a variance what makes it 1 with BN's eps
+        value = 1 - 1e-5 if key.endswith("running_var") else 0
+        tensors[key] = torch.full(own[key].shape, value, dtype=own[key].dtype)
     net.load_state_dict(tensors, assign=True)  # `net` has no memory of its own yet
     return net, filled
 
@@ -612,8 +614,3 @@ def _may_lack(name: str, shapes: Shapes) -> str:
     if name.endswith("w_z.bias") and f"{layer.rpartition('.')[0]}.bn.weight" in shapes:
         return "0, since the BN that follows has a shift"
     return ""
-
-
-def _filler(name: str, like: torch.Tensor) -> torch.Tensor:
-    """Zeros; for a variance what makes it 1 with BN's eps."""
-    return torch.full(like.shape, 1 - 1e-5 if name.endswith("running_var") else 0, dtype=like.dtype)

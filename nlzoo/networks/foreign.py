@@ -20,7 +20,7 @@ from typing import IO, cast
 import torch
 from torch import Tensor
 
-from ..core import archives
+from ..core import archives, files
 from ..core.errors import WeightsError
 from ..core.text import printable
 from .unpickle import (
@@ -144,8 +144,7 @@ class Weights:
         for numbers in _pieces(opened, entry):
             low, high = map(float, torch.aminmax(numbers.float()))  # NaN where one is; a hundredth of isfinite's time
             if not (math.isfinite(low) and math.isfinite(high)):
-                finite = bool(torch.isfinite(numbers).all())
-                what = "numbers too large for float32" if finite else "NaN or infinity"
+                what = "numbers too large for float32" if torch.isfinite(numbers).all() else "NaN or infinity"
                 raise WeightsError(f"{self.file} holds {what} in {ours}{remark}", "fetch or make it again")
             if ours.endswith("running_var") and low < 0:
                 raise WeightsError(f"{self.file} holds a variance below 0 in {ours}{remark}", "fetch or make it again")
@@ -274,7 +273,7 @@ def _read_safetensors(file: Path, opened: IO[bytes]) -> Content:
     first = 8 + length
     if length > MAX_STRUCTURE:
         raise pickle.UnpicklingError(f"its header has {length:,} bytes; at most {MAX_STRUCTURE:,} are read")
-    header = json.loads(opened.read(length).decode(), object_pairs_hook=_without_repeats)
+    header = json.loads(opened.read(length).decode(), object_pairs_hook=files.without_repeats)
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise pickle.UnpicklingError(f"it has more than {MAX_TENSORS:,} tensors")
@@ -299,13 +298,6 @@ def _read_safetensors(file: Path, opened: IO[bytes]) -> Content:
     if first + end != file.stat().st_size:
         raise pickle.UnpicklingError(f"it has {file.stat().st_size:,} bytes, not the {first + end:,} of its header")
     return entries, _no_places, {}
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise pickle.UnpicklingError("a name in it repeats")
-    return made
 
 
 def _no_places(key: str) -> Span:

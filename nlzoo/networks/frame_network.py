@@ -1,11 +1,8 @@
 """A 2-D network on every frame of a clip: the strongest cheap baseline there is for a small set."""
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ..core.model_spec import ModelSpec
+from ..core.model_spec import ModelSpec
 
 
 class FrameNetwork(nn.Module):
@@ -14,7 +11,7 @@ class FrameNetwork(nn.Module):
     `backbone` is any module `(N, 3, H, W)` to `(N, C)`. The methods are those of timm's networks.
     """
 
-    spec: "ModelSpec"
+    spec: ModelSpec
 
     def __init__(self, backbone: nn.Module, channels: int, outputs: int) -> None:
         super().__init__()

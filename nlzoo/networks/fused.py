@@ -1,14 +1,13 @@
 """Several whole networks as one, whose probabilities are averaged (late fusion)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ..core.model_spec import ModelSpec
-    from .network import Network
+from ..core.model_spec import ModelSpec
+from .network import Network
 
 
 class FusedNetwork(nn.Module):
@@ -18,9 +17,9 @@ class FusedNetwork(nn.Module):
     so that `nlzoo.predict` and `nlzoo.evaluate` ask them one by one.
     """
 
-    spec: "ModelSpec"
+    spec: ModelSpec
 
-    def __init__(self, members: Sequence["Network"]) -> None:
+    def __init__(self, members: Sequence[Network]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 

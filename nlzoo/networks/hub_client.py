@@ -168,8 +168,7 @@ def ask(about: object, call: Callable[[], T], tries: int = 0, timeout: float = 0
 
     `timeout`: seconds without a byte, instead of `TIMEOUT`. Raises `HubError` or `DiskError` for whatever failed.
     """
-    token = huggingface_hub.get_token() or ""
-    if not re.fullmatch(r"[!-~]*", token):
+    if not re.fullmatch(r"[!-~]*", huggingface_hub.get_token() or ""):
         raise HubError("the Hub's token of this machine holds a character that no token has", LOGIN)
     most = tries or len(WAITS) + 1
     _request.about, _request.timeout, _request.failure = printable(str(about)), timeout or TIMEOUT, ""

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,8 @@ def fetch(address: str | os.PathLike, log: Callable[[str], object] = lambda text
     repo = hub_client.Repo(name, "dataset")
     state = hub_client.repo_state(repo, revision, None)
     chosen = _chosen(repo, state, folder)
-    missing = [file for file in chosen if not _is_here(name, state.commit, file)]
+    cached = partial(huggingface_hub.try_to_load_from_cache, name, revision=state.commit, repo_type="dataset")
+    missing = [file for file in chosen if not isinstance(cached(file), str)]
     if missing:
         needed = sum(state.files[file].size for file in missing)
         _check_room(hub_client.cache_folder(), repo, needed)
@@ -149,11 +151,6 @@ def _patterns(files: Iterable[str]) -> list[str]:
             else f"{folder}/*{ending}".lstrip("/")
         )
     return sorted(patterns)
-
-
-def _is_here(name: str, commit: str, file: str) -> bool:
-    cached = huggingface_hub.try_to_load_from_cache(name, file, revision=commit, repo_type="dataset")
-    return isinstance(cached, str)
 
 
 def _check_room(cache: Path, repo: "Repo", needed: int) -> None:

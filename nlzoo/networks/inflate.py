@@ -88,10 +88,7 @@ def inflate_kernel(weight: Tensor, taps: int, init: str) -> Tensor:
 
 def _batch_norm(old: nn.BatchNorm2d, *_: object) -> nn.BatchNorm3d:
     new = frames.BatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
-    reference = old.weight if old.affine else old.running_mean
-    if reference is not None:
-        new.to(device=reference.device, dtype=reference.dtype)
-    new.load_state_dict(old.state_dict())
+    new.load_state_dict(old.state_dict(), assign=True)  # so it is where the old one was
     return new
 
 
@@ -302,8 +299,7 @@ def insert_nonlocal_(net: nn.Module, placement: Iterable[NonLocal]) -> Network:
     other key changes and the output stays bit-identical. Raises `UsageError` for a block that is not there.
     """
     for places in placement:
-        name = LAYER[places.stage]
-        stage = getattr(net, name)
+        stage = getattr(net, LAYER[places.stage])
         count = depths(net)[places.stage]
         if places.blocks[-1] >= count:
             raise UsageError(

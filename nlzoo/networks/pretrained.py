@@ -24,9 +24,8 @@ from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import Named, parse_name
 from ..core.progress import Progress, no_progress
 from ..core.text import nearest, printable
+from . import zoo as models
 from .patience import Patience
-from .zoo import find as find_model
-from .zoo import shipped
 
 MAX_BYTES = 2 * 2**30  # of a checkpoint; the largest known has 0.3 GB
 PIECE = 2**20
@@ -104,7 +103,7 @@ def backbones() -> list[PretrainedBackbone]:
 
 
 def _list() -> dict[str, list[dict]]:
-    return tomllib.loads(shipped("starts.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(models.shipped("starts.toml").read_text(encoding="utf-8"))
 
 
 def find(name: str) -> PretrainedModel:
@@ -118,7 +117,7 @@ def find(name: str) -> PretrainedModel:
     near += [*nearest(name, listed, 6), *(other for other, model in listed.items() if model.zoo == zoo)]
     hint = f"near this: {', '.join(list(dict.fromkeys(near))[:6])}; " if near else ""
     hint += "nlzoo list shows all of them"
-    if find_model(name):
+    if models.find(name):
         hint = f"{printable(name)} is a model here already, and needs no import"
     raise UsageError(f"there is neither a file nor a pretrained model {printable(name)!r}", hint)
 

@@ -5,17 +5,15 @@ The last two are those of Bian et al. 2017 (arXiv 1708.03805); docs/fusion.md sa
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ..core.model_spec import SequenceHead
+from ..core.view_spec import ClipSpec
 from .fused import FusedNetwork
-
-if TYPE_CHECKING:
-    from ..core.model_spec import SequenceHead
-    from ..core.view_spec import ClipSpec
-    from .network import Network
+from .network import Network
 
 DROPOUT = 0.5  # before the last layer, in training
 
@@ -84,7 +82,7 @@ class MultiGroupAttention(nn.Module):
 Head = Mean | BidirectionalLstm | MultiGroupAttention
 
 
-def build_head(head: "SequenceHead", widths: Sequence[int]) -> Head:
+def build_head(head: SequenceHead, widths: Sequence[int]) -> Head:
     """The head for members of so many features, `(B, W, sum of widths)` to `(B, out_features)`."""
     if head.kind == "lstm":
         return BidirectionalLstm(widths, head.units)
@@ -97,18 +95,18 @@ class SequenceNetwork(FusedNetwork):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, members: Sequence["Network"], head: Head, width: int, outputs: int) -> None:
+    def __init__(self, members: Sequence[Network], head: Head, width: int, outputs: int) -> None:
         super().__init__(members)
         self.head, self.fc = head, nn.Linear(head.out_features, outputs)
         self.dropout = nn.Dropout(DROPOUT)
         self.register_buffer("mean", torch.zeros(width))  # of the features, in training
         self.register_buffer("scale", torch.ones(width))
 
-    def columns(self) -> list[tuple["ClipSpec", slice]]:
+    def columns(self) -> list[tuple[ClipSpec, slice]]:
         """The clips of the members, and where in `features` the numbers of those that share it stand."""
         found, end = [], 0
         for clip, numbers in self.spec.shared_clips():
-            start, end = end, end + sum(cast("Network", self.members[number]).fc.in_features for number in numbers)
+            start, end = end, end + sum(cast(Network, self.members[number]).fc.in_features for number in numbers)
             found.append((clip, slice(start, end)))
         return found
 
@@ -120,9 +118,9 @@ class SequenceNetwork(FusedNetwork):
         """A clip of all windows, one after the other, `(B, C, W T, H, W)`, for each member, or one for all."""
         given = clips * len(self.members) if len(clips) == 1 else clips
         order = [number for _, numbers in self.spec.shared_clips() for number in numbers]
-        return self.classify(torch.cat([self._windows(cast("Network", self.members[n]), given[n]) for n in order], 2))
+        return self.classify(torch.cat([self._windows(cast(Network, self.members[n]), given[n]) for n in order], 2))
 
-    def _windows(self, member: "Network", clip: Tensor) -> Tensor:
+    def _windows(self, member: Network, clip: Tensor) -> Tensor:
         assert self.spec.head
         windows = torch.cat(clip.chunk(self.spec.head.windows, 2))  # (W B, C, T, H, W)
         rows = member.forward_head(member.forward_features(windows), pre_logits=True)
