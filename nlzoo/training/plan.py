@@ -253,7 +253,7 @@ def memory(net: Network, config: TrainConfig, device: torch.device) -> Decision:
     precision, _ = devices.precision(recipe, device)
     recipes.check_batch_norm(net, recipe, recipe.batch, config.world)
     clips = recipes.clips_at_a_time(net, recipe, config.world)
-    key = kept.key(repr((net.spec, clips, recipe, device.type)).encode())
+    key = kept.key(repr((net.spec, clips, recipe, precision, device.type)).encode())
     need = kept.recall(key)
     if not isinstance(need, int):
         need = recipes.memory_estimate(net, net.spec.clip, clips, recipe, device=device)
