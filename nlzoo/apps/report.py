@@ -447,7 +447,7 @@ def _settings(facts: Facts) -> list[tuple[str, object]]:
 
 def _usage(facts: Facts) -> list[tuple[str, Markup]]:
     """`(words, lines)` of what loads the model, and of what made it."""
-    python, shell = card.usage_lines(f"{facts.run}/best", facts.spec.clip.stream)
+    python, shell = card.usage_lines(f"{facts.run}/best", card.seen(facts.spec))
     texts = {"In Python:": python, "In a shell:": shell}
     if command := facts.environment.get("command"):
         texts["The run was made with:"] = "nlzoo " + shlex.join(map(str, command))

@@ -130,6 +130,8 @@ def answers(
     (row,) = predict.predict(net, [path], device=device)
     if "error" in row:
         raise VideoError(row["error"], path=path.name)
+    if "note" in row and not net.spec.members:  # what is the same for every silent video is no answer
+        raise VideoError(row["note"], path=path.name)
     yield row["scores"], [], b""
     spacing = predict.Windows(max(SHORTEST, record.seconds / WINDOWS))
     predicted = predict.windows(net, path, device, spacing, 1, progress=progress)

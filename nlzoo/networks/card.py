@@ -13,6 +13,7 @@ from ..core.model_spec import ModelSpec
 from ..core.text import counted
 from ..core.view_spec import STREAMS
 
+SEVERAL = "several"  # clips, one for each member of a model
 HERE = "PATH"  # stands for the model folder in a card that was not pushed; `addressed` fills it in
 _MOST_CLASSES = 1000  # listed in the text; config.json has them all
 _ARCHS = {
@@ -47,7 +48,7 @@ def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None, use:
         "## Figures",
         _figures(spec, metrics or {}),
         "## Use",
-        use or usage(HERE, spec.clip.stream),
+        use or usage(HERE, seen(spec)),
         "## Limits",
         (_ONE_OF_THEM if spec.classes and not spec.multi_label else "") + _LIMITS,
     ]
@@ -73,11 +74,18 @@ def transformers_usage(address: str) -> str:
     return f'```python\nfrom transformers import pipeline\nclassify = {model}\nclassify("video.mp4")\n```'
 
 
+def seen(spec: ModelSpec) -> str:
+    """What `usage` says that a model takes: its stream, or `SEVERAL` clips."""
+    return SEVERAL if spec.members else spec.clip.stream
+
+
 def usage_lines(address: str, stream: str = "rgb") -> tuple[str, str]:
-    """What loads the model in Python, and what asks it in a shell."""
+    """What loads the model in Python, and what asks it in a shell. `stream`: see `seen`."""
     clips = {"rgb": "RGB clips", "audio": "patches of sound"}.get(stream, "clips of flow")
-    shape = f"(B, {len(STREAMS[stream].mean)}, T, H, W)"
-    load = f'net = nlzoo.load("{address}")  # {shape} normalised {clips} to (B, classes) logits'
+    takes = "a clip for each of net.members, in its order,"
+    if stream != SEVERAL:
+        takes = f"(B, {len(STREAMS[stream].mean)}, T, H, W) normalised {clips}"
+    load = f'net = nlzoo.load("{address}")  # {takes} to (B, classes) logits'
     return f"import nlzoo\n{load}", f"nlzoo predict {address} VIDEO"
 
 
@@ -85,7 +93,7 @@ def addressed(text: str, repo: str) -> str:
     """`text` with its lines of `usage`, whatever address they had, naming `repo`; the rest is left as it is."""
     match = re.search(r'nlzoo\.load\("([^"\n]+)"\)', text)
     if match:
-        for stream in STREAMS:
+        for stream in (*STREAMS, SEVERAL):
             text = text.replace(usage(match[1], stream), usage(repo, stream))
     return text
 

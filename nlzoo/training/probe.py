@@ -154,9 +154,8 @@ def _open(model: Model, weights: str | Path | None, device: torch.device, videos
     if isinstance(model, torch.nn.Module) or not (weights or zoo.is_image_network(str(model))):
         net, folder = evaluate.open_network(model, device, videos, "probe")
         if net.spec.members:
-            raise UsageError(
-                "a fused model has no last layer of its own to fit", "probe its members, one or all at once"
-            )
+            kind = "a head over windows" if net.spec.head else "a fused model"
+            raise UsageError(f"{kind} has no last layer of its own to fit", "probe its members, one or all at once")
         return net, folder
     command, file = f"nlzoo probe {model} {videos}", Path(weights) if weights else None
     return models.load_on_frames(str(model), file, download.backbone_weights, command).to(device), None

@@ -10,10 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 import nlzoo as zoo
-from nlzoo.apps import draw
+from nlzoo.apps import draw, explain, export, report
 from nlzoo.core import model_spec, view_spec
 from nlzoo.core.errors import UsageError
-from nlzoo.networks import model
+from nlzoo.networks import card, model
 from nlzoo.networks.sequence import MultiGroupAttention, ShiftingAttention
 from nlzoo.training import linear, outputs, sequence
 from nlzoo.videos import listing, loader, scanning
@@ -130,6 +130,14 @@ def test_a_sequence_is_fused_like_any_run(probed, monkeypatch):
         both = zoo.load("lstm")(clip, clip).softmax(-1) + zoo.load("plain")(clip).softmax(-1)
         assert torch.allclose(net((clip, clip), clip).softmax(-1), both / 2, atol=1e-6)
     assert "bidirectional LSTM over 3 windows" in str(net.spec.members[0])
+    text = (folder / "runs/both/best/README.md").read_text()
+    use = "a clip for each of net.members, in its order, to"
+    assert f'nlzoo.load("PATH")  # {use}' in text and f'nlzoo.load("me/one")  # {use}' in card.addressed(text, "me/one")
+    page = report.write(folder / "runs/both", CPU).read_text()
+    assert all(word in page for word in ("bidirectional LSTM over 3 windows", "Late fusion", use))
+    for command in (export.export, explain.explain):
+        with pytest.raises(UsageError, match="it is 2 fused models, and no 3-D ResNet"):
+            command(*((net, "onnx", folder / "x") if command is export.export else (net, video, CPU)))
     with pytest.raises(UsageError, match="sees 3 windows of each video, and no other views"):
         zoo.evaluate("both", "runs/plain/videos.csv", views="10x1", device="cpu")
 

@@ -9,7 +9,7 @@ import torch
 from drawn import drawing, encode
 from sounds import tone, with_sound
 
-from nlzoo.apps import check, draw, explain, predict
+from nlzoo.apps import check, draw, explain, predict, report, serve
 from nlzoo.core.errors import UsageError, VideoError
 from nlzoo.core.model_spec import Inflation
 from nlzoo.networks import checkpoint, model
@@ -145,8 +145,14 @@ def test_videos_without_sound_are_said_left_out_of_training_and_given_the_prior(
     rows = predict.predict(best, [folder / "v" / path for path in (SILENT[0], "high/high_g02_c01.mkv")], device="cpu")
     assert rows[0]["scores"] == {"high": 0.5, "low": 0.5} and "has no sound" in rows[0]["note"]
     assert "note" not in rows[1] and sum(rows[1]["scores"].values()) == pytest.approx(1)
+    net, path = checkpoint.load_model(best), folder / "v" / SILENT[0]
     with pytest.raises(VideoError, match="has no sound"):
-        explain.explain(checkpoint.load_model(best), folder / "v" / SILENT[0], CPU)
+        explain.explain(net, path, CPU)
+    with pytest.raises(VideoError, match="has no sound: the network of sound gives the shares of the classes"):
+        next(serve.answers(net, path, CPU))
+    assert next(serve.answers(net, folder / "v/high/high_g02_c01.mkv", CPU))[0] == rows[1]["scores"]
+    text = report.write(folder / "runs/v-1", CPU).read_text()
+    assert "normalised patches of sound" in text
 
 
 SILENT = ("low/low_g00_c01.mkv", "low/low_g01_c01.mkv")
@@ -203,6 +209,8 @@ def test_a_head_over_frames_and_sound_takes_the_average_for_silent_videos(heard,
     (_, frames), (clip, sound) = net.columns()
     items = tuple(loader.Item(path, ()) for path in (*SILENT, "high/high_g02_c01.mkv"))
     rows = {n: row for n, row, _ in outputs.window_features(net, loader.Clips(folder / "v", items, net.spec.clip), CPU)}
+    (scores, windows, mp4) = list(serve.answers(net, folder / "v" / SILENT[0], CPU))[-1]
+    assert set(scores) == {"high", "low"} and windows and not mp4  # an answer without evidence
     assert clip.stream == "audio" and all((rows[n][:, sound] == net.mean[sound].double().numpy()).all() for n in (0, 1))
     assert (rows[2][:, sound] != net.mean[sound].double().numpy()).any() and (rows[0][:, frames] != 0).any()
 
