@@ -113,8 +113,8 @@ def main() -> None:
     began = time.monotonic()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    embedded = zoo.EMBEDDED["tiny"]
-    assert embedded.arguments["num_classes"] == len(LABELS), "zoo.EMBEDDED and the drawn classes must agree"
+    architecture, own = zoo.EMBEDDED["tiny"]
+    assert own["num_classes"] == len(LABELS), "zoo.EMBEDDED and the drawn classes must agree"
     pixels, labels = images(TRAIN, split=0)
     held_pixels, held_labels = images(HELD_OUT, split=1)
     print(f"drew {TRAIN + HELD_OUT} images in {time.monotonic() - began:.0f} s", flush=True)
@@ -127,10 +127,10 @@ def main() -> None:
     net.load_state_dict(load_file(FOLDER / "model.safetensors"))  # what a user gets, rounding included
     top1 = accuracy(net, held_pixels, held_labels)
     size = (FOLDER / "model.safetensors").stat().st_size / 1e6
-    arguments = ", ".join(f"`{k}={v}`" for k, v in embedded.arguments.items())
+    arguments = ", ".join(f"`{k}={v}`" for k, v in own.items())
     (FOLDER / "README.md").write_text(
         README.format(
-            architecture=embedded.architecture,
+            architecture=architecture,
             arguments=arguments,
             params=sum(p.numel() for p in net.parameters()) / 1e6,
             size=size,

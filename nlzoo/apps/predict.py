@@ -358,8 +358,11 @@ def _row(net: Network, numbers: np.ndarray | None, reason: str, as_features: boo
     return {"scores": scores, **note, "labels": [name for name, p in scores.items() if p >= net.spec.label_threshold]}
 
 
-class _Table(feature_files.Good):
-    """The rows of a table for `rows`."""
+class _Table:
+    """The rows of a table for `rows`, as often as one goes through them."""
+
+    def __init__(self, rows: Iterable[dict]) -> None:
+        self.rows = rows
 
     def __iter__(self) -> Iterator[dict]:
         return (line for row in self.rows for line in as_rows([row]))

@@ -43,20 +43,19 @@ def write(file: Path, rows: Iterable[dict]) -> None:
     never in memory together.
     """
     tables.check(file, ENDINGS)
-    good = Good(rows)
     if file.suffix.lower() == ".parquet":
-        width = next((len(row["features"]) for row in good), 0)
-        named = ({**row, "path": as_text(row["path"])} for row in good)
+        width = next((len(row["features"]) for row in _good(rows)), 0)
+        named = ({**row, "path": as_text(row["path"])} for row in _good(rows))
         return tables.write_parquet(file, {"path": "string", "features": "floats"}, named, cells=width)
     with files.replacing(file) as part, open(part, "wb") as opened:
-        _write_safetensors(opened, good)
+        _write_safetensors(opened, rows)
 
 
 def _write_safetensors(opened: BinaryIO, rows: Iterable[dict]) -> None:
     """What `safetensors` would write of all of them: length of the header, header, rows."""
     opened.write(bytes(8) + b'{"__metadata__":{"paths":"[')
     count = width = 0
-    for row in rows:
+    for row in _good(rows):
         name = json.dumps(json.dumps(as_text(row["path"])))[1:-1]  # a text in a text
         opened.write((", " if count else "").encode() + name.encode())
         count, width = count + 1, len(row["features"])
@@ -71,15 +70,10 @@ def _write_safetensors(opened: BinaryIO, rows: Iterable[dict]) -> None:
     opened.seek(0)
     opened.write(length.to_bytes(8, "little"))
     opened.seek(0, os.SEEK_END)
-    for row in rows:
+    for row in _good(rows):
         opened.write(row["features"].astype("<f4").tobytes())
 
 
-class Good:
-    """Those of `rows` that have features; as often as one goes through them."""
-
-    def __init__(self, rows: Iterable[dict]) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[dict]:
-        return (row for row in self.rows if "features" in row)
+def _good(rows: Iterable[dict]) -> Iterator[dict]:
+    """Those that have features."""
+    return (row for row in rows if "features" in row)

@@ -366,8 +366,7 @@ def parse_nl(text: str, depths: dict[str, int], **kind: Any) -> tuple[NonLocal, 
         for stage, separator, numbers in _stage_parts(text):
             if stage in places:
                 raise UsageError(f"--nl {text}: {stage} is named twice", f"join them, as in {stage}@1,3")
-            indices = [int(number) for number in numbers.split(",")]
-            places[stage] = _blocks(text, stage, separator, indices, depths[stage])
+            places[stage] = _blocks(text, stage, separator, list(map(int, numbers.split(","))), depths[stage])
     return tuple(NonLocal(stage, tuple(blocks), **kind) for stage, blocks in sorted(places.items()) if blocks)
 
 

@@ -24,6 +24,7 @@ from .layers import NonLocalBlock
 from .network import Network
 
 LAYER = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
+_INFLATED = {"res2": (0, 1), "res3": (0,), "res4": (0,), "res5": (1,)}  # I3D's residual blocks: even, odd ones
 
 
 class InflatedConv3d(nn.Conv3d):
@@ -200,11 +201,6 @@ def stem(net: nn.Module) -> nn.Conv2d | nn.Conv3d:
     return next(m for m in cast(Network, net).conv1.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
 
 
-def has_time(stage: str, index: int) -> bool:
-    """Whether I3D inflates this residual block: all of res2, every even one of res3 and res4, every odd one of res5."""
-    return {"res2": True, "res3": index % 2 == 0, "res4": index % 2 == 0, "res5": index % 2 == 1}[stage]
-
-
 def temporal_plan(net: Network, inflation: Inflation) -> dict[str, tuple[int, int]]:
     """`{path: (kernel, stride)}` in time of every layer of the 2-D `net` where either exceeds 1.
 
@@ -229,7 +225,7 @@ def temporal_plan(net: Network, inflation: Inflation) -> dict[str, tuple[int, in
         return plan
     for stage in STAGES:
         for name, block in getattr(net, LAYER[stage])._modules.items():
-            if has_time(stage, int(name)):
+            if int(name) % 2 in _INFLATED[stage]:
                 conv = "conv2" if inflation.arch == "i3d-333" and hasattr(block, "conv3") else "conv1"
                 plan[f"{LAYER[stage]}.{name}.{conv}"] = (3, 1)
     return plan

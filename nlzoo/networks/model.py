@@ -89,8 +89,7 @@ def architecture(backbone: str) -> tuple[str, dict[str, Any]]:
     """timm's name and arguments. Raises `UsageError`, with names that come near."""
     _, registry = _import_resnets()
     name = backbone.partition(".")[0]
-    embedded = zoo.EMBEDDED.get(name)
-    known_as, arguments = (embedded.architecture, embedded.arguments) if embedded else (name, {})
+    known_as, arguments = zoo.EMBEDDED.get(name, (name, {}))
     known = registry.list_models(module="resnet")
     if googlenet.is_googlenet(backbone):
         raise UsageError("GoogLeNet is torchvision's; timm has none", "export it to onnx, torch or transformers")

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
         fc: nn.Linear
         conv1: nn.Module
         maxpool: nn.Module
-        layer1: nn.Sequential
-        layer2: nn.Sequential
-        layer3: nn.Sequential
-        layer4: nn.Sequential
+        layer1: nn.Sequential  # and so on to layer4
         drop_rate: float
         members: "Sequence[Network]"  # of a fused model or a sequence alone
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,16 +20,9 @@ RUNS = Path("runs")  # default output of `finetune`
 _BEFORE_A_RUN = {".lock", "log.txt", "videos.csv", "skipped.csv", "environment.json"}
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A backbone in the package: a timm architecture with arguments of its own."""
-
-    architecture: str
-    arguments: dict[str, Any]
-
-
-EMBEDDED = {  # trained by weights/make_tiny.py
-    "tiny": Embedded("resnet18", {"layers": (2, 2, 2, 2), "channels": (24, 48, 96, 160), "num_classes": 40})
+# backbones in the package, trained by weights/make_tiny.py: timm's architecture, and arguments of its own
+EMBEDDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("resnet18", {"layers": (2, 2, 2, 2), "channels": (24, 48, 96, 160), "num_classes": 40})
 }
 
 

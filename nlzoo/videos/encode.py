@@ -56,12 +56,11 @@ def transcode(
     `VideoError` where a frame cannot be read (nothing is written then), `DiskError` where the file cannot be written.
     """
     info = video.at_rate(video.probe(source), fps)
-    height, width = _even_size(info.height, info.width, size)
+    height, width = even = _even_size(info.height, info.width, size)
     rate = _rate(info)
-    frames = _at_constant_rate(info, rate, (height, width))
     with files.replacing(Path(target)) as part:
         try:
-            count = _encode(part, frames, (height, width), rate, _CHEAP)
+            count = _encode(part, _at_constant_rate(info, rate, even), even, rate, _CHEAP)
         except av.error.FFmpegError as error:
             if isinstance(error, OSError):  # of the disk
                 raise

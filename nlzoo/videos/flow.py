@@ -59,11 +59,6 @@ def quantise(flow: np.ndarray) -> np.ndarray:
     return np.rint((np.clip(flow, -LIMIT, LIMIT) + LIMIT) * (255 / (2 * LIMIT))).astype(np.uint8)
 
 
-def pixels(flow: np.ndarray) -> np.ndarray:
-    """Bytes (…) as pixels, float32; within half a step of what was rounded."""
-    return (flow.astype(np.float32) - 127.5) * (LIMIT / 127.5)
-
-
 def images(
     info: video.Probe, numbers: Sequence[int], short_side: int | None, method: str = "flow"
 ) -> Iterator[tuple[int, np.ndarray]]:

@@ -63,11 +63,6 @@ class Series(NamedTuple):
         return "jpeg" if ending == "jpg" else ending
 
 
-def is_numbered(name: str) -> bool:
-    """Whether a file of this name may be a frame of a folder."""
-    return is_picture(name) and _NUMBERED.fullmatch(name) is not None
-
-
 def is_picture(name: str) -> bool:
     """Whether a file of this name is a picture of a kind that is read here."""
     return os.path.splitext(name)[1].lower() in files.PICTURE_EXTENSIONS and not name.startswith(".")
@@ -80,12 +75,11 @@ def is_flow(folder: str) -> bool:
 
 def holds_frames(folder: str, names: Iterable[str]) -> bool:
     """Whether `folder`, with files of these names, is a video: it has numbered pictures, and no video files."""
-    numbered = ""
-    for name in names:
-        if os.path.splitext(name)[1].lower() in files.VIDEO_EXTENSIONS and not name.startswith("."):
-            return False
-        numbered = numbered or (name if is_numbered(name) else "")
-    return bool(numbered) and not is_animation(os.path.join(folder, numbered))
+    shown = [name for name in names if not name.startswith(".")]
+    numbered = next((name for name in shown if is_picture(name) and _NUMBERED.fullmatch(name)), "")
+    if not numbered or any(os.path.splitext(name)[1].lower() in files.VIDEO_EXTENSIONS for name in shown):
+        return False
+    return not is_animation(os.path.join(folder, numbered))
 
 
 def is_animation(file: str) -> bool:

@@ -50,17 +50,13 @@ def _parsed(root: Path, files: Sequence[tuple[Path, str]]) -> tuple[Kind, list[R
     for file, split in files:
         code, own = list_rows.parse(file)
         codes.append(code)
-        if file.stem == METADATA:
-            own = _in_splits([_below(row, file.parent.relative_to(root)) for row in own])
+        if file.stem == METADATA:  # it names files from its own folder
+            paths = [(file.parent.relative_to(root) / row.item.path).as_posix() for row in own]
+            own = _in_splits([replace(row, item=replace(row.item, path=path)) for row, path in zip(own, paths)])
         rows += [replace(row, item=replace(row.item, split=split)) for row in own] if split else own
     several = len(files) > 1 or files[0][0].stem == METADATA
     names = tuple(file.relative_to(root).as_posix() for file, _ in files) if several else ()
     return Kind(codes[0], names), rows
-
-
-def _below(row: Row, folder: Path) -> Row:
-    """The row with its path from the root: `metadata.csv` names files from its own folder."""
-    return replace(row, item=replace(row.item, path=(folder / row.item.path).as_posix()))
 
 
 def _in_splits(rows: list[Row]) -> list[Row]:

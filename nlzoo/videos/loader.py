@@ -187,8 +187,7 @@ class Loader:
         depth = self._reserve(batches, shape, ahead)
         tasks = ((key, n % depth, row) for n, batch in enumerate(batches) for row, key in enumerate(batch))
         assert self._pool
-        results = self._pool.run(tasks, partial(_deadline, self.source), ahead)
-        return self._filled(batches, depth, results)
+        return self._filled(batches, depth, self._pool.run(tasks, partial(_deadline, self.source), ahead))
 
     def _reserve(self, batches: list[list[Key]], shape: tuple[int, ...], ahead: int) -> int:
         """Sees to buffers for the batches, and to workers that write into them; how many of the buffers to use."""

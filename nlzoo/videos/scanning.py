@@ -87,8 +87,7 @@ def _usable(item: Item, record: records.Record) -> Item | Skipped:
     if start >= record.seconds:
         reason = f"its part starts at {start:g} s, but the video ends at {record.seconds:.1f} s"
         return Skipped(item.path, PART_OUTSIDE, reason)
-    is_part = start or item.end
-    frames = max(1, round((end - start) * record.fps)) if is_part else record.frames
+    frames = max(1, round((end - start) * record.fps)) if start or item.end else record.frames
     return replace(item, seconds=end - start, frames=frames)
 
 
@@ -148,8 +147,8 @@ def refuse_unusable(dataset: Dataset) -> None:
 
 
 def _refuse_lost(dataset: Dataset) -> None:
-    """Raises `VideoError` for a class of which no video can be used: it would vanish from the task."""
-    lost = [entry for entry in dataset.lost if not _may_be_lost(entry, dataset.kind)]
+    """Raises `VideoError` for a class of which no video can be used: it would vanish. Folders of notes are none."""
+    lost = [entry for entry in bad(dataset.lost, dataset.kind) if entry.code != codes.NOTES]
     if lost:
         first, *others = lost
         more = f"; so does {quoted(entry.path for entry in others)}" if others else ""
@@ -159,11 +158,6 @@ def _refuse_lost(dataset: Dataset) -> None:
         )
 
 
-def _may_be_lost(entry: Skipped, kind: Kind) -> bool:
-    """Folders of notes are no classes; and many videos of Kinetics are gone."""
-    return entry.code == codes.NOTES or (kind.code == codes.KINETICS and entry.code == codes.NOT_FOUND)
-
-
 def left_out(dataset: Dataset) -> list[str]:
     """A sentence on each folder or class that is accepted though it contributes nothing."""
     return [f"{quoted([entry.path])} is not among the classes: {printable(entry.reason)}" for entry in dataset.lost]
@@ -171,8 +165,7 @@ def left_out(dataset: Dataset) -> list[str]:
 
 def bad(skipped: Sequence[Skipped], kind: Kind) -> list[Skipped]:
     """What counts as unusable: of Kinetics' lists not the videos that are gone, as many are from everybody's copy."""
-    gone = codes.NOT_FOUND if kind.code == codes.KINETICS else ""
-    return [entry for entry in skipped if entry.code != gone]
+    return [entry for entry in skipped if kind.code != codes.KINETICS or entry.code != codes.NOT_FOUND]
 
 
 def _table(rows: Sequence[Skipped]) -> str:

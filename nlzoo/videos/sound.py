@@ -109,9 +109,8 @@ def _samples(container: InputContainer, stream: AudioStream, start: float, rate:
 def _seek(container: InputContainer, stream: AudioStream, second: float) -> None:
     """To a packet at or before that time, or to the first; where a file cannot be sought in, it stays where it is."""
     base = float(stream.time_base or 1)
-    first = stream.start_time or 0
     with suppress(av.error.FFmpegError):
-        container.seek(max(first, round(second / base)), stream=stream)
+        container.seek(max(stream.start_time or 0, round(second / base)), stream=stream)
     stream.codec_context.flush_buffers()
 
 

@@ -122,8 +122,7 @@ def _joined(items: Sequence[Item], keys: list[str], digests: dict[str, str]) -> 
 
     first: dict[str, str] = {}
     for item, key in zip(items, keys):
-        content = digests.get(item.path, item.path)
-        leader[top(key)] = top(first.setdefault(content, key))
+        leader[top(key)] = top(first.setdefault(digests.get(item.path, item.path), key))
     return tuple(replace(item, group=top(key)) for item, key in zip(items, keys))
 
 
@@ -306,8 +305,7 @@ def _drawn(
     for group in order:
         if _gain(sizes[group], counts, targets) > 0:
             hold_if_trainable(group)
-    target = share * videos.total()
-    missing = target - sum(videos[group] for group in held)
+    missing = share * videos.total() - sum(videos[group] for group in held)
     free = [group for group in order if group not in held]
     for group in sorted(free, key=lambda group: abs(missing - videos[group])):
         if not held or (missing > accepted and abs(missing - videos[group]) < missing):

@@ -338,18 +338,11 @@ def _checked_state(path: str) -> frame_folder.State:
         raise VideoError("is not a regular file", "pipes, sockets, devices: save it to a file first", path)
     if info.st_size == 0:
         raise VideoError("is empty", "download or copy it again", path)
-    if info.st_size < _POINTER and _is_pointer(path):
-        raise VideoError("is a pointer of Git LFS, not the video", "git lfs pull", path)
+    if info.st_size < _POINTER:  # a clone without Git LFS holds them in the place of large files
+        with suppress(OSError), archives.open_file(path) as file:
+            if file.read(40).startswith(b"version https://git-lfs.github.com/"):
+                raise VideoError("is a pointer of Git LFS, not the video", "git lfs pull", path)
     return info.st_size, info.st_mtime_ns
-
-
-def _is_pointer(path: str) -> bool:
-    """Whether a small file is what a clone without Git LFS holds in the place of a large one."""
-    try:
-        with archives.open_file(path) as file:
-            return file.read(40).startswith(b"version https://git-lfs.github.com/")
-    except OSError:
-        return False
 
 
 def probe_uncached(path: str, size: int, mtime_ns: int) -> Probe:

@@ -33,6 +33,11 @@ def film(tmp_path_factory):
     return encode(tmp_path_factory.mktemp("flow") / "a.mp4", moving(9))
 
 
+def pixels(bytes_):
+    """Bytes (…) as pixels, float32; within half a step of what was rounded."""
+    return (bytes_.astype(np.float32) - 127.5) * (flow.LIMIT / 127.5)
+
+
 def by_opencv(greys):
     """Flow from each picture to the next as bytes by the formula of two-stream networks, float64, not rounded."""
     grey = [np.ascontiguousarray(picture) for _, picture in greys]
@@ -62,13 +67,13 @@ def test_the_grey_of_a_frame_is_opencvs_but_for_rounding(rotation, tmp_path):
 
 
 def test_it_is_the_motion_that_was_drawn(film):
-    got = flow.pixels(streams.read_frames(video.probe(film), range(9), None, "flow")[:, 8:-8, 8:-8])
+    got = pixels(streams.read_frames(video.probe(film), range(9), None, "flow")[:, 8:-8, 8:-8])
     assert np.abs(np.median(got, (1, 2)) - STEP).max() < 0.2
 
 
 def test_bytes_are_pixels_within_half_a_step_and_still_is_their_mean():
     drawn = np.random.default_rng(0).uniform(-20, 20, 1000)
-    assert np.abs(flow.pixels(flow.quantise(drawn)) - drawn).max() <= 20 / 255 + 1e-6
+    assert np.abs(pixels(flow.quantise(drawn)) - drawn).max() <= 20 / 255 + 1e-6
     assert flow.quantise(np.array([-1e9, -20, 0, 20, 1e9])).tolist() == [0, 0, flow.STILL, 255, 255]
     still = torch.full((1, 1, 2, 2, 2), flow.STILL, dtype=torch.uint8)
     assert not clips.to_input(still, ClipSpec().of_stream("flow")).any()
@@ -79,8 +84,8 @@ def test_a_mirrored_clip_moves_the_other_way(tmp_path, film):
     mirror = encode(tmp_path / "m.mp4", moving(9)[:, :, ::-1])
     there, here = (streams.read_frames(video.probe(path), range(9), None, "flow") for path in (mirror, film))
     turned = flow.mirrored(torch.from_numpy(here).flip(2)).numpy()
-    apart = np.abs(flow.pixels(turned) - flow.pixels(there))[:, 8:-8, 8:-8]
-    assert np.median(apart) < 0.1 and np.abs(np.median(flow.pixels(turned), (1, 2)) - (-3, -2)).max() < 0.2
+    apart = np.abs(pixels(turned) - pixels(there))[:, 8:-8, 8:-8]
+    assert np.median(apart) < 0.1 and np.abs(np.median(pixels(turned), (1, 2)) - (-3, -2)).max() < 0.2
     drawn = np.random.default_rng(1).uniform(-25, 25, (50, 2))
     exact = flow.quantise(drawn * (-1, 1))
     assert np.array_equal(flow.mirrored(torch.from_numpy(flow.quantise(drawn))).numpy(), exact)
