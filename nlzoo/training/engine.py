@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
+import itertools
 import os
 import re
 import signal
@@ -35,6 +36,8 @@ HUNG = 600.0  # seconds that a rank waits for another before the run ends; NLZOO
 GRACE = 8.0  # seconds that the other ranks have to end after the first has failed
 TRACKERS = ("tensorboard", "wandb", "trackio")
 _OTHERS_LATER, _LOST_LATER = 5.0, 3.0  # seconds; see `distributed_errors`
+_POLL = 0.2  # seconds between two looks at whether the first rank is done
+_turns = itertools.count()  # of `first_rank_first`, in which all ranks come in the same order
 _LAUNCHED = "NLZOO_LAUNCHED"  # set for the ranks of `launch`
 _OF_ALL = (Stopped, DivergedError)  # what every rank raises at the same step
 _LOST = re.compile(r"gloo|nccl|closed by peer|reset by peer|broken pipe|timed out|recvValue|failed to recv", re.I)
@@ -111,6 +114,28 @@ class Engine:
                 f"{what} are not the same on rank {others[0]} as on rank 0",
                 "give every machine the same command and the same files",
             )
+
+    @contextlib.contextmanager
+    def first_rank_first(self) -> Iterator[None]:
+        """What is inside is done by the first rank of each machine, and only then, in its own process, by the others.
+
+        For what the first leaves on disk for them. They wait without a limit of time, as `HUNG` is none for a scan of
+        many videos; all ask the store that brought the ranks together, so a death of rank 0, who has it, is a
+        RuntimeError of theirs (`distributed_errors`). Others' deaths are for the launcher to notice.
+        """
+        if self.world == 1:
+            yield
+            return
+        store = torch.distributed.distributed_c10d._get_default_store()
+        local = int(os.environ.get("LOCAL_RANK", self.rank))
+        done = f"nlzoo/first/{next(_turns)}/{self.rank - local}"
+        while local and not store.check([done]):
+            time.sleep(_POLL)
+        try:
+            yield
+        finally:
+            if not local:
+                store.set(done, "")  # also where it failed: the others meet the same error, and rank 0 tells it
 
     def wait(self) -> None:
         """Until every rank is here."""

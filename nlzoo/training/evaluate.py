@@ -212,7 +212,7 @@ def evaluate(
     net, folder = open_network(model, engine.device, videos, "eval")
     net = with_threshold(net, threshold)
     names, multi_label = class_names(net), net.spec.multi_label
-    with stages("scanning") as progress:
+    with engine.first_rank_first(), stages("scanning") as progress:
         dataset = scanning.scan(Path(videos), (), progress)
     items = _measurable(dataset, net, names, classes)
     engine.agree("the videos", items)

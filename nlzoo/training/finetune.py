@@ -113,12 +113,11 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     """The run as it is asked for, with what was not given filled in."""
 
     def scan() -> scanning.Dataset:
-        scanned = scanning.scan(
-            videos,
-            options.classes or (),
-            lambda done, total: callbacks.step(Step("scan", done, total)),
-            val=options.val,
-        )
+        def tell(done: int, total: int) -> None:
+            callbacks.step(Step("scan", done, total))
+
+        with engine.first_rank_first():  # whose records of the videos the others read
+            scanned = scanning.scan(videos, options.classes or (), tell, val=options.val)
         return scanning.split(scanned, options.val, options.seed)
 
     if options.tuned:
@@ -167,7 +166,8 @@ def _recorded(run: Path, engine: Engine, callbacks: Callbacks, workers: int | No
     config = recipe_spec.train_config(settings.get("train"))
     workers = config.workers if workers is None else workers
     config = dataclasses.replace(config, device=str(engine.device), workers=workers)
-    dataset = scanning.scan(run / "videos.csv")
+    with engine.first_rank_first():
+        dataset = scanning.scan(run / "videos.csv")
     if dataset.classes != net.spec.classes:
         raise UsageError(
             f"{run} was started with videos of {len(net.spec.classes)} classes; "

@@ -1,5 +1,6 @@
 """Many processes train as one does; one that ends, hangs or is stopped takes the others with it, losing nothing."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -31,7 +32,7 @@ from nlzoo.networks import checkpoint, model
 from nlzoo.training import engine, evaluate, plan, state, train
 from nlzoo.training.engine import Engine
 from nlzoo.training.options import FinetuneOptions
-from nlzoo.videos import listing, loader, scanning
+from nlzoo.videos import listing, loader, records, scanning
 
 RANKS = 2
 UNREADABLE = 1  # of the training videos, in the run of that name
@@ -62,13 +63,13 @@ def free_port():
 
 
 def processes(work, folder):
-    """`work(folder, engine)` by real gloo processes: forks of this one, which has imported what they need."""
+    """Exit codes of `work(folder, engine)` by real gloo processes: forks of this one, which has all imported."""
     common = {"WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [
         Forked(lambda: in_rank(lambda here: work(folder, here)), group=False, RANK=n, LOCAL_RANK=n, **common)
         for n in range(RANKS)
     ]
-    assert [rank.wait(200) for rank in ranks] == [0] * RANKS
+    return [rank.wait(200) for rank in ranks]
 
 
 def in_rank(work):
@@ -114,6 +115,51 @@ def apart(a, b):
     return max(((a[k].double() - b[k].double()).norm() / b[k].double().norm().clamp_min(1e-12)).item() for k in a)
 
 
+# --- the first rank first
+
+
+def comes_first(folder, here):
+    """Rank 0 is not done before rank 1 is about to wait, and rank 1 finds all that it did."""
+    records.cache_file().unlink(missing_ok=True) if here.main else (folder / "waits").touch()
+    looked_at = []
+    with here.first_rank_first():
+        if here.main:
+            until_it_exists(folder / "waits")
+        found = scanning.scan(folder / "videos", progress=lambda done, total: looked_at.append((done, total)))
+    assert looked_at[0] == ((0, 12) if here.main else (12, 12)) and len(found.items) == 12
+    with contextlib.suppress(KeyError), here.first_rank_first():  # an error in it leaves nobody waiting
+        raise KeyError
+    here.wait()
+
+
+def dies_first(folder, here):
+    if not here.main:
+        (folder / "waits").touch()
+    try:
+        with here.first_rank_first():
+            until_it_exists(folder / "waits")
+            os.kill(os.getpid(), signal.SIGKILL)
+    except RuntimeError as error:
+        assert not here.main and engine._LOST.search(str(error)), error
+        (folder / "noticed").touch()
+
+
+def until_it_exists(file):
+    while not file.exists():
+        time.sleep(0.02)
+
+
+def test_the_others_read_what_rank_0_has_found_in_the_videos(videos, tmp_path, monkeypatch, warm):
+    shutil.copytree(videos, tmp_path / "videos")
+    monkeypatch.setenv("NLZOO_CACHE", str(tmp_path / "cache"))
+    assert processes(comes_first, tmp_path) == [0, 0]
+
+
+def test_the_death_of_rank_0_is_noticed_by_those_who_wait_for_it(tmp_path, warm):
+    assert processes(dies_first, tmp_path) == [-signal.SIGKILL, 0]
+    assert (tmp_path / "noticed").exists()
+
+
 # --- the same numbers
 
 FROZEN = "small,epochs=2,dropout=0,bn=frozen,label_smoothing=0.1"
@@ -157,7 +203,7 @@ def compared(tmp_path_factory, warm):
     """The folder of all runs, by one process and by two."""
     folder = tmp_path_factory.mktemp("compared")
     draw.write_videos(folder / "videos", draw.CLASSES[:3], 4, seed=1, frames=8, size=(32, 48))
-    processes(all_of_them, folder)
+    assert processes(all_of_them, folder) == [0] * RANKS
     for file in folder.glob("videos/*/*.away"):
         file.rename(file.with_suffix(""))
     all_of_them(folder)
