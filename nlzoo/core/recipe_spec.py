@@ -181,7 +181,8 @@ def parse_recipe(text: str, auto: Recipe | None = None) -> Recipe:
 class Decision:
     """A setting that was filled in, and why; kept in a run's config.json."""
 
-    # the setting: recipe, epochs, passes, batch, lr, baseline, ema, clip, freeze, bn, precision, loss, augment, memory
+    # the setting: recipe, epochs, passes, batch, lr, baseline, ema, clip, freeze, bn, bn_clips, precision, loss,
+    # augment, memory
     code: str
     value: str | int | float
     reason: str
@@ -189,7 +190,7 @@ class Decision:
     @property
     def label(self) -> str:
         """The setting, as people call it."""
-        return {"bn": "BatchNorm", "lr": "learning rate"}.get(self.code, self.code)
+        return {"bn": "BatchNorm", "bn_clips": "clips of BatchNorm", "lr": "learning rate"}.get(self.code, self.code)
 
     @property
     def text(self) -> str:

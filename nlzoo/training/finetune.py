@@ -146,6 +146,8 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     if options.lr == "auto":
         rate = float(f"{dry_run.find_rate(net, dataset, config, callbacks, engine):.1g}")
         config, decisions = _at_rate(config, decisions, engine.broadcast(rate))
+    if few := plan.clips_of_batch_norm(net, config):
+        decisions.append(few)
     decisions.append(plan.memory(net, config, engine.device))
     values = {"device": str(engine.device), "world": engine.world, "clip": net.spec.clip, "decisions": decisions}
     callbacks.log(Event("planned", values))

@@ -13,6 +13,7 @@ from ..core import kept
 from ..core.errors import UsageError
 from ..core.model_spec import Inflation, refuse_other_kinds
 from ..core.recipe_spec import (
+    BATCH,
     GIVEN,
     IMAGENET,
     LONG_CLIP,
@@ -245,6 +246,16 @@ def augmentation(
         changes = for_stream(changes, stream)
         reasons.append(f"only what means something for {stream}")
     return changes, Decision("augment", str(changes), "; ".join(reasons))
+
+
+def clips_of_batch_norm(net: Network, config: TrainConfig) -> Decision | None:
+    """Where each of several processes has fewer clips for BN's statistics than was ever measured: how many, and why."""
+    clips = recipes.clips_at_a_time(net, config.recipe, config.world)
+    if config.world == 1 or config.recipe.bn != "train" or clips >= BATCH:
+        return None
+    more = f"--batch {BATCH * config.world} or more, or --recipe bn=frozen"
+    reason = f"each process normalises by its own clips; fewer than {BATCH} were not measured: {more}"
+    return Decision("bn_clips", clips, reason)
 
 
 def memory(net: Network, config: TrainConfig, device: torch.device) -> Decision:

@@ -115,6 +115,19 @@ def apart(a, b):
     return max(((a[k].double() - b[k].double()).norm() / b[k].double().norm().clamp_min(1e-12)).item() for k in a)
 
 
+@pytest.mark.parametrize(
+    "world, text, clips",
+    [(8, "batch=16", 2), (8, "batch=16,bn=frozen", 0), (4, "batch=16", 0), (4, "batch=16,accumulate=2", 2)],
+)
+def test_few_clips_for_batch_norm_are_told(world, text, clips):
+    net = model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32)))
+    recipe = recipe_spec.parse_recipe(f"small,{text}")
+    config = recipe_spec.TrainConfig("v", "m", val="0.2", seed=0, device="cpu", workers=0, recipe=recipe, world=world)
+    few = plan.clips_of_batch_norm(net, config)
+    assert (few.value if few else 0) == clips
+    assert not few or f"--batch {4 * world} or more" in str(few) and str(few).startswith("clips of BatchNorm: 2 (")
+
+
 # --- the first rank first
 
 
