@@ -111,7 +111,7 @@ def _eval_results(spec: ModelSpec, metrics: dict) -> list[huggingface_hub.EvalRe
     names = {"top1": "top-1 accuracy", "map": "mean average precision", "top5": "top-5 accuracy"}
     results = []
     for key, name in names.items():
-        value = card.number(metrics, key)
+        value = card.number(metrics.get(key))
         if value is not None and (key != "top5" or spec.num_outputs > 5):
             result = huggingface_hub.EvalResult(
                 task_type="video-classification",

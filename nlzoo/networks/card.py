@@ -211,7 +211,7 @@ def _outputs(spec: ModelSpec) -> str:
 
 
 def _figures(spec: ModelSpec, metrics: dict) -> str:
-    figures = {key: value for key in metrics if (value := number(metrics, key)) is not None}
+    figures = {key: value for key, given in metrics.items() if (value := number(given)) is not None}
     if "top1" not in figures and "map" not in figures:
         return "None came with this model."
     val, one_label = figures.get("val", 0), "top1" in figures
@@ -230,12 +230,8 @@ def _figures(spec: ModelSpec, metrics: dict) -> str:
     return f"| | |\n|---|---|\n{table}\n\n{' '.join(_caveats(figures, _interval(metrics)))}"
 
 
-def number(metrics: dict, key: str) -> float | None:
-    """A finite number of `metrics`, or None."""
-    return _finite(metrics.get(key))
-
-
-def _finite(value: object) -> float | None:
+def number(value: object) -> float | None:
+    """A finite number, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if math.isfinite(value) else None
@@ -262,7 +258,7 @@ def _interval(metrics: dict) -> tuple[float, float] | None:
     ends = metrics.get("interval")
     if not isinstance(ends, list) or len(ends) != 2:
         return None
-    low, high = map(_finite, ends)
+    low, high = map(number, ends)
     return (low, high) if low is not None and high is not None and 0 <= low < high <= 1 else None
 
 

@@ -122,12 +122,9 @@ class Weights:
         for span in {entry.source for entry in map(self.entries.__getitem__, names)} & self.checksums.keys():
             assert isinstance(span, Span)
             opened.seek(span.start)
-            total, left = 0, span.size
-            while left > 0:
-                piece = opened.read(min(left, 4 * CHUNK))
-                total, left = zlib.crc32(piece, total), left - len(piece)
-                if not piece:
-                    break
+            total = 0
+            for first in range(0, span.size, 4 * CHUNK):
+                total = zlib.crc32(opened.read(min(4 * CHUNK, span.size - first)), total)
             if total != self.checksums[span]:
                 raise WeightsError(f"{self.file} is damaged: a checksum in it differs", "fetch it again")
 
@@ -218,6 +215,7 @@ def misfit(own: Mapping[str, Tensor], given: Mapping[str, tuple[int, ...]], may_
 
 Places = Callable[[str], Span]  # where the storage of a key lies
 Content = tuple[object, Places, dict[Span, int]]
+_NO_PLACES: dict[str, Span] = {}
 
 
 def _read(file: Path) -> Content:
@@ -297,18 +295,14 @@ def _read_safetensors(file: Path, opened: IO[bytes]) -> Content:
         entries[name], end = Entry(dtype, shape, contiguous(shape), 0, span), end_of_this
     if first + end != file.stat().st_size:
         raise pickle.UnpicklingError(f"it has {file.stat().st_size:,} bytes, not the {first + end:,} of its header")
-    return entries, _no_places, {}
-
-
-def _no_places(key: str) -> Span:
-    raise pickle.UnpicklingError("it refers to a storage that it does not have")
+    return entries, _NO_PLACES.__getitem__, {}
 
 
 def _read_bare(file: Path, opened: IO[bytes]) -> Content:
     """Pickles without a zip around them: of numpy arrays, or torch's format before version 1.6."""
     size = file.stat().st_size
     (first,) = read_pickles(opened, size)
-    return _read_old_torch(opened, size) if first == _MAGIC else (_arrays(first, size), _no_places, {})
+    return _read_old_torch(opened, size) if first == _MAGIC else (_arrays(first, size), _NO_PLACES.__getitem__, {})
 
 
 def _arrays(pickled: object, size: int) -> dict[str, object]:

@@ -228,7 +228,8 @@ def _check(model: PretrainedModel | PretrainedBackbone, file: Path) -> str:
     """sha256 of the file, which is removed when it is not what was published or recorded, or no weights file."""
     sha256 = files.sha256(file)
     record = file.with_name(file.name.removesuffix(".part") + ".sha256")
-    recorded = _recorded(record)
+    text = record.read_bytes().strip().decode("ascii", "replace") if record.is_file() else ""
+    recorded = text if re.fullmatch("[0-9a-f]{64}", text) else ""
     kind, _, expected = (model.hash or f"sha256:{recorded}").partition(":")
     digest = sha256
     if kind == "sha1":
@@ -247,12 +248,6 @@ def _check(model: PretrainedModel | PretrainedBackbone, file: Path) -> str:
     if not recorded:
         files.write_text(record, sha256 + "\n")
     return sha256
-
-
-def _recorded(record: Path) -> str:
-    """The sha256 that an earlier fetch wrote; "" where there is none, or no such thing."""
-    text = record.read_bytes().strip().decode("ascii", "replace") if record.is_file() else ""
-    return text if re.fullmatch("[0-9a-f]{64}", text) else ""
 
 
 def _check_content(model: PretrainedModel | PretrainedBackbone, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from functools import cache
@@ -132,12 +133,10 @@ def refuse_other(folder: Path, spec: ModelSpec) -> None:
     """`inflate` and `import` may write over what the same command made, named or not. Raises `DiskError`."""
     if not folder.exists():
         return
-    try:
-        same = read_spec(folder) in (spec, dataclasses.replace(spec, classes=()))
-    except WeightsError:
-        same = False
-    if not same:
-        raise _is_another(folder)
+    with contextlib.suppress(WeightsError):
+        if read_spec(folder) in (spec, dataclasses.replace(spec, classes=())):
+            return
+    raise _is_another(folder)
 
 
 def _is_another(folder: Path) -> DiskError:
@@ -153,10 +152,8 @@ def new_run(name: str, named: bool, root: Path = RUNS) -> Path:
         if _begun(run):
             raise UsageError(f"the run {run} already exists", "choose another --name, or omit it")
         return run
-    n = 1
-    while _begun(root / f"{name}-{n}"):
-        n += 1
-    return root / f"{name}-{n}"
+    numbered = (root / f"{name}-{n}" for n in itertools.count(1))
+    return next(run for run in numbered if not _begun(run))
 
 
 def is_run(folder: Path) -> bool:

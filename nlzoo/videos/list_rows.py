@@ -302,14 +302,12 @@ def _header(file: Path, head: str) -> tuple[str, dict[str, int]]:
 def _columns(file: Path, cells: list[str]) -> dict[str, int]:
     """Column → index."""
     names = [re.sub(r"[\s\-]+", "_", cell.strip().lower()) for cell in cells]
-    columns = {}
-    for column, aliases in _ALIASES.items():
-        alias = next((alias for alias in aliases if alias in names), "")
-        if alias and names.count(alias) > 1:
-            raise bad_row(file, 1, f"two columns are called {alias}", "keep one of them")
-        if alias:
-            columns[column] = names.index(alias)
-    return columns
+    there = {column: [alias for alias in aliases if alias in names] for column, aliases in _ALIASES.items()}
+    columns = {column: aliases[0] for column, aliases in there.items() if aliases}
+    twice = [alias for alias in columns.values() if names.count(alias) > 1]
+    if twice:
+        raise bad_row(file, 1, f"two columns are called {twice[0]}", "keep one of them")
+    return {column: names.index(alias) for column, alias in columns.items()}
 
 
 def _with_header(file: Path, text: str, delimiter: str, columns: dict[str, int]) -> tuple[str, list[Row]]:

@@ -64,7 +64,12 @@ class _Walk:
             return
         self.entered.add(real)
         self.tree.folders.add(path)
-        entries = _entries(path, real, self.tree.closed)
+        try:
+            with archives.scandir(real) as found:
+                entries = list(found)
+        except OSError as error:
+            entries = []
+            self.tree.closed.append(Skipped(path, items.CLOSED, f"is a folder that cannot be read: {error.strerror}"))
         frames = self._is_video(path, real, entries)
         for entry in entries:
             if frames and frame_folder.is_picture(entry.name):
@@ -111,15 +116,6 @@ class _Walk:
 
 def _is_video_file(real: str, ending: str) -> bool:
     return ending in VIDEO_EXTENSIONS or (ending == frame_folder.ANIMATED and frame_folder.is_animation(real))
-
-
-def _entries(path: str, real: str, closed: list[Skipped]) -> list[archives.Entry | os.DirEntry]:
-    try:
-        with archives.scandir(real) as entries:
-            return list(entries)
-    except OSError as error:
-        closed.append(Skipped(path, items.CLOSED, f"is a folder that cannot be read: {error.strerror}"))
-        return []
 
 
 def _hidden(path: str) -> bool:
