@@ -404,15 +404,13 @@ def memory_estimate(
     kernels (on a CPU a step took 6 to 19 % more than this), what an allocator keeps, a GPU's context (about 0.5 GB),
     the optimiser's own temporaries.
     """
-    from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     device = device or next(net.parameters()).device
     fake = FakeTensorMode()
-    with FakeCopyMode(fake):
-        ghost = copy.deepcopy(net)
     with fake:
-        _move_ghost_(ghost, device)
-    ghost.zero_grad(set_to_none=True)
+        held = {id(tensor): _ghost(tensor, device) for tensor in (*net.parameters(), *net.buffers())}
+    ghost = copy.deepcopy(net, held)
     if training:
         train_mode_(ghost, recipe)
         staged(ghost, recipe, 1.0)  # all that ever trains
@@ -431,13 +429,10 @@ def memory_estimate(
     return live.peak + (trained * (2 if recipe.optimizer == "adamw" else 1) if training else 0)
 
 
-def _move_ghost_(ghost: nn.Module, device: torch.device) -> None:
-    """`ghost.to(device)`, which torch refuses for fake tensors."""
-    for module in ghost.modules():
-        for name, p in module.named_parameters(recurse=False):
-            module._parameters[name] = nn.Parameter(torch.empty_like(p, device=device), p.requires_grad)
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.empty_like(buffer, device=device)
+def _ghost(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor or parameter of that shape on `device`, without a gradient."""
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 class _Live(TorchDispatchMode):
