@@ -50,18 +50,18 @@ def holds(flat, size, most):
     dtype = next(flat.parameters()).dtype
     moving = torch.randn(1, 3, 3, size, size, dtype=dtype)
     still = moving[:, :, 1:2].expand(-1, -1, 3, -1, -1)
-    frames = torch.cat([flat(frame) for frame in moving.unbind(2)])
+    images = moving[0].transpose(0, 1)
+    frames = flat(images)
     assert relative_error(frames[:1], frames[1:2]) > 1000 * most  # the input matters
     for arch, init, clip, wanted in [
-        ("c2d", "centre", moving, frames.mean(0)),
+        ("c2d", "mean", moving, frames.mean(0)),  # no kernel grows, so that one init is as good as the other
         ("i3d", "centre", moving, frames.mean(0)),
-        ("c2d", "mean", still, frames[1]),
         ("i3d", "mean", still, frames[1]),
     ]:
         net = inflate.inflate_(copied(flat), model_spec.Inflation(arch, init))
         assert relative_error(net(clip)[0], wanted) < most, (arch, init)
         assert list(net.state_dict()) == list(flat.state_dict())
-    assert torch.equal(torch.cat([flat(frame) for frame in moving.unbind(2)]), frames)  # it is as it was
+    assert torch.equal(flat(images), frames)  # it is as it was
 
 
 @pytest.mark.parametrize(
