@@ -29,11 +29,10 @@ from .text import as_json, printable
 
 MAX_CONFIG = 16 * 2**20  # bytes; 100,000 class names fit
 MAX_VALUES = 400_000  # in a JSON file, and so memory: 16 MiB of `[],` would become 350
-_SUFFIXES = """
-    .264 .3g2 .3gp .asf .avi .flv .gif .h264 .h265 .hevc .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob
-    .webm .wmv
-"""
-VIDEO_EXTENSIONS = frozenset(_SUFFIXES.split())  # by which a file is a video
+VIDEO_EXTENSIONS = frozenset(  # by which a file is a video
+    ".264 .3g2 .3gp .asf .avi .flv .gif .h264 .h265 .hevc .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob "
+    ".webm .wmv".split()
+)
 PICTURE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})  # of the frames of a folder
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(part|old)", re.DOTALL)  # as `_hidden` names it
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

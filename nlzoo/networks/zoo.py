@@ -79,19 +79,11 @@ def runs(root: Path = RUNS) -> list[Path]:
 
 def _newest_first(root: Path, belongs: Callable[[Path], bool], file: str) -> list[Path]:
     dated = []
-    for folder in _folders(root):
+    for folder in root.glob("[!.]*"):  # without what is being written or removed
         with contextlib.suppress(FileNotFoundError):  # removed or renamed meanwhile
             if belongs(folder):
                 dated.append(((folder / file).stat().st_mtime, folder))
     return [folder for _, folder in sorted(dated, key=lambda each: each[0], reverse=True)]
-
-
-def _folders(root: Path) -> list[Path]:
-    """What is in `root`, if there is such a folder, without what is being written or removed."""
-    try:
-        return [folder for folder in root.iterdir() if not folder.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def result(run: Path) -> dict:

@@ -30,8 +30,15 @@ def refuse_address(path: Path) -> None:
 def refuse_missing(source: Path) -> None:
     """Raises `UsageError` for a web address, `VideoError` for a path that is not there."""
     refuse_address(source)
-    if not archives.exists(source):
-        raise _missing(source)
+    if archives.exists(source):
+        return
+    part, parent = source, source.parent
+    while not parent.is_dir() and parent != parent.parent:
+        part, parent = parent, parent.parent
+    names = os.listdir(parent) if os.access(parent, os.R_OK) else ()
+    near = [printable(parent / name) for name in nearest(part.name, names)]  # what was probably meant
+    hint = f"did you mean {' or '.join(near)}?" if near else EXPECTED
+    raise VideoError(f"{printable(source)} does not exist", hint)
 
 
 def opened(source: Path) -> Path:
@@ -124,14 +131,3 @@ def _read(source: Path, classes: Sequence[str]) -> Listing:
         return listing
     used = (replace(item, labels=tuple(map(as_text, item.labels))) for item in listing.items)
     return replace(listing, items=tuple(used))  # labels travel in JSON
-
-
-def _missing(source: Path) -> VideoError:
-    """The error for a path that is not there, with what was probably meant."""
-    part, parent = source, source.parent
-    while not parent.is_dir() and parent != parent.parent:
-        part, parent = parent, parent.parent
-    names = os.listdir(parent) if os.access(parent, os.R_OK) else ()
-    near = [printable(parent / name) for name in nearest(part.name, names)]
-    hint = f"did you mean {' or '.join(near)}?" if near else EXPECTED
-    return VideoError(f"{printable(source)} does not exist", hint)

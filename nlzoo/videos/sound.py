@@ -74,14 +74,11 @@ def images(info: video.Probe, numbers: Sequence[int]) -> Iterator[tuple[int, np.
             raise VideoError(NONE, "leave it out, or use --stream rgb or flow", info.path)
         stream.codec_context.thread_count = 1
         for number in numbers:
-            samples = _resampled(_samples(container, stream, _time(info, number) - SPAN / 2, stream.rate))
+            # seconds on the clock that the tracks of a file share
+            middle = number / info.fps if info.pts is None else float(info.pts[number]) * info.base
+            samples = _resampled(_samples(container, stream, middle - SPAN / 2, stream.rate))
             start = (len(samples) - SAMPLES) // 2
             yield number, quantise(log_mel(samples[start : start + SAMPLES]))[::-1, :, None]
-
-
-def _time(info: video.Probe, number: int) -> float:
-    """Seconds, on the clock that the tracks of a file share."""
-    return number / info.fps if info.pts is None else float(info.pts[number]) * info.base
 
 
 def _samples(container: InputContainer, stream: AudioStream, start: float, rate: int) -> np.ndarray:

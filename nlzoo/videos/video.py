@@ -449,7 +449,6 @@ def _probe_animation(path: str) -> Probe:
 def _size_of_pictures(path: str, series: frame_folder.Series, places: np.ndarray) -> tuple[int, int]:
     """(height, width) of the first; the others have its shape, but for a pixel of rounding."""
     height = width = 0
-    first = series.name(0)
     for number, place in enumerate(places.tolist()):
         name = series.name(place)
         try:
@@ -458,7 +457,7 @@ def _size_of_pictures(path: str, series: frame_folder.Series, places: np.ndarray
             raise _damaged_picture(path, number, len(places), name, damage) from None
         height, width = (height, width) if number else size
         if abs(size[1] * height - size[0] * width) > max(*size, height, width):
-            shapes = f"{first} has {width}x{height} pixels and {name} {size[1]}x{size[0]}"
+            shapes = f"{series.name(0)} has {width}x{height} pixels and {name} {size[1]}x{size[0]}"
             raise VideoError(f"holds pictures of several shapes: {printable(shapes)}", "crop them alike", path)
     return height, width
 
