@@ -1,15 +1,20 @@
 """That training learns what it can and nothing else, and takes the steps that it took before."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from sounds import tone, with_sound
 from test_train import CPU, network, planned
 from torch import nn
 
 from nlzoo import NonLocalBlock
+from nlzoo.core.model_spec import Inflation, ModelSpec, NonLocal
+from nlzoo.networks import googlenet, model
 from nlzoo.training import step
 from nlzoo.videos import listing, scanning
 
@@ -71,25 +76,46 @@ def test_a_span_learns_what_it_joins_and_nothing_else(span, task):
 # --- the first steps of a run
 
 
-def first_losses(folder, recipe="small", count=20):
-    """The losses of `count` steps of 4 clips that numpy draws, on the tiny network with one block: without videos."""
+def first_losses(folder, recipe="small", count=20, of=network):
+    """The losses of `count` steps of 4 clips that numpy draws, on the network that `of` makes for the classes.
+
+    That is the tiny network with one block. Videos are not read, and only of sound there are any.
+    """
     items = tuple(
         listing.Item(f"{k}{n}.mp4", (k,), split=part) for k in "abc" for n, part in enumerate(["train"] * 8 + ["val"])
     )
     found = scanning.Dataset(folder, items, (), 0)
-    net = network(found.classes)
+    net = of(found.classes)
+    channels = net.spec.clip.channels
+    if net.spec.clip.stream == "audio":  # what has no sound is not trained on
+        for item in items:
+            with_sound(folder / item.path, tone(0.1, 300), frames=2)
     config, _ = planned(found, recipe=recipe, epochs=4, batch=4, seed=7)
     job = step.prepare(net, found, config, CPU)
     rng, losses = np.random.default_rng(11), []
     for n in range(count):
         indices = rng.permutation(len(job.train_clips))[:4].tolist()
-        pixels = torch.from_numpy(rng.integers(0, 256, (4, 1, 4, 32, 32, 3), np.uint8))
+        pixels = torch.from_numpy(rng.integers(0, 256, (4, 1, 4, 32, 32, channels), np.uint8))
         loss, seen, _ = step.train_step(job, indices, pixels, [])
         job.progress.step = n + 1
         losses.append(loss / seen)
     return losses
 
 
+def of_stream(stream):
+    """`network`, made one of flow or of sound."""
+    return lambda classes: model.set_stream(network(classes), stream)
+
+
+def inception(classes):
+    """GoogLeNet as I3D with one block, randomly initialised."""
+    spec = ModelSpec(
+        "googlenet", Inflation("i3d-333"), (NonLocal("res4", (4,)),), replace(googlenet.CLIP, frames=4, size=32)
+    )
+    return model.set_head(model.build(spec), classes)
+
+
+OTHERS = {"flow": of_stream("flow"), "audio": of_stream("audio"), "googlenet": inception}  # 5 steps of each
 RECIPES = ("small", "paper", "paper-long,ema=0.9,accumulate=2,clip_norm=1")
 
 
@@ -102,6 +128,15 @@ def test_the_first_losses_are_those_of_before(recipe, tmp_path):
     assert losses == pytest.approx(known[recipe], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_are_those_of_other_streams_and_of_inception(name, tmp_path):
+    known = json.loads(GOLDEN.read_text())
+    assert first_losses(tmp_path, count=5, of=OTHERS[name]) == pytest.approx(known[name], rel=1e-4)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    GOLDEN.write_text(json.dumps({recipe: first_losses(Path(), recipe) for recipe in RECIPES}, indent=1) + "\n")
+    with TemporaryDirectory() as folder:
+        made = {recipe: first_losses(Path(folder), recipe) for recipe in RECIPES}
+        made |= {name: first_losses(Path(folder), count=5, of=of) for name, of in OTHERS.items()}
+    GOLDEN.write_text(json.dumps(made, indent=1) + "\n")
