@@ -10,6 +10,7 @@ TOPICS = {
     "answers": "videos a second of predict on a CPU, beside the plain loop",
     "epoch": "seconds an epoch of finetune on real videos, beside two plain training scripts",
     "flow": "frames of optical flow a second, beside OpenCV alone",
+    "fusion": "CPU seconds a video of fused models, beside their members one by one",
     "precision": "what export --half and --int8 cost on real clips",
     "parity": "values and gradients on a device against float64, in every precision",
 }
