@@ -331,10 +331,13 @@ def _zip_problem(info: zipfile.ZipInfo) -> str:
     """Why a member cannot be read."""
     kind = modes.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0
     packed, size = info.compress_type != zipfile.ZIP_STORED, info.file_size
+    regular, encrypted = kind in (0, modes.S_IFREG), info.flag_bits & _ENCRYPTED
+    if regular and not encrypted and not packed and info.compress_size == size:
+        return ""  # a million members may be so
     problems = (
         (kind == modes.S_IFLNK, LINK),
-        (kind not in (0, modes.S_IFREG), "it is no regular file"),
-        (info.flag_bits & _ENCRYPTED, "it is encrypted in its archive"),
+        (not regular, "it is no regular file"),
+        (encrypted, "it is encrypted in its archive"),
         (not packed and info.compress_size != size, "it has two sizes in its archive"),
         (
             packed and info.compress_type != zipfile.ZIP_DEFLATED,

@@ -587,8 +587,9 @@ def _count(path: str) -> list[int | None]:
 
 def _decord_doubt(walk: _Walk, pts: np.ndarray) -> str:
     """Why decord may read a file with dependable times wrong; empty when it does not."""
+    if decord is None:
+        return "decord2 is not installed"
     doubts = (
-        (decord is None, "decord2 is not installed"),
         (archives.is_member(walk.path), "decord does not read archives"),
         (not walk.path.isprintable(), "a name that decord may not open"),
         (walk.codec not in _DECORD_CODECS, f"decord does not read {walk.codec} right"),
