@@ -10,7 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import HubServer
+
+from nlzoo.apps import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 ASK = """
@@ -60,8 +63,6 @@ def test_a_sound_machine(hub, tmp_path):
     assert found["hub login"]["ok"] and found["hub login"]["value"] == "alice"
     for name in ("torch", "timm", "timm imports", "bf16 conv3d", "write, working folder", "write, hub cache"):
         assert found[name]["ok"], found[name]
-    import torch
-
     assert found["torch"]["value"] == torch.__version__
     assert ("CPU" in found["device"]["value"]) is not torch.cuda.is_available()
     assert [n for n in found if n.startswith("decoder ")], "no decoder was reported"
@@ -127,31 +128,27 @@ def test_a_hub_that_says_nothing_is_not_waited_for(hub, tmp_path):
     assert found["hub login"]["ok"] is None
 
 
-def test_bf16_that_does_not_agree_is_found(hub, tmp_path):
-    first = """
-import dataclasses, torch
-right, checked = torch.nn.functional.conv3d, []
-for name, factor in (("right", 1), ("off", 1.05), ("nan", float("nan"))):
+@pytest.mark.parametrize("factor", [1, 1.05, float("nan")])
+def test_bf16_that_does_not_agree_is_found(factor, monkeypatch):
+    right = torch.nn.functional.conv3d
+
     def conv3d(x, *rest, **more):
         return right(x, *rest, **more) * (factor if x.dtype == torch.bfloat16 else 1)
-    torch.nn.functional.conv3d = conv3d
-    checked.append(dataclasses.replace(doctor.bf16()[0], name=name))
-"""
-    found = ask(hub.env(tmp_path / "home"), what="checked", first=first)
-    assert {name: f["ok"] for name, f in found.items()} == {"right": True, "off": False, "nan": False}
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
+    (found,) = doctor.bf16()
+    assert found.ok is (factor == 1) and bool(found.fix) is not found.ok
 
 
 def test_it_needs_only_what_is_installed():
     """The names it falls back on where nlzoo is not installed are those that the package needs."""
     from packaging.requirements import Requirement
 
-    from nlzoo.apps.doctor import EXTRAS, PACKAGES
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     needed = {Requirement(text).name for text in project["dependencies"]}
-    needed |= {f"{Requirement(text).name}; extra == '{extra}'" for extra in EXTRAS for text in extras[extra]}
-    assert set(PACKAGES) == needed and set(EXTRAS) == set(extras) - {"test"}
+    needed |= {f"{Requirement(text).name}; extra == '{extra}'" for extra in doctor.EXTRAS for text in extras[extra]}
+    assert set(doctor.PACKAGES) == needed and set(doctor.EXTRAS) == set(extras) - {"test"}
 
 
 def test_extras_are_notes_where_they_are_missing(hub, tmp_path):

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import load_file
 from torch import nn
 
@@ -815,40 +817,32 @@ def test_the_refusal_waits_for_the_winner_to_write_its_name(tmp_path):
         writing.join()
 
 
-OWNER = """
-import os, sys, time
-from pathlib import Path
-from nlzoo.core.lock import LOCK
-from nlzoo.training import state
-how = sys.argv[2]
-handle = None
-if how == "unprotected":
-    import fcntl
-    handle = os.open(Path(sys.argv[1]) / LOCK, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    before = os.fork()
-else:
-    with_lock = state.lock(Path(sys.argv[1]))
-    with_lock.__enter__()
-    before = os.fork()
-if before == 0 and os.fork() == 0:
-    print("both have begun, and let go of what they do not hold", flush=True)
-time.sleep(60)
-os._exit(0)
-"""
+def own(run, how):
+    """Takes the lock, forks a child that forks another, and waits."""
+    if how == "protected":
+        with_lock = state.lock(run)
+        with_lock.__enter__()
+    else:
+        handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if os.fork() == 0 and os.fork() == 0:
+        print("both have begun, and let go of what they do not hold", flush=True)
+    time.sleep(60)
+    os._exit(0)
 
 
 def killed_owner(run, how):
     """A process takes the lock, forks a child that forks another, and is killed; the group of the two that live on."""
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER, run, how], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as owner:
-        assert owner.stdout.readline()
-        with pytest.raises(UsageError), state.lock(run):
-            pass
-        owner.kill()
-        owner.wait()
-        return owner.pid
+    said = run / "said"
+    owner, until = Forked(lambda: own(run, how), out=said), time.monotonic() + 100
+    while not (said.exists() and said.read_text()):
+        assert owner.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    with pytest.raises(UsageError), state.lock(run):
+        pass
+    owner.kill()
+    owner.wait()
+    return owner.pid
 
 
 def test_a_killed_owners_lock_is_free_though_its_children_live_on(tmp_path):
