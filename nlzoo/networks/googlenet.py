@@ -1,8 +1,9 @@
 """torchvision's GoogLeNet (Inception-V1), in the stages of a ResNet: what of it `inflate` and all above must know.
 
-The network of two-stream I3D (Carreira & Zisserman, 2017). Its modules are torchvision's own; they only move into
-`layer1` to `layer4` (res2 to res5), so that blocks, freezing, rates and pictures find them where a ResNet has its
-residual blocks: res2 is conv2 and conv3, res3 inception3a and 3b, res4 4a to 4e, res5 5a and 5b.
+The network of two-stream I3D (Carreira & Zisserman, 2017), with its temporal pools or without any. Its modules are
+torchvision's own; they only move into `layer1` to `layer4` (res2 to res5), so that blocks, freezing, rates and pictures
+find them where a ResNet has its residual blocks: res2 is conv2 and conv3, res3 inception3a and 3b, res4 4a to 4e, res5
+5a and 5b.
 """
 
 import re
@@ -28,6 +29,7 @@ _STAGES = {  # of torchvision's names: the pool before a stage is no block of it
     "layer3": ("maxpool3", *(f"inception4{letter}" for letter in "abcde")),
     "layer4": ("maxpool4", "inception5a", "inception5b"),
 }
+TIME_POOLS = {"layer3.pool": (3, 2), "layer4.pool": (2, 2)}  # of I3D, before res4 and res5: frames, and stride in time
 _PLACES = {  # torchvision's name: ours
     name: f"{layer}.{'pool' if name.startswith('maxpool') else n - ('maxpool' in names[0])}"
     for layer, names in _STAGES.items()

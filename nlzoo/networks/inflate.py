@@ -95,10 +95,11 @@ def _batch_norm(old: nn.BatchNorm2d, *_: object) -> nn.BatchNorm3d:
 
 def _max_pool(old: nn.MaxPool2d, taps: int, stride: int, inflation: Inflation) -> nn.MaxPool3d:
     space = old.padding if inflation.pool1_padding else 0
+    time = 0 if old.ceil_mode and stride > 1 else (taps - 1) // 2  # GoogLeNet's windows hang over the end, in time too
     return frames.MaxPool(
         _triple(old.kernel_size, taps),
         _triple(old.stride, stride),
-        _triple(space, (taps - 1) // 2),
+        _triple(space, time),
         _triple(old.dilation, 1),
         ceil_mode=old.ceil_mode,
     )
@@ -232,13 +233,16 @@ def temporal_plan(net: Network, inflation: Inflation) -> dict[str, tuple[int, in
 
 
 def _plan_of_googlenet(net: nn.Module, inflation: Inflation) -> dict[str, tuple[int, int]]:
-    """Two-stream I3D's: the stem 7x7x7 and every 3x3 3x3x3; 1x1 see one frame. Its temporal pools are left out."""
-    if inflation.pools != "none" or not inflation.pool1_padding:
-        raise UsageError("GoogLeNet is inflated without temporal pools", "omit --pools")
-    if inflation.arch == "c2d":
-        return {}
-    sizes = {name: module.kernel_size for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
-    return {name: (size[0], 1) for name, size in sizes.items() if size[0] > 1}
+    """Two-stream I3D's: the stem 7x7x7 and every 3x3 3x3x3; 1x1 see one frame. Its pools are in time or left out."""
+    if inflation.pools not in ("none", "paper") or not inflation.pool1_padding:
+        raise UsageError("GoogLeNet has the temporal pools of its own paper, or none", "use --pools paper or none")
+    layers = dict(net.named_modules())
+    sizes = {name: layer.kernel_size[0] for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    plan = {name: (size, 1) for name, size in sizes.items() if size > 1 and inflation.arch != "c2d"}
+    if inflation.pools == "none":
+        return plan
+    alike = {name: (3, 1) for name, layer in layers.items() if isinstance(layer, nn.MaxPool2d) and "branch" in name}
+    return plan | alike | {"conv1.conv": (plan.get("conv1.conv", (1, 1))[0], 2)} | googlenet.TIME_POOLS
 
 
 def inflate_(net: nn.Module, inflation: Inflation = Inflation()) -> Network:
@@ -267,7 +271,7 @@ def inflate_(net: nn.Module, inflation: Inflation = Inflation()) -> Network:
     for path, new in converted.items():
         parent, _, name = path.rpartition(".")
         setattr(net.get_submodule(parent), name, new)
-    if POOLS[inflation.pools].pool2_kernel:
+    if POOLS[inflation.pools].pool2_kernel and not isinstance(net, googlenet.GoogLeNet):
         network.layer1.add_module("pool2", TemporalMaxPool(POOLS[inflation.pools].pool2_kernel))
     return network
 

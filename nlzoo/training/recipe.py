@@ -25,7 +25,7 @@ from ..core.errors import UsageError
 from ..core.model_spec import POOLS, STAGES
 from ..core.recipe_spec import Recipe
 from ..core.view_spec import ClipSpec
-from ..networks import shapes
+from ..networks import googlenet, shapes
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.network import Network
@@ -307,12 +307,14 @@ def lengthen(net: Network, frames: int, stride: int | None) -> Network:
     """
     clip = dataclasses.replace(net.spec.clip, frames=frames, stride=stride)
     pools = POOLS[net.spec.inflation.pools]
-    left = -(-frames // pools.stem_stride)
-    if left + 2 * ((pools.pool1_kernel - 1) // 2) < pools.pool1_kernel:
+    left, needed = -(-frames // pools.stem_stride), pools.pool1_kernel - 2 * ((pools.pool1_kernel - 1) // 2)
+    if googlenet.is_googlenet(net.spec.backbone) and pools.stem_stride > 1:
+        needed = 2  # its pools have no padding in time
+    if left < needed:
         raise UsageError(
-            f"{frames} frames are too few: pools {net.spec.inflation.pools!r} take {pools.pool1_kernel} of the {left} "
+            f"{frames} frames are too few: pools {net.spec.inflation.pools!r} take {needed} of the {left} "
             "that the stem leaves",
-            f"--frames {(pools.pool1_kernel - 1) * pools.stem_stride + 1} is the least",
+            f"--frames {(needed - 1) * pools.stem_stride + 1} is the least",
         )
     net.spec = dataclasses.replace(net.spec, clip=clip)
     return net

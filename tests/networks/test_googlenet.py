@@ -85,6 +85,50 @@ def test_every_3x3_and_the_stem_see_time_and_no_1x1(made):
     assert {m.kernel_size[0] for m in flat.modules() if isinstance(m, torch.nn.Conv3d)} == {1}
 
 
+def in_time(frames, size, stride):
+    """Of a list of maps of frames, the maxima over so many of them; what hangs over the end is cut off."""
+    firsts = range(0, len(frames), stride)
+    return [torch.stack(frames[first : first + size]).amax(0) for first in firsts]
+
+
+@torch.no_grad()
+def naive_i3d(net, clip):
+    """Logits of torchvision's modules as I3D whose kernels are centred: frame by frame, but for strides and pools."""
+    frames = [in_their_numbers(frame) for frame in clip.unbind(2)[::2]]  # the stem's stride
+    frames = [net._transform_input(frame) for frame in frames]
+    frames = [net.maxpool2(net.conv3(net.conv2(net.maxpool1(net.conv1(frame))))) for frame in frames]
+    for stage, pool, size in (("3ab", "maxpool3", 3), ("4abcde", "maxpool4", 2), ("5ab", None, 0)):
+        for letter in stage[1:]:
+            part = net.get_submodule(f"inception{stage[0]}{letter}")
+            pooled = [part.branch4[0](frame) for frame in frames]
+            pooled = [torch.stack(pooled[max(t - 1, 0) : t + 2]).amax(0) for t in range(len(frames))]
+            frames = [
+                torch.cat([part.branch1(x), part.branch2(x), part.branch3(x), part.branch4[1](y)], 1)
+                for x, y in zip(frames, pooled)
+            ]
+        if pool:
+            frames = in_time([getattr(net, pool)(frame) for frame in frames], size, 2)
+    return net.fc(torch.stack(frames).mean((0, 3, 4)))
+
+
+def test_its_own_temporal_pools_are_those_of_i3d(theirs, file):
+    net, checks = model.inflate("googlenet", file, Inflation(pools="paper"), "none", lambda repo: None, frames=8)
+    assert checks.still_clip_error < 1e-5 and checks.moving_clip_error < 1e-5 and checks.pools_change > 1e-3
+    clip = torch.randn(2, 3, 8, 64, 72)
+    with torch.no_grad():
+        assert model.relative_error(net(clip), naive_i3d(theirs, clip)) < 1e-5
+        assert (
+            net.forward_features(clip).shape[2] == 1 and net.forward_features(clip.repeat(1, 1, 4, 1, 1)).shape[2] == 4
+        )
+        assert model.relative_error(plain.folded(net)[0](clip), net(clip)) < 1e-5
+    rows = {row["stage"]: row["time"] for row in describe.describe(net)["stages"]}
+    assert "stride 2" in rows["stem"] and "stride 2" in rows["res4"] and "2x2x2 max-pool" in rows["res5"]
+    assert recipes.lengthen(net, 3, None).spec.clip.frames == 3
+    with pytest.raises(UsageError, match="2 frames are too few") as error:
+        recipes.lengthen(net, 2, None)
+    assert error.value.hint == "--frames 3 is the least"
+
+
 def test_blocks_go_behind_named_modules(made):
     net, _ = made
     assert [(n.stage, n.blocks) for n in net.spec.non_local] == [("res3", (1,)), ("res4", (4,))]
@@ -95,8 +139,8 @@ def test_blocks_go_behind_named_modules(made):
         assert googlenet.stage_blocks(other) == other
     with pytest.raises(UsageError, match="inception6a"):
         model.inflate("googlenet", None, Inflation(), "inception6a", lambda repo: None)
-    with pytest.raises(UsageError, match="without temporal pools"):
-        model.inflate("googlenet", None, Inflation(pools="paper"), "none", lambda repo: None)
+    with pytest.raises(UsageError, match="temporal pools of its own paper, or none"):
+        model.inflate("googlenet", None, Inflation(pools="8x8"), "none", lambda repo: None)
     with pytest.raises(UsageError) as error:
         model.inflate("googlnet", None, Inflation(), "none", lambda repo: None)
     assert "googlenet" in error.value.hint
