@@ -8,9 +8,10 @@ shuffled labels. Whether training could start is asked of what `finetune` itself
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -46,23 +47,6 @@ _FACTS = (
     "repeated",
     "sound",
 )
-_TITLES = {  # code of a finding: as it is printed
-    "split": "split",
-    "left_out": "left out",
-    "duplicates": "duplicates",
-    "leak": "leak",
-    "conflict": "conflict",
-    "still": "still",
-    "repeats": "repeats",
-    "variable_rate": "variable rate",
-    "gaps": "gaps",
-    "shape_shortcut": "shape shortcut",
-    "duration_shortcut": "duration shortcut",
-    "few": "few",
-    "imbalance": "imbalance",
-}
-_NUMBERS = {"shape": "the shape of the frames", "duration": "duration"}
-
 Pair = tuple[Item, Record]
 
 
@@ -70,23 +54,14 @@ Pair = tuple[Item, Record]
 class Finding:
     """Something that training can live with, and the user should know."""
 
-    code: str  # a key of `_TITLES`
+    code: str
     message: str  # one sentence
     hint: str  # what to do
 
     @property
     def kind(self) -> str:
         """The code in words."""
-        return _TITLES[self.code]
-
-
-@dataclass(frozen=True)
-class Class:
-    """What there is of a class."""
-
-    clips: int
-    seconds: tuple[float, float, float]  # of a clip: least, median, most
-    sizes: tuple[tuple[str, int], ...]  # ("320x240", clips), commonest first
+        return self.code.replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -99,7 +74,7 @@ class Report:
     clips: int  # that is, videos or parts of them
     skipped: tuple[Skipped, ...]
     ignored: int  # files that are no videos
-    classes: dict[str, Class]
+    classes: dict[str, dict]  # clips; seconds of a clip: min, median, max; sizes: {"320x240": clips}, commonest first
     videos: tuple[dict, ...]  # a row for each clip
     warnings: tuple[Finding, ...]
     reason: str  # why training could not start; empty when it could
@@ -151,36 +126,29 @@ def check(
         ignored=dataset.ignored,
         classes=_classes(pairs),
         videos=tuple(map(_row, pairs)),
-        warnings=(*doubts, *_left_out(dataset), *_findings(pairs, digests, dataset.multi_label)),
+        warnings=(*doubts, *_findings(pairs, digests, dataset.multi_label)),
         reason=reason,
     )
 
 
 def _readiness(dataset: scanning.Dataset, val: str, seed: int) -> tuple[str, list[Finding]]:
-    """`(why finetune would refuse, in one sentence, or "", what it would warn of in the split)`."""
+    """`(why finetune would refuse, in one sentence, or "", what it would warn of in the split and in the folders)`."""
+    no_class = "nothing to do where it is meant to be no class; otherwise add its videos"
+    left_out = [Finding("left_out", sentence, no_class) for sentence in scanning.left_out(dataset)]
     try:
         scanning.refuse_unusable(dataset)
         dataset = scanning.split(dataset, val, seed)
     except VideoError as error:
-        return error.message.partition(":\n")[0], []
+        return error.message.partition(":\n")[0], left_out
     sentences = splits.doubts(dataset.items, val, dataset.grouped_by)
-    return "", [Finding("split", sentence, "choose another --val, or add recordings") for sentence in sentences]
-
-
-def _left_out(dataset: scanning.Dataset) -> list[Finding]:
-    hint = "nothing to do where it is meant to be no class; otherwise add its videos"
-    return [Finding("left_out", sentence, hint) for sentence in scanning.left_out(dataset)]
+    doubts = [Finding("split", sentence, "choose another --val, or add recordings") for sentence in sentences]
+    return "", [*doubts, *left_out]
 
 
 def to_json(report: Report) -> dict:
     """The report as plain values: what `nlzoo check --json` prints."""
-    classes = {
-        label: {"clips": c.clips, "seconds": dict(zip(("min", "median", "max"), c.seconds)), "sizes": dict(c.sizes)}
-        for label, c in report.classes.items()
-    }
     return vars(report) | {
         "skipped": [asdict(entry) for entry in report.skipped],
-        "classes": classes,
         "warnings": [{"kind": finding.kind, **asdict(finding)} for finding in report.warnings],
         "could_train": report.could_train,
     }
@@ -211,8 +179,9 @@ def _by_class(report: Report) -> list[tuple[str, ...]]:
     """The rows of the table of classes, its head first."""
     rows: list[tuple[str, ...]] = [("class", "clips", "seconds: min", "median", "max", "sizes")]
     for label, c in report.classes.items():
-        sizes = _few([f"{size} ({number})" for size, number in c.sizes], 3)
-        rows.append((printable(label), str(c.clips), *(f"{seconds:.1f}" for seconds in c.seconds), sizes))
+        sizes = _few([f"{size} ({number})" for size, number in c["sizes"].items()], 3)
+        seconds = (f"{value:.1f}" for value in c["seconds"].values())
+        rows.append((printable(label), str(c["clips"]), *seconds, sizes))
     return rows
 
 
@@ -259,7 +228,7 @@ def _row(pair: Pair) -> dict:
     return {"path": item.path, "labels": list(item.labels), **part, **{name: getattr(record, name) for name in _FACTS}}
 
 
-def _classes(pairs: list[Pair]) -> dict[str, Class]:
+def _classes(pairs: list[Pair]) -> dict[str, dict]:
     members: dict[str, list[Pair]] = defaultdict(list)
     for item, record in pairs:
         for label in item.labels:
@@ -268,7 +237,8 @@ def _classes(pairs: list[Pair]) -> dict[str, Class]:
     for label in sorted(members):
         lengths = [item.seconds for item, _ in members[label]]
         sizes = Counter(f"{record.width}x{record.height}" for _, record in members[label]).most_common()
-        result[label] = Class(len(lengths), (min(lengths), median(lengths), max(lengths)), tuple(sizes))
+        seconds = {"min": min(lengths), "median": median(lengths), "max": max(lengths)}
+        result[label] = {"clips": len(lengths), "seconds": seconds, "sizes": dict(sizes)}
     return result
 
 
@@ -291,10 +261,7 @@ def _findings(pairs: list[Pair], digests: Mapping[str, str], multi_label: bool) 
 
 
 def _copies(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
-    paths: dict[str, set[str]] = defaultdict(set)
-    for content, item in contents:
-        paths[content].add(item.path)
-    copies = [sorted(names) for names in paths.values() if len(names) > 1]
+    copies = _differing((content, item.path, item.path) for content, item in contents)
     if copies:
         extra = sum(map(len, copies)) - len(copies)
         yield Finding(
@@ -305,11 +272,7 @@ def _copies(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
 
 
 def _leaks(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
-    sides: dict[str, dict[str, str]] = defaultdict(dict)
-    for content, item in contents:
-        if item.split:
-            sides[content].setdefault(item.split, item.path)
-    both = [sorted(paths.values()) for paths in sides.values() if len(paths) > 1]
+    both = _differing((content, item.split, item.path) for content, item in contents if item.split)
     if both:
         yield Finding(
             "leak",
@@ -320,10 +283,7 @@ def _leaks(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
 
 
 def _conflicts(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
-    labels: dict[tuple, dict[tuple[str, ...], str]] = defaultdict(dict)
-    for content, item in contents:
-        labels[content, item.start, item.end].setdefault(item.labels, item.path)
-    clashes = [sorted(found.items(), key=lambda entry: entry[1]) for found in labels.values() if len(found) > 1]
+    clashes = _differing(((content, item.start, item.end), item.labels, item.path) for content, item in contents)
     if clashes:
         (one, first), (other, second) = clashes[0][:2]
         yield Finding(
@@ -334,8 +294,16 @@ def _conflicts(contents: list[tuple[str, Item]]) -> Iterator[Finding]:
         )
 
 
-def _both(paths: list[str]) -> str:
-    return f"{printable(paths[0])} and {printable(paths[1])}"
+def _differing(entries: Iterable[tuple[Hashable, Any, str]]) -> list[list[tuple[Any, str]]]:
+    """Of each content (and part) that comes with several values: these, and a path for each, by path."""
+    paths: dict[Hashable, dict[Any, str]] = defaultdict(dict)
+    for content, value, path in entries:
+        paths[content].setdefault(value, path)
+    return [sorted(found.items(), key=lambda entry: entry[1]) for found in paths.values() if len(found) > 1]
+
+
+def _both(found: list[tuple[Any, str]]) -> str:
+    return " and ".join(printable(path) for _, path in found[:2])
 
 
 def _repeats(files: Iterable[tuple[str, Record]]) -> Iterator[Finding]:
@@ -405,27 +373,23 @@ def _sizes(clips: Counter[str]) -> Iterator[Finding]:
 def _shortcuts(pairs: list[Pair]) -> Iterator[Finding]:
     labels = [item.labels[0] for item, _ in pairs]
     groups = [item.group for item, _ in pairs]
+    # seconds; frames where folders of frames are among the videos, whose rate nobody knows
+    known = all(record.container != video.FOLDER or item.fps for item, record in pairs)
     numbers = {
-        "shape": [record.width / record.height for _, record in pairs],
-        "duration": _durations(pairs),
+        "shape": ("the shape of the frames", [record.width / record.height for _, record in pairs]),
+        "duration": ("duration", [item.seconds if known else item.frames for item, _ in pairs]),
     }
-    for name, values in numbers.items():
+    for name, (words, values) in numbers.items():
         shortcut = find_shortcut(values, labels, groups)
         if shortcut:
             yield Finding(
                 f"{name}_shortcut",
-                f"class {quoted([shortcut.label])} can be predicted from {_NUMBERS[name]} alone: "
+                f"class {quoted([shortcut.label])} can be predicted from {words} alone: "
                 f"{shortcut.recall:.0%} of its clips are found; the mean over classes is {shortcut.score:.0%} "
                 f"(chance: {shortcut.chance:.0%})",
                 "a network may learn this shortcut and not the action: give all classes videos of one kind, "
                 "or leave the class out",
             )
-
-
-def _durations(pairs: list[Pair]) -> list[float]:
-    """Seconds; frames where folders of frames are among the videos, whose rate nobody knows."""
-    known = all(record.container != video.FOLDER or item.fps for item, record in pairs)
-    return [item.seconds if known else item.frames for item, _ in pairs]
 
 
 # --- shortcuts
