@@ -56,7 +56,7 @@ def push(
 
     from ..apps import hub
 
-    run = _run_of(folder)
+    run = folder.parent if folder.name in ("best", "last") else folder  # whose model it is
     repo = repo or run.name
     hub.refuse_name(repo, f"nlzoo push {shlex.quote(str(run))} ")
     doubts = _doubts(folder)
@@ -79,11 +79,6 @@ def _refuse_beside_space(revision: str | None, to: str) -> None:
         raise UsageError("a Space shows what is on main: --space goes without --revision", "push it a second time")
     if to != "nlzoo":
         raise UsageError(f"a Space runs nlzoo: --space goes without --to {to}", "push it a second time")
-
-
-def _run_of(folder: Path) -> Path:
-    """The run whose model this is, or else the folder itself."""
-    return folder.parent if folder.name in ("best", "last") else folder
 
 
 def _refuse_swapped(model: str | None, repo: str | None) -> None:

@@ -197,8 +197,8 @@ def list_(json: Json = False) -> None:
     known = {"starts": list(map(dataclasses.asdict, starts)), "backbones": list(map(dataclasses.asdict, backbones))}
     console.result({"models": models, "runs": runs, **known})
     if models:
-        columns = ["backbone", "arch", "nonlocal"]
-        rows = [[m["model"], *(str(m[c]) for c in columns), _classes(m["classes"], m["outputs"])] for m in models]
+        columns = ["model", "backbone", "arch", "nonlocal"]
+        rows = [[*(m[c] for c in columns), m["classes"] or f"{m['outputs']} without names"] for m in models]
         console.table(["model", "backbone", "arch", "non-local", "classes"], rows)
     if runs:
         console.table(["run", "top-1", "majority", "validated on"], [_run_cells(run) for run in runs])
@@ -221,10 +221,6 @@ def _readable(folders: Sequence[Path], read: Callable[[Path], dict[str, Any]]) -
         except WeightsError as error:
             console.warn(f"{error.message}; {error.hint}" if error.hint else error.message)
     return rows
-
-
-def _classes(names: int, outputs: int) -> str:
-    return str(names) if names else f"{outputs} without names"
 
 
 def _run_cells(run: dict) -> list[str]:
