@@ -20,28 +20,20 @@ Gpus = Annotated[
 
 
 def begin(gpus: int, device: str | None, again: str) -> None:
-    """In the parent of `--gpus N`: runs the ranks and exits as they do. In one of them: rank 0 alone is to print.
+    """In the parent of `--gpus N`: runs the ranks, by the same words, and exits as they do.
+
+    In one of them: rank 0 alone is to print.
 
     `again`: what the same command does where a rank was killed.
     """
     from ..training import engine
 
     if gpus > 1 and engine.ranks()[1] == 1:
-        raise typer.Exit(engine.launch(without(sys.argv[1:], "--gpus"), gpus, device, console.warn, again))
+        raise typer.Exit(engine.launch(sys.argv[1:], gpus, device, console.warn, again))
     if engine.ranks()[0]:
-        console.only_errors()
+        console.state.muted = True
 
 
 def world() -> int:
     """How many processes a launcher has started for this work."""
     return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def without(words: list[str], option: str) -> list[str]:
-    """The command line without an option and its value."""
-    out, skip = [], False
-    for word in words:
-        if not skip and word != option and not word.startswith(option + "="):
-            out.append(word)
-        skip = word == option and not skip
-    return out
