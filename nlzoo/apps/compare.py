@@ -6,7 +6,6 @@ the *last* epoch counts, which no validation chose, so that they are not flatter
 """
 
 import dataclasses
-import importlib.util
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -55,10 +54,6 @@ class Measured:
     seconds: float = 0.0  # to predict a video, decoding included
     training: float = 0.0  # seconds
 
-    def as_json(self) -> dict:
-        """Ready to be written."""
-        return dataclasses.asdict(self) | {"scores": self.scores.tolist()}
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -72,11 +67,6 @@ class Settings:
     frames: int | None = None
     size: int | None = None
     epochs: int | None = None
-
-    def clip(self) -> dict[str, Any]:
-        """Options of `finetune`, where they are given."""
-        given = {name: getattr(self, name) for name in ("frames", "size", "epochs")}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -205,7 +195,7 @@ def _measured(job: _Job, system: str, seed: int, log: Callable[[str], object]) -
     log(f"{system}, seed {seed}")
     made = _made(job, system, seed)
     file.parent.mkdir(exist_ok=True)
-    files.write_json(file, {"system": system, **made.as_json()})
+    files.write_json(file, {"system": system, **dataclasses.asdict(made), "scores": made.scores.tolist()})
     return made
 
 
@@ -239,11 +229,9 @@ def _made(job: _Job, system: str, seed: int) -> Measured:
     if system in FUSED:
         return _fused([_measured(job, part, seed, lambda text: None) for part in FUSED[system]])
     run = job.folder / "runs" / _slug(system, seed)
-    if system.startswith(("probe", *SEQUENCES)):
-        if not (run / run_folder.RESULT).is_file():
-            _probe(job, system, seed, run)
-    elif not (run / run_folder.RESULT).is_file():
-        _finetune(job, system, seed, run)
+    if not (run / run_folder.RESULT).is_file():
+        train = _probe if system.startswith(("probe", *SEQUENCES)) else _finetune
+        train(job, system, seed, run)
     return _predicted(job, run)
 
 
@@ -307,21 +295,19 @@ def _probe(job: _Job, system: str, seed: int, run: Path) -> None:
 
 def _finetune(job: _Job, system: str, seed: int, run: Path) -> None:
     settings = job.settings
-    stream = system if system in STREAMS else None
-    if stream == "flow" and importlib.util.find_spec("cv2") is None:
-        raise UsageError("flow needs OpenCV, which is not installed", "pip install 'nlzoo[flow]'")
-    options = settings.clip() | ({"stream": stream} if stream else {})
-    start = _start(job, STREAMS.get(system, system))
     finetune(
         settings.videos,
-        start,
+        _start(job, STREAMS.get(system, system)),
         job.callbacks,
         val=settings.val,
         seed=seed,
         name=run.name,
         runs=run.parent,
         device=str(job.device),
-        **options,
+        frames=settings.frames,
+        size=settings.size,
+        epochs=settings.epochs,
+        stream=system if system in STREAMS else None,
     )
 
 
@@ -380,8 +366,11 @@ def _figures(datasets: Sequence[scanning.Dataset], measured: dict[str, list[Meas
         figures = {
             part: metrics.brief(whole[system], together, classes, multi_label)[part] for part in (key, "loss")
         } | {"interval": metrics.interval(whole[system], together, classes, multi_label)}
-        by_seed = _by_seed(columns[system], items, classes, multi_label)
-        rows.append({"system": system, **figures, **_costs(made), "by_seed": by_seed, **_beside(system, gains)})
+        costs = {"params": made[0].params, "macs": made[0].macs}
+        costs |= {name: float(np.mean([getattr(one, name) for one in made])) for name in ("seconds", "training")}
+        of_seeds = zip(columns[system], items)
+        by_seed = [metrics.brief(part, some, classes, multi_label)[key] for part, some in of_seeds]
+        rows.append({"system": system, **figures, **costs, "by_seed": by_seed, **_beside(system, gains)})
     counts = {"videos": len(together), "groups": metrics.num_groups(together), "seeds": len(datasets)}
     pairs = [{"one": one, "other": other, "gain": gain} for (one, other), gain in gains.items()]
     return {"figure": key, **counts, "rows": rows, "pairs": pairs}
@@ -402,19 +391,6 @@ def _common(
         for system, scores in found.items():
             columns[system].append(np.stack([scores[keys[row]] for row in common]))
     return items, columns
-
-
-def _by_seed(
-    parts: Sequence[np.ndarray], items: Sequence[Sequence[Item]], classes: Sequence[str], multi_label: bool
-) -> list[float]:
-    key = "map" if multi_label else "top1"
-    return [metrics.brief(part, some, classes, multi_label)[key] for part, some in zip(parts, items)]
-
-
-def _costs(made: Sequence[Measured]) -> dict[str, float]:
-    """Parameters and multiply-adds, and the mean of the seconds over the seeds."""
-    seconds = {name: float(np.mean([getattr(one, name) for one in made])) for name in ("seconds", "training")}
-    return {"params": made[0].params, "macs": made[0].macs, **seconds}
 
 
 def _beside(system: str, gains: dict[tuple[str, str], metrics.Interval]) -> dict[str, list[str]]:
