@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub  # imports its parts when they are used
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -130,8 +131,8 @@ def _upload(repo: Repo, contents: Contents, private: bool, tag: str | None) -> t
             f"{repo} was made public during the push, and everybody can see its commit {commit}",
             f"make it private again or delete it: {repo.url}/settings",
         )
-    if tag and not tagged:
-        _tag(repo, tag, commit)
+    if tag and not tagged:  # one that is there now is that of a try whose reply was lost
+        hub_client.ask(repo, lambda: hub_client.client().create_tag(repo.name, tag=tag, revision=commit, exist_ok=True))
     return commit, sent
 
 
@@ -289,27 +290,16 @@ def _tagged(repo: Repo, tag: str | None) -> str:
     return next((ref.target_commit for ref in refs.tags if ref.name == tag), "")
 
 
-def _tag(repo: Repo, tag: str, commit: str) -> None:
-    """Tags the commit; a tag that is there now is that of a try whose reply was lost."""
-
-    def create() -> None:
-        hub_client.client().create_tag(repo.name, tag=tag, revision=commit, exist_ok=True)
-
-    hub_client.ask(repo, create)
-
-
 def _repository(repo: Repo, private: bool) -> RepoState:
     """The repository as it is, created if need be, and seen by those it was asked for."""
     state = _state(repo)
     if state is None:
         sdk = "gradio" if repo.kind == "space" else None
-
-        def create() -> object:
-            client = hub_client.client()
-            return client.create_repo(repo.name, private=private, repo_type=repo.kind, space_sdk=sdk)
-
         try:
-            hub_client.ask(repo, create)
+            hub_client.ask(
+                repo,
+                lambda: hub_client.client().create_repo(repo.name, private=private, repo_type=repo.kind, space_sdk=sdk),
+            )
         except HubError as error:
             if (
                 hub_client.status(error.__cause__) != 409
@@ -326,16 +316,15 @@ def _repository(repo: Repo, private: bool) -> RepoState:
 
 def _branch(repo: Repo, main: RepoState) -> RepoState:
     """The branch at its newest commit, begun at main's where there is none."""
-
-    def create() -> None:
-        hub_client.client().create_branch(repo.name, branch=repo.branch, revision=main.commit, exist_ok=True)
-
     try:
         return hub_client.repo_state(repo, repo.branch, _ours(repo))
     except HubError as error:
         if type(error.__cause__) is not RevisionNotFoundError:
             raise
-    hub_client.ask(repo, create)
+    hub_client.ask(
+        repo,
+        lambda: hub_client.client().create_branch(repo.name, branch=repo.branch, revision=main.commit, exist_ok=True),
+    )
     return hub_client.repo_state(repo, repo.branch, _ours(repo))
 
 
@@ -395,32 +384,24 @@ def _commit(repo: Repo, contents: Contents, state: RepoState, private: bool) -> 
 def _send(repo: Repo, changed: Contents, gone: list[str], parent: str, private: bool) -> str:
     """The commit that was made. Large files are sent first, so that the last look at the repository is recent."""
     additions = [huggingface_hub.CommitOperationAdd(name, content) for name, content in changed.items()]
-    operations: list[huggingface_hub.CommitOperationAdd | huggingface_hub.CommitOperationDelete]
-    operations = [*additions, *map(huggingface_hub.CommitOperationDelete, gone)]
-    client, words = hub_client.client(), f"{repo.kind.capitalize()} by nlzoo"
-
-    def upload() -> None:
-        client.preupload_lfs_files(
-            repo.name, additions, repo_type=repo.kind, revision=_revision(repo), free_memory=False
-        )
-
-    def commit() -> str:
-        made = client.create_commit(
-            repo.name,
-            operations,
-            repo_type=repo.kind,
-            commit_message=words,
-            parent_commit=parent,
-            revision=_revision(repo),
-        )
-        return made.oid
-
-    hub_client.ask(repo, upload, tries=1)
+    to: dict[str, Any] = {"repo_id": repo.name, "repo_type": repo.kind, "revision": _revision(repo)}
+    client = hub_client.client()
+    hub_client.ask(repo, lambda: client.preupload_lfs_files(additions=additions, free_memory=False, **to), tries=1)
     state = hub_client.repo_state(repo, _revision(repo))
     _refuse_visibility(repo, state, private)
     if state.commit != parent:
         raise _changed(repo)
-    return hub_client.ask(repo, commit, tries=1)
+    made = hub_client.ask(
+        repo,
+        lambda: client.create_commit(
+            operations=[*additions, *map(huggingface_hub.CommitOperationDelete, gone)],
+            commit_message=f"{repo.kind.capitalize()} by nlzoo",
+            parent_commit=parent,
+            **to,
+        ),
+        tries=1,
+    )
+    return made.oid
 
 
 def _changed(repo: Repo) -> HubError:
