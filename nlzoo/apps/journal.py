@@ -136,8 +136,10 @@ class Journal:
     def add(self, row: dict) -> None:
         """Keeps a row. One with an error is kept too, but the same command tries it again."""
         assert self._own
-        line = as_json({"row": _packed(row), "state": _state(row["path"])}).encode() + b"\n"
+        features = {"features": base64.b64encode(row["features"].tobytes()).decode()} if "features" in row else {}
+        line = as_json({"row": row | features, "state": _state(row["path"])}).encode() + b"\n"
         try:
+            self._own.seek(0, os.SEEK_END)  # a temporary file is read between two rows
             if self._own.write(line) < len(line):
                 raise OSError("the disk is full")
             place = self._own.tell() - len(line)
@@ -155,15 +157,11 @@ class Journal:
             if place is None:
                 yield {"path": os.fsdecode(path), "error": "changed while others were read"}
                 continue
-            if self._files[file] is self._own:  # a temporary file, which is read where it is written
-                end = self._own.tell()
-                self._own.seek(place)
-                line = self._own.readline()
-                self._own.seek(end)
-            else:
-                self._files[file].seek(place)
-                line = self._files[file].readline()
-            yield _unpacked(json.loads(line)["row"])
+            self._files[file].seek(place)
+            row = json.loads(self._files[file].readline())["row"]
+            if "features" in row:
+                row["features"] = np.frombuffer(base64.b64decode(row["features"]), np.float32).copy()
+            yield row
 
     # --- several ranks
 
@@ -322,15 +320,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _state(path: str) -> list[int] | None:
     state = video.state(path)
     return list(state) if state else None
-
-
-def _packed(row: dict) -> dict:
-    if "features" not in row:
-        return row
-    return row | {"features": base64.b64encode(row["features"].tobytes()).decode()}
-
-
-def _unpacked(row: dict) -> dict:
-    if "features" not in row:
-        return row
-    return row | {"features": np.frombuffer(base64.b64decode(row["features"]), np.float32).copy()}
