@@ -82,7 +82,7 @@ def command(*words) -> int:
         return stop.code or 0
     finally:
         sys.argv = before
-        console.use_json(False)
+        console.state.json = False
     return 0
 
 

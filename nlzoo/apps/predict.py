@@ -277,9 +277,9 @@ def find(paths: Sequence[Path]) -> Iterator[Path]:
 
     Names on standard input stand one on a line, or between NUL bytes (`find … -print0`). Raises `VideoError`.
     """
-    empty = True
+    if not paths:
+        raise VideoError("there are no videos to predict", "give video files, or folders of them")
     for path in paths:
-        empty = False
         if str(path) == "-":
             yield from _names_on_stdin()
         elif archives.is_folder(folder := listing.opened(path)) and not frame_folder.is_frame_folder(folder):
@@ -290,8 +290,6 @@ def find(paths: Sequence[Path]) -> Iterator[Path]:
         else:
             listing.refuse_address(path)
             yield path
-    if empty:
-        raise VideoError("there are no videos to predict", "give video files, or folders of them")
 
 
 def _names_on_stdin() -> Iterator[Path]:
@@ -307,15 +305,13 @@ def _names_on_stdin() -> Iterator[Path]:
         )
 
 
-def failures(rows: Iterable[dict]) -> list[str]:
+def failures(rows: Iterable[dict]) -> Iterator[str]:
     """A line for each video, or window of one, that has no prediction: its path and why."""
-    lines = []
     for row in rows:
         for part in (row, *row.get("windows", ())):
             if "error" in part:
                 span = f" ({part['start']:g} to {part['end']:g} s)" if "start" in part else ""
-                lines.append(f"{printable(row['path'])}{span} {part['error']}")
-    return lines
+                yield f"{printable(row['path'])}{span} {part['error']}"
 
 
 def _windows(
@@ -365,7 +361,7 @@ class _Table:
         self.rows = rows
 
     def __iter__(self) -> Iterator[dict]:
-        return (line for row in self.rows for line in as_rows([row]))
+        return as_rows(self.rows)
 
 
 # --- long videos
@@ -469,12 +465,11 @@ def segments(rows: list[dict], seconds: float, multi_label: bool, threshold: flo
     return sorted(parts, key=lambda segment: (segment["start"], -segment["score"]))
 
 
-def as_rows(predictions: Sequence[dict]) -> list[dict]:
+def as_rows(predictions: Iterable[dict]) -> Iterator[dict]:
     """Rows of a table: path, start and end of a window, answer, score, error, and `p:CLASS` for each class.
 
     `labels` where a video may have several, with `;` between them, as in lists.
     """
-    rows = []
     for prediction in predictions:
         whole = {key: value for key, value in prediction.items() if key != "path"}
         for part in prediction.get("windows", [whole]):
@@ -485,5 +480,4 @@ def as_rows(predictions: Sequence[dict]) -> list[dict]:
             if scores:
                 best, score = next(iter(scores.items()))
                 row |= {"answer": best, "score": score} | {f"p:{name}": p for name, p in sorted(scores.items())}
-            rows.append(row)
-    return rows
+            yield row

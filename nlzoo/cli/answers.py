@@ -75,14 +75,13 @@ def eval_(
     refuse_early(model, videos, views, decoder=decoder)
     videos = fetched(videos)
 
-    from ..training import devices, engine, metrics
-    from ..training.evaluate import evaluate
+    from ..training import devices, engine, evaluate, metrics
 
     processes.begin(gpus, device, "measures again")
     with engine.distributed_errors():
         engine.set_current_gpu()
         here = engine.begin(devices.resolve(device))
-        done = evaluate(
+        done = evaluate.evaluate(
             model,
             videos,
             views,
@@ -175,7 +174,7 @@ def _tell_predictions(rows: "Journal", options: "Options") -> None:
     good = len(rows) - failed
     if options.file and (good or not options.as_features):
         console.log(f"wrote {printable(options.file)}")
-    if options.as_features and console.wants_json():
+    if options.as_features and console.state.json:
         errors = [row for row in rows if "error" in row]
         console.result({"features": str(options.file), "videos": good, "failed": errors})
     else:
@@ -192,11 +191,9 @@ def _tell_reasons(rows: "Journal", out: Path | None) -> int:
     from ..apps import predict as app
 
     reasons = 0
-    for row in rows:
-        for reason in app.failures([row]):
-            reasons += 1
-            if reasons <= _REASONS or not out:
-                console.warn(reason)
+    for reasons, reason in enumerate(app.failures(rows), 1):
+        if reasons <= _REASONS or not out:
+            console.warn(reason)
     if out and reasons > _REASONS:
         console.warn(f"and {reasons - _REASONS:,} more: the column error of {printable(out)} has all")
     return reasons
@@ -204,15 +201,14 @@ def _tell_reasons(rows: "Journal", out: Path | None) -> int:
 
 def _print_prediction(top: int, row: dict) -> None:
     """The classes of a video, or its segments, as soon as they are there; nothing with `--json`, or a `top` of 0."""
-    if console.wants_json() or not top or not {"scores", "segments"} & row.keys():
+    if console.state.json or not top or not {"scores", "segments"} & row.keys():
         return
     lines = [printable(row["path"])]
-    for part in row.get("segments", ()):
-        lines.append(
-            f"  {part['start']:8.2f} to {part['end']:8.2f} s  {part['score']:6.3f}  {printable(part['class'])}"
-        )
-    for name, score in list(row.get("scores", {}).items())[:top]:
-        lines.append(f"  {score:6.3f}  {printable(name)}")
+    lines += [
+        f"  {part['start']:8.2f} to {part['end']:8.2f} s  {part['score']:6.3f}  {printable(part['class'])}"
+        for part in row.get("segments", ())
+    ]
+    lines += [f"  {score:6.3f}  {printable(name)}" for name, score in list(row.get("scores", {}).items())[:top]]
     if "note" in row:
         lines.append(f"  {printable(row['note'])}")
     if "labels" in row:
@@ -265,12 +261,11 @@ def probe_(
         refuse_early(model, videos, val=val, images=True)
     videos = fetched(videos)
 
-    from ..training import metrics
-    from ..training.probe import probe
+    from ..training import metrics, probe
 
     for model in models:
         warn_of_unfinished(model)
-    made = probe(
+    made = probe.probe(
         models,
         videos,
         val,

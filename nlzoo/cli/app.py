@@ -44,118 +44,116 @@ app = typer.Typer(
 )
 
 
-def _add(panel: str, name: str, command: Callable[..., object], summary: str, *examples: str) -> None:
-    """Adds a command to a panel of `nlzoo --help`; `examples` end its own help."""
-    epilog = "\n\n".join(["Examples:", *examples])
-    as_command = app.command(name, cls=arguments.Command, short_help=summary, epilog=epilog, rich_help_panel=panel)
-    as_command(command)
-
-
-# in the order of `nlzoo --help`
-_add(
-    "Networks", "inflate", networks.inflate, "Make a 3-D network from a 2-D ResNet.",
-    "nlzoo inflate resnet50 --nl 5",
-    "nlzoo inflate nl5-i3d-r50-8x8 --name mine",
-    "nlzoo inflate resnet18 --weights my2d.safetensors --nl none",
+# panel, name, command, summary and examples, in the order of `nlzoo --help`
+_COMMANDS: tuple[tuple[str, str, Callable[..., object], str, *tuple[str, ...]], ...] = (
+    (
+        "Networks", "inflate", networks.inflate, "Make a 3-D network from a 2-D ResNet.",
+        "nlzoo inflate resnet50 --nl 5",
+        "nlzoo inflate nl5-i3d-r50-8x8 --name mine",
+        "nlzoo inflate resnet18 --weights my2d.safetensors --nl none",
+    ),
+    (
+        "Networks", "import", networks.import_, "Convert a Kinetics checkpoint of another zoo.",
+        "nlzoo import nl5-i3d-r50-8x8.authors --labels kinetics400",
+        "nlzoo import I3D_8x8_R50.pth --name kinetics",
+    ),
+    (
+        "Networks", "list", networks.list_, "List models, runs and known checkpoints.",
+        "nlzoo list",
+        "nlzoo list --json",
+    ),
+    (
+        "Networks", "info", networks.info, "Show a model's stages, blocks, cost and classes.",
+        "nlzoo info weights/resnet50-nl5",
+        "nlzoo info nl5-i3d-r50-8x8",
+    ),
+    (
+        "Networks", "export", networks.export, "Write a model for ONNX, torch, transformers, timm.",
+        "nlzoo export runs/videos --to onnx",
+        "nlzoo export runs/videos --to onnx --int8 --out small/",
+        "nlzoo export runs/videos --to transformers",
+    ),
+    (
+        "Videos", "check", videos.check, "Find what is wrong with videos before training.",
+        "nlzoo check videos/",
+        "nlzoo check list.csv --deep",
+    ),
+    (
+        "Videos", "prepare", videos.prepare, "Copy videos into small ones that are quick to read.",
+        "nlzoo prepare videos/ small/ --size 256",
+    ),
+    (
+        "Training", "finetune", training.finetune, "Train a classifier on your videos.",
+        "nlzoo finetune videos/",
+        "nlzoo finetune videos/ --from nl5-i3d-r50-8x8.authors --recipe paper,epochs=20",
+        "nlzoo finetune videos/ --resume",
+    ),
+    (
+        "Training", "probe", answers.probe_, "Train a linear classifier on a model's features.",
+        "nlzoo probe weights/resnet50-nl5 videos/",
+        "nlzoo probe vit_small_patch14_dinov2 videos/",
+    ),
+    (
+        "Training", "fuse", fusion.fuse, "Make one model of several runs (late fusion).",
+        "nlzoo fuse videos-1 videos-2",
+        "nlzoo fuse videos-rgb videos-flow --by weights --name two-stream",
+    ),
+    (
+        "Training", "compare", fusion.compare, "Compare systems on your videos, in one table.",
+        "nlzoo compare videos/",
+        "nlzoo compare videos/ --probe vit_small_patch14_dinov2 --seeds 3",
+        "nlzoo compare videos/ --system probe --system i3d --system nl-i3d",
+    ),
+    (
+        "Results", "eval", answers.eval_, "Measure a model on labelled videos.",
+        "nlzoo eval runs/videos videos/",
+        "nlzoo eval runs/videos videos/ --control --out rows.csv",
+    ),
+    (
+        "Results", "predict", answers.predict, "Classify videos.",
+        "nlzoo predict runs/videos clip.mp4",
+        "nlzoo predict runs/videos day.mp4 --every 1s --out windows.csv",
+    ),
+    (
+        "Results", "explain", answers.explain_, "Show the evidence for a prediction, as pictures.",
+        "nlzoo explain runs/videos clip.mp4 --out pictures/",
+    ),
+    (
+        "Results", "report", answers.report, "Write a run's figures and curves as one HTML page.",
+        "nlzoo report runs/videos",
+    ),
+    (
+        "Results", "serve", answers.serve, "Start a local web demo.",
+        "nlzoo serve runs/videos --port 7860",
+    ),
+    (
+        "Hub", "push", hub.push, "Publish a model to the Hugging Face Hub.",
+        "nlzoo push runs/videos --dry-run",
+        "nlzoo push runs/videos alice/gestures",
+        "nlzoo push runs/videos alice/gestures --public --tag v1.0",
+    ),
+    (
+        "Hub", "pull", hub.pull, "Fetch a model from the Hugging Face Hub.",
+        "nlzoo pull alice/gestures",
+        "nlzoo pull alice/gestures --revision v1.0 --name gestures-v1",
+    ),
+    (
+        "This machine", "demo", machine.demo, "Run the whole job on drawn videos, offline.",
+        "nlzoo demo",
+    ),
+    (
+        "This machine", "bench", machine.bench, "Measure how fast this machine trains a model.",
+        "nlzoo bench",
+        "nlzoo bench weights/nl5-i3d-resnet50 ./videos",
+    ),
+    (
+        "This machine", "doctor", machine.doctor, "Show what this machine can do.",
+        "nlzoo doctor",
+    ),
 )  # fmt: skip
-_add(
-    "Networks", "import", networks.import_, "Convert a Kinetics checkpoint of another zoo.",
-    "nlzoo import nl5-i3d-r50-8x8.authors --labels kinetics400",
-    "nlzoo import I3D_8x8_R50.pth --name kinetics",
-)  # fmt: skip
-_add(
-    "Networks", "list", networks.list_, "List models, runs and known checkpoints.",
-    "nlzoo list",
-    "nlzoo list --json",
-)  # fmt: skip
-_add(
-    "Networks", "info", networks.info, "Show a model's stages, blocks, cost and classes.",
-    "nlzoo info weights/resnet50-nl5",
-    "nlzoo info nl5-i3d-r50-8x8",
-)  # fmt: skip
-_add(
-    "Networks", "export", networks.export, "Write a model for ONNX, torch, transformers, timm.",
-    "nlzoo export runs/videos --to onnx",
-    "nlzoo export runs/videos --to onnx --int8 --out small/",
-    "nlzoo export runs/videos --to transformers",
-)  # fmt: skip
-_add(
-    "Videos", "check", videos.check, "Find what is wrong with videos before training.",
-    "nlzoo check videos/",
-    "nlzoo check list.csv --deep",
-)  # fmt: skip
-_add(
-    "Videos", "prepare", videos.prepare, "Copy videos into small ones that are quick to read.",
-    "nlzoo prepare videos/ small/ --size 256",
-)  # fmt: skip
-_add(
-    "Training", "finetune", training.finetune, "Train a classifier on your videos.",
-    "nlzoo finetune videos/",
-    "nlzoo finetune videos/ --from nl5-i3d-r50-8x8.authors --recipe paper,epochs=20",
-    "nlzoo finetune videos/ --resume",
-)  # fmt: skip
-_add(
-    "Training", "probe", answers.probe_, "Train a linear classifier on a model's features.",
-    "nlzoo probe weights/resnet50-nl5 videos/",
-    "nlzoo probe vit_small_patch14_dinov2 videos/",
-)  # fmt: skip
-_add(
-    "Training", "fuse", fusion.fuse, "Make one model of several runs (late fusion).",
-    "nlzoo fuse videos-1 videos-2",
-    "nlzoo fuse videos-rgb videos-flow --by weights --name two-stream",
-)  # fmt: skip
-_add(
-    "Training", "compare", fusion.compare, "Compare systems on your videos, in one table.",
-    "nlzoo compare videos/",
-    "nlzoo compare videos/ --probe vit_small_patch14_dinov2 --seeds 3",
-    "nlzoo compare videos/ --system probe --system i3d --system nl-i3d",
-)  # fmt: skip
-_add(
-    "Results", "eval", answers.eval_, "Measure a model on labelled videos.",
-    "nlzoo eval runs/videos videos/",
-    "nlzoo eval runs/videos videos/ --control --out rows.csv",
-)  # fmt: skip
-_add(
-    "Results", "predict", answers.predict, "Classify videos.",
-    "nlzoo predict runs/videos clip.mp4",
-    "nlzoo predict runs/videos day.mp4 --every 1s --out windows.csv",
-)  # fmt: skip
-_add(
-    "Results", "explain", answers.explain_, "Show the evidence for a prediction, as pictures.",
-    "nlzoo explain runs/videos clip.mp4 --out pictures/",
-)  # fmt: skip
-_add(
-    "Results", "report", answers.report, "Write a run's figures and curves as one HTML page.",
-    "nlzoo report runs/videos",
-)  # fmt: skip
-_add(
-    "Results", "serve", answers.serve, "Start a local web demo.",
-    "nlzoo serve runs/videos --port 7860",
-)  # fmt: skip
-_add(
-    "Hub", "push", hub.push, "Publish a model to the Hugging Face Hub.",
-    "nlzoo push runs/videos --dry-run",
-    "nlzoo push runs/videos alice/gestures",
-    "nlzoo push runs/videos alice/gestures --public --tag v1.0",
-)  # fmt: skip
-_add(
-    "Hub", "pull", hub.pull, "Fetch a model from the Hugging Face Hub.",
-    "nlzoo pull alice/gestures",
-    "nlzoo pull alice/gestures --revision v1.0 --name gestures-v1",
-)  # fmt: skip
-_add(
-    "This machine", "demo", machine.demo, "Run the whole job on drawn videos, offline.",
-    "nlzoo demo",
-)  # fmt: skip
-_add(
-    "This machine", "bench", machine.bench, "Measure how fast this machine trains a model.",
-    "nlzoo bench",
-    "nlzoo bench weights/nl5-i3d-resnet50 ./videos",
-)  # fmt: skip
-_add(
-    "This machine", "doctor", machine.doctor, "Show what this machine can do.",
-    "nlzoo doctor",
-)  # fmt: skip
+for panel, name, command, summary, *examples in _COMMANDS:
+    epilog = "\n\n".join(["Examples:", *examples])  # of its own help
+    app.command(name, cls=arguments.Command, short_help=summary, epilog=epilog, rich_help_panel=panel)(command)
 
 
 def _version(value: bool) -> None:
@@ -178,7 +176,7 @@ def _root(
 
 def main() -> NoReturn:
     """Runs the command line and exits: 0, the code of the `NlzooError`, or 130 when interrupted."""
-    console.use_json("--json" in sys.argv[1:])  # also for errors of the arguments themselves
+    console.state.json = "--json" in sys.argv[1:]  # also for errors of the arguments themselves
     try:
         code = app(prog_name="nlzoo", standalone_mode=False)
     except NlzooError as problem:

@@ -33,11 +33,11 @@ _err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 @dataclass
-class _State:
+class State:
     """What this process prints, and where."""
 
-    json: bool = False
-    muted: bool = False
+    json: bool = False  # results are one JSON object; everything else stays on stderr
+    muted: bool = False  # nothing but errors: another process prints for this one
     log_file: Path | None = None
     early: list[str] = field(default_factory=list)  # logged before there was a file
     bar: bool = False  # a progress bar is on the terminal
@@ -45,7 +45,7 @@ class _State:
     library_messages: set[str] = field(default_factory=set)  # already shown
 
 
-_state = _State()
+state = State()
 
 
 class Bar(Protocol):
@@ -54,63 +54,43 @@ class Bar(Protocol):
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
-def use_json(on: bool) -> None:
-    """From now on results are one JSON object; everything else stays on stderr."""
-    _state.json = on
-
-
-def wants_json() -> bool:
-    """Whether the user asked for `--json`."""
-    return _state.json
-
-
-def only_errors() -> None:
-    """From now on nothing but errors: another process prints for this one."""
-    _state.muted = True
-
-
-def is_muted() -> bool:
-    """Whether this process is not the one that talks."""
-    return _state.muted
-
-
 def log_to(file: Path | None) -> None:
     """From now on messages go to this file too, with the time, after the earlier ones. Raises `DiskError`."""
-    _state.log_file = file
+    state.log_file = file
     if file:
-        _write_log(f"--- nlzoo {' '.join(map(printable, sys.argv[1:]))}", *_state.early)
-    _state.early = []
+        _write_log(f"--- nlzoo {' '.join(map(printable, sys.argv[1:]))}", *state.early)
+    state.early = []
 
 
 def log(text: str = "") -> None:
     """A message on stderr."""
     _write_log(text)
-    if not _state.muted:
+    if not state.muted:
         _print(_err, text)
 
 
 def warn(text: str) -> None:
     """Something that the user should know, on stderr."""
     _write_log(f"warning: {text}")
-    if not _state.muted:
+    if not state.muted:
         _print(_err, text, "warning: ", "yellow")
 
 
 def result(value: object, text: str = "") -> None:
     """The command's result on stdout: `value` as JSON with `--json`, else `text`."""
-    if _state.muted:
+    if state.muted:
         return
-    if _state.json:
+    if state.json:
         sys.stdout.write(as_json(value) + "\n")
         sys.stdout.flush()
     elif text:
         # on one terminal the bar's own console prints, or they would write over one another
-        _print(_err if _state.bar and _out.is_terminal else _out, text)
+        _print(_err if state.bar and _out.is_terminal else _out, text)
 
 
 def results(values: Iterable[object]) -> None:
     """A list of results with `--json`, of which one at a time is in memory; nothing otherwise."""
-    if _state.muted or not _state.json:
+    if state.muted or not state.json:
         return
     sys.stdout.write("[")
     for number, value in enumerate(values):
@@ -121,7 +101,7 @@ def results(values: Iterable[object]) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Rows for a person, on stdout; nothing with `--json`."""
-    if _state.json or _state.muted or not rows:
+    if state.json or state.muted or not rows:
         return
     cells = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
     head, *body = _table_lines(cells, _out.width if _out.is_terminal else None)
@@ -132,7 +112,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def error(problem: NlzooError) -> None:
     """`error:` and `hint:` on stderr, or the object on stdout with `--json`."""
-    if _state.json and not _state.muted:
+    if state.json and not state.muted:
         result({"error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code})
         return
     _print(_err, problem.message, "error: ", "bold red")
@@ -142,17 +122,17 @@ def error(problem: NlzooError) -> None:
 
 def status(text: str) -> None:
     """A line that says what is being done, until the next output; on a terminal only, and not with `--json`."""
-    if _err.is_terminal and not _state.muted and not _state.json and not _state.bar:
+    if _err.is_terminal and not state.muted and not state.json and not state.bar:
         end_status()
         _err.file.write(printable(text)[: _err.width - 1])
         _err.file.flush()
-        _state.status = True
+        state.status = True
 
 
 def end_status() -> None:
     """Removes the status line, if there is one."""
-    if _state.status:
-        _state.status = False
+    if state.status:
+        state.status = False
         _err.file.write("\r\x1b[2K")
         _err.file.flush()
 
@@ -167,7 +147,7 @@ def progress(description: str) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    shows = _err.is_terminal and not _state.muted
+    shows = _err.is_terminal and not state.muted
     end_status()
     with Progress(*columns, console=_err, transient=True, disable=not shows) as bar:
         task = bar.add_task(printable(description), total=None, note="")
@@ -175,11 +155,11 @@ def progress(description: str) -> Iterator[Bar]:
         def update(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=printable(note))
 
-        _state.bar = shows
+        state.bar = shows
         try:
             yield update
         finally:
-            _state.bar = False
+            state.bar = False
 
 
 def tame_libraries() -> None:
@@ -224,19 +204,19 @@ def _show_warning(
 
 def _library_message(library: str, text: str) -> None:
     line = f"{library} says: {' '.join(text.split())}"
-    if line not in _state.library_messages:
-        _state.library_messages.add(line)
+    if line not in state.library_messages:
+        state.library_messages.add(line)
         warn(line)
 
 
 def _write_log(*texts: str) -> None:
-    if not _state.log_file:
-        _state.early = [*_state.early, *texts][-EARLY_LINES:]
+    if not state.log_file:
+        state.early = [*state.early, *texts][-EARLY_LINES:]
         return
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    file, _state.log_file = _state.log_file, None  # an error must not be logged there again
+    file, state.log_file = state.log_file, None  # an error must not be logged there again
     files.append_text(file, "".join(f"{now}  {printable_text(text)}\n" for text in texts))
-    _state.log_file = file
+    state.log_file = file
 
 
 def _print(console: Console, text: str, head: str = "", style: str = "") -> None:

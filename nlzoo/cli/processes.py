@@ -15,7 +15,12 @@ Part = Annotated[
 ]
 Gpus = Annotated[
     int,
-    typer.Option(min=1, max=64, help="Processes on this machine, each with a GPU and a part.", rich_help_panel=MACHINE),
+    typer.Option(
+        min=1,
+        max=64,
+        help="Processes on this machine, each with a GPU and a part of the work.",
+        rich_help_panel=MACHINE,
+    ),
 ]
 
 

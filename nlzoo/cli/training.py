@@ -30,6 +30,7 @@ from .options import (
     refuse_early,
     refuse_model,
 )
+from .processes import Gpus
 from .videos import tell_scan
 
 if TYPE_CHECKING:  # torch is imported when a command runs
@@ -148,15 +149,7 @@ def finetune(
             min=0, max=1024, help="Processes that decode videos. Default: by the CPUs.", rich_help_panel=MACHINE
         ),
     ] = None,
-    gpus: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=64,
-            help="Processes on this machine, each with a GPU and a part of every batch.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = 1,
+    gpus: Gpus = 1,
     track: Annotated[
         str | None, typer.Option(help="Also log to tensorboard, wandb or trackio.", rich_help_panel=RUN)
     ] = None,
@@ -308,7 +301,7 @@ def _show(outcome: "Result | SeedResults | Rehearsal", device: str | None) -> No
         return
     several = isinstance(outcome, SeedResults)
     results = outcome.runs if isinstance(outcome, SeedResults) else [outcome]
-    for result in results if not console.is_muted() else ():
+    for result in results if not console.state.muted else ():
         _report(Path(result.run), device)
     value = outcome.as_json() if isinstance(outcome, SeedResults) else dataclasses.asdict(outcome)
     text = "\n".join(map(_result_in_words, results))

@@ -106,7 +106,7 @@ def test_a_terminal_gets_no_codes_but_ours():
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8:surrogateescape"])
 def test_json_gives_names_of_any_bytes_back(encoding):
     code = (
-        "import os, sys; from nlzoo.cli import console; console.use_json(True)\n"
+        "import os, sys; from nlzoo.cli import console; console.state.json = True\n"
         "console.result({'path': os.fsdecode(bytes.fromhex(sys.argv[1])), 'emoji': '🕺'})"
     )
     name = b"caf\xe9 \xff\n<b>.mp4"
@@ -163,7 +163,8 @@ def test_the_status_line_makes_way_for_what_comes_next():
     code = "from nlzoo.cli import console\nconsole.status('starting …')\nconsole.log('first')\nconsole.log('second')"
     assert on_terminal(code).decode() == "starting …\r\x1b[2Kfirst\nsecond\n"
     assert piped(code) == ("", "first\nsecond\n")
-    assert on_terminal(code.replace("console.status", "console.use_json(True); console.status")) == b"first\nsecond\n"
+    with_json = code.replace("console.status", "console.state.json = True; console.status")
+    assert on_terminal(with_json) == b"first\nsecond\n"
 
 
 def test_libraries_speak_in_one_line_each_and_once():
@@ -184,7 +185,7 @@ def test_libraries_speak_in_one_line_each_and_once():
 
 
 def test_a_log_file_has_what_was_said_before_it_too(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(console, "_state", console._State())
+    monkeypatch.setattr(console, "state", console.State())
     console.log("before")
     console.log_to(tmp_path / "log.txt")
     console.warn("after\x1b[0m")
