@@ -177,7 +177,7 @@ def _need(to: str) -> None:
 def _name(model: object, folder: Path | None, to: str, precision: str) -> str:
     if folder is None:
         raise UsageError("a network without a folder needs a name for its export", "give out=FOLDER")
-    name = folder.parent.name if folder.name in ("best", "last") else folder.name
+    name = zoo.home(folder).name
     if zoo.find(str(model)) is None:  # in the Hub's cache, whose folders are called by commits
         name = str(model).rpartition("/")[2]
     return "-".join([name, to] if precision == "float32" else [name, to, precision])

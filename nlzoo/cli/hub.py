@@ -56,7 +56,7 @@ def push(
 
     from ..apps import hub
 
-    run = folder.parent if folder.name in ("best", "last") else folder  # whose model it is
+    run = zoo.home(folder)
     repo = repo or run.name
     hub.refuse_name(repo, f"nlzoo push {shlex.quote(str(run))} ")
     doubts = _doubts(folder)

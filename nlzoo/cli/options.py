@@ -86,14 +86,14 @@ def refuse_early(
     A model that may be videos is let pass: what opens it says that the two were swapped. `images`: it may also be a 2-D
     network of timm.
     """
-    from ..networks import download, hub_dataset, zoo
+    from ..networks import hub_dataset, zoo
     from ..videos import listing, splits
 
     swapped = (model and not zoo.find(model)) and (
         Path(model).exists() or Path(model).suffix.lower() in {*VIDEO_EXTENSIONS, ".csv", ".tsv", ".txt"}
     )
-    if model and not swapped and not (images and zoo.is_image_network(model)):
-        download.refuse_unknown(model)
+    if model and not swapped:
+        _refuse_unknown(model, images)
     if videos and hub_dataset.is_address(videos):
         hub_dataset.parse(videos)
     elif videos and not (swapped and zoo.find(str(videos))):
@@ -132,6 +132,13 @@ def warn_of_unfinished(model: str) -> None:
 
     if note := zoo.unfinished_note(zoo.find(model)):
         console.warn(note)
+
+
+def _refuse_unknown(model: str, images: bool) -> None:
+    from ..networks import download, zoo
+
+    if not (images and zoo.is_image_network(model)):
+        download.refuse_unknown(model)
 
 
 def fetched(videos: Path) -> Path:

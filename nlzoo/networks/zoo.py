@@ -153,6 +153,11 @@ def is_run(folder: Path) -> bool:
     return (folder / "videos.csv").is_file() and (folder / "config.json").is_file()
 
 
+def home(folder: Path) -> Path:
+    """The run whose model the folder is, or else the folder itself."""
+    return folder.parent if folder.name in ("best", "last") else folder
+
+
 def is_unfinished(run: Path) -> bool:
     """Whether the folder `run` holds a run that was started and has not finished; it may be training right now."""
     return is_run(run) and not (run / "result.json").exists()
@@ -160,8 +165,8 @@ def is_unfinished(run: Path) -> bool:
 
 def unfinished_note(folder: Path | None) -> str:
     """What is to be said of the model `folder` of a run that has not finished; "" for any other."""
-    if folder and folder.name in ("best", "last") and is_unfinished(folder.parent):
-        return f"the run {printable(folder.parent)} is unfinished: this is its best model so far"
+    if folder and home(folder) != folder and is_unfinished(home(folder)):
+        return f"the run {printable(home(folder))} is unfinished: this is its best model so far"
     return ""
 
 
