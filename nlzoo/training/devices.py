@@ -122,22 +122,18 @@ class InParts:
         done: list[Tensor] = []
         first = 0
         while first < len(rows):
-            result = self._attempt(rows[first : first + self.most])
-            if result is None:
+            part = rows[first : first + self.most]
+            try:
+                with memory_errors("a single clip"):
+                    result = self.function(part)
+            except OutOfMemory:
+                if len(part) == 1:
+                    raise
+                result = None
+            if result is None:  # outside of `except`, where the traceback would hold what the attempt computed
                 free_memory()
                 self.most //= 2
             else:
                 done.append(result)
                 first += self.most
         return torch.cat(done)
-
-    def _attempt(self, part: Tensor) -> Tensor | None:
-        if len(part) == 1:
-            with memory_errors("a single clip"):
-                return self.function(part)
-        try:
-            return self.function(part)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return None

@@ -7,7 +7,7 @@ import copy
 import glob
 import os
 import shlex
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -99,13 +99,18 @@ def predictions(
     with closing(made()) as coming:
         for _ in range(0, most, ROUND):
             rows += engine.all_gather(list(islice(coming, ROUND)))
-    rows.sort(key=lambda row: row[0])
-    good, bad = gathered(rows, source.items)
+    return _of_rows(rows, source.items)
+
+
+def _of_rows(rows: Iterable[Row], items: Sequence[Item]) -> Predictions:
+    """Raises `VideoError` where none of the `items` could be read."""
+    rows = sorted(rows, key=lambda row: row[0])
+    good, bad = gathered(rows, items)
     if not good:
         first = f"the first: {bad[0]}" if bad else "nlzoo check shows what is there"
-        raise VideoError(f"none of the {len(source)} videos to evaluate on could be read", first)
+        raise VideoError(f"none of the {len(items)} videos to evaluate on could be read", first)
     silent = sum(scores is not None and reason == sound.NONE for _, scores, reason in rows)
-    return Predictions(tuple(source.items[index] for index in good), np.stack(list(good.values())), bad, silent)
+    return Predictions(tuple(items[index] for index in good), np.stack(list(good.values())), bad, silent)
 
 
 def validate(
@@ -269,23 +274,18 @@ def read_predictions(paths: Sequence[Path], root: Path, items: Sequence[Item], n
             "the list has parts of videos, and predict answers whole ones", "nlzoo eval without --predicted"
         )
     position = {os.path.abspath(root / item.path): number for number, item in enumerate(items)}
-    scores = np.full((len(items), len(names)), np.nan)
-    reasons: dict[int, str] = {}
-    for number, answer, reason in _answers(paths, position, names):
-        if answer is None:
-            reasons[number] = reason
-        else:
-            scores[number] = answer
-    good = ~np.isnan(scores).any(1)
-    _refuse_unanswered(items, good, reasons)
-    if not good.any():
-        raise VideoError(f"none of the {len(items)} videos to evaluate on could be read", "nlzoo check shows why")
-    bad = [
-        Skipped(item.path, scanning.UNREADABLE, reasons[number])
-        for number, item in enumerate(items)
-        if not good[number]
-    ]
-    return Predictions(tuple(item for item, known in zip(items, good) if known), scores[good], bad)
+    rows: dict[int, Row] = {}
+    for row in _answers(paths, position, names):
+        if row[1] is not None or row[0] not in rows:  # one shard that could read it is enough
+            rows[row[0]] = row
+    missing = [item for number, item in enumerate(items) if number not in rows]
+    if missing:
+        count = counted(len(missing), "video")
+        raise UsageError(
+            f"{count} of {len(items):,} have no prediction, the first {printable(missing[0].path)}",
+            "is a shard missing? nlzoo predict on the same videos, with --shard K/N for each K",
+        )
+    return _of_rows(rows.values(), items)
 
 
 def _answers(paths: Sequence[Path], position: Mapping[str, int], names: Sequence[str]) -> Iterator[Row]:
@@ -302,17 +302,6 @@ def _answers(paths: Sequence[Path], position: Mapping[str, int], names: Sequence
             if {key for key in row if key.startswith("p:")} != {*columns}:
                 raise UsageError(f"{printable(file)} has answers of another model", "name the model that gave them")
             yield number, np.array([row[column] for column in columns], float), ""
-
-
-def _refuse_unanswered(items: Sequence[Item], good: np.ndarray, reasons: Mapping[int, str]) -> None:
-    """Raises `UsageError` where an item has neither scores (`good`) nor a reason why there are none."""
-    missing = [item for number, item in enumerate(items) if not good[number] and number not in reasons]
-    if missing:
-        count = counted(len(missing), "video")
-        raise UsageError(
-            f"{count} of {len(items):,} have no prediction, the first {printable(missing[0].path)}",
-            "is a shard missing? nlzoo predict on the same videos, with --shard K/N for each K",
-        )
 
 
 def open_network(
@@ -411,10 +400,8 @@ def _without_training_videos(
     if not seen.any():
         return {"trained_on": 0}
     others = [item for item, known in zip(made.items, seen) if not known]
-    figures = None
-    if others:
-        figures = metrics.full(made.scores[~seen], others, names, spec.multi_label, spec.label_threshold)
-    return {"trained_on": int(seen.sum()), "others": figures}
+    measured = made.scores[~seen], others, names, spec.multi_label, spec.label_threshold
+    return {"trained_on": int(seen.sum()), "others": metrics.full(*measured) if others else None}
 
 
 def _notes_of_training(folder: Path | None, lists: Sequence[listing.Listing]) -> Iterator[str]:
@@ -427,9 +414,8 @@ def _notes_of_training(folder: Path | None, lists: Sequence[listing.Listing]) ->
 
 def model_notes(net: Network, folder: Path | None) -> Iterator[str]:
     """What a reader of predictions should know of the model."""
-    run = provenance.run_of(folder) if folder else None
-    if run and zoo.is_unfinished(run):
-        yield f"the run {printable(run.name)} is unfinished: this is its best model so far"
+    if note := zoo.unfinished_note(folder):
+        yield note
     if not net.spec.classes and net.spec.inflation.init == "imported":
         yield (
             "the model has no class names: numbers of its outputs stand for them; nlzoo import --labels names them, "

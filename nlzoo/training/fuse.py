@@ -15,7 +15,7 @@ import torch
 from ..core import files, lock
 from ..core.bounds import one_of
 from ..core.errors import UsageError
-from ..core.model_spec import FUSED, ModelSpec
+from ..core.model_spec import FUSED
 from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, train_config
 from ..core.skipped import Skipped
@@ -73,15 +73,19 @@ def fuse(
     config = replace(config, device=str(device), workers=workers)
     with lock.hold(run):
         if by == "weights":
-            net.spec = _weighted(net, _fold_likelihoods(net, names, dataset, device, workers, stages))
+            weights = best_weights(_fold_likelihoods(net, names, dataset, device, workers, stages)).tolist()
+            members = tuple(replace(member, weight=weight) for member, weight in zip(net.spec.members, weights))
+            net.spec = replace(net.spec, members=members)
         made, parts = _validated(net, dataset, device, workers, stages)
         train = scanning.items_in(dataset, listing.TRAIN)
-        loss = float(np.average([_train_loss(folder) for folder, _ in shares], weights=_weights(net)))
+        kept = [run_folder.best_epoch(run_folder.read_epochs(folder)) for folder, _ in shares]
+        loss = float(np.average([epoch.train_loss for epoch in kept], weights=_weights(net)))
         epochs = max(run_folder.read_result(folder).epochs for folder in folders)
         outcome = Outcome(made, train, (), loss, time.monotonic() - began, epochs=epochs if epochs > 1 else None)
-        facts = {"by": by, "members": _figures_of_members(net, names, made, parts)}
+        worth, gain = _worth(net, names, made, parts)
+        facts = {"by": by, "members": worth}
         figures = finished.write(run, net, dataset, config, Decision("fused", by, REASONS[by]), outcome, facts)
-    return Fused(figures | {"gain": _gain(net, made, parts)}, tuple(made.bad))
+    return Fused(figures | {"gain": gain}, tuple(made.bad))
 
 
 # --- what is fused
@@ -96,7 +100,11 @@ def _fusible(runs: Sequence[str | Path]) -> list[Path]:
     if twice := [folder for folder, place in zip(folders, places) if places.count(place) > 1]:
         raise UsageError(f"{printable(twice[0])} is named twice", "name each run once; --by weights finds their shares")
     for other in folders[1:]:
-        _refuse_different(folders[0], other)
+        if difference := next(_differences(folders[0], other), None):
+            raise UsageError(
+                f"{printable(folders[0])} and {printable(other)} are not of the same split: {difference}",
+                "fuse runs of the same videos, with the same --val and --seed",
+            )
     return folders
 
 
@@ -111,16 +119,8 @@ def _finished(name: str) -> Path:
     return folder
 
 
-def _refuse_different(one: Path, other: Path) -> None:
-    """Raises `UsageError` with the first difference of their classes and videos."""
-    if difference := next(_differences(one, other), None):
-        raise UsageError(
-            f"{printable(one)} and {printable(other)} are not of the same split: {difference}",
-            "fuse runs of the same videos, with the same --val and --seed",
-        )
-
-
 def _differences(one: Path, other: Path) -> Iterator[str]:
+    """Of the classes and videos of two runs."""
     spec, other_spec = (zoo.read_spec(run / "best") for run in (one, other))
     for name in sorted({*spec.classes} ^ {*other_spec.classes}):
         yield f"only {printable(one if name in spec.classes else other)} has the class {printable(name)!r}"
@@ -166,11 +166,6 @@ def _weights(net: Network) -> list[float]:
     return [member.weight for member in net.spec.members]
 
 
-def _train_loss(folder: Path) -> float:
-    """Of the epoch that a run kept."""
-    return run_folder.best_epoch(run_folder.read_epochs(folder)).train_loss
-
-
 # --- weights
 
 
@@ -203,12 +198,6 @@ def best_weights(likelihoods: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _weighted(net: Network, likelihoods: np.ndarray) -> ModelSpec:
-    weights = best_weights(likelihoods).tolist()
-    members = [replace(member, weight=weight) for member, weight in zip(net.spec.members, weights)]
-    return replace(net.spec, members=tuple(members))
-
-
 # --- what it is worth
 
 
@@ -227,25 +216,19 @@ def _validated(
     return evaluate.Predictions(tuple(items[index] for index in rows), scores, bad), parts
 
 
-def _figures_of_members(
+def _worth(
     net: Network, names: Sequence[str], made: evaluate.Predictions, parts: np.ndarray
-) -> list[dict]:
-    """`run`, `weight` and `metrics.brief` of each member."""
-    spec = net.spec
-    return [
-        {"run": name, "weight": weight, **metrics.brief(parts[:, number], made.items, spec.classes, spec.multi_label)}
-        for number, (name, weight) in enumerate(zip(names, _weights(net)))
-    ]
+) -> tuple[list[dict], metrics.Interval]:
+    """`run`, `weight` and `metrics.brief` of each member; the 95 % interval of how much better all are than the best.
 
-
-def _gain(net: Network, made: evaluate.Predictions, parts: np.ndarray) -> metrics.Interval:
-    """The 95 % interval of how much better all are than the best of them, which is chosen on the same videos."""
+    The best is chosen on the same videos.
+    """
     spec, key = net.spec, "map" if net.spec.multi_label else "top1"
-    scored = [
-        metrics.brief(parts[:, n], made.items, spec.classes, spec.multi_label)[key] for n in range(parts.shape[1])
-    ]
-    best = parts[:, int(np.argmax(scored))]
-    return metrics.difference(made.scores, best, made.items, spec.classes, spec.multi_label)
+    figures = [metrics.brief(parts[:, n], made.items, spec.classes, spec.multi_label) for n in range(parts.shape[1])]
+    best = parts[:, int(np.argmax([one[key] for one in figures]))]
+    gain = metrics.difference(made.scores, best, made.items, spec.classes, spec.multi_label)
+    rows = zip(names, _weights(net), figures)
+    return [{"run": name, "weight": weight, **one} for name, weight, one in rows], gain
 
 
 def in_words(figures: dict) -> str:
@@ -255,10 +238,6 @@ def in_words(figures: dict) -> str:
         f"  {one['weight']:.3f} of {one['run']}: {metrics.NAMES[key]} {one[key]:.3f}, log loss {one['loss']:.3f}"
         for one in figures["members"]
     ]
-    gain = figures["gain"]
-    verdict = f"too few groups (under {metrics.FEW_GROUPS}) to tell what fusing is worth"
-    if gain:
-        verdict = f"better than the best of them by {gain[0]:.3f} to {gain[1]:.3f}"
-        verdict += "" if gain[0] > 0 else ", which may be nothing"
+    verdict = metrics.gain_in_words(figures["gain"], "better than the best of them", "what fusing is worth")
     words = f"{counted(len(rows), 'model')}, {REASONS[figures['by']]}:"
     return "\n".join([words, *rows, metrics.in_words(figures), verdict, f"model {figures['model']}"])

@@ -97,9 +97,10 @@ def fitted(
     for the `purpose`, and `DivergedError` for features that are not finite.
     """
     read = [items[index] for index in rows]
-    train, val = ([n for n, item in enumerate(read) if item.split == part] for part in (listing.TRAIN, listing.VAL))
+    split = np.array([item.split for item in read])
+    train, val = np.flatnonzero(split == listing.TRAIN), np.flatnonzero(split == listing.VAL)
     truth = metrics.targets(read, dataset.classes)
-    if not val or len(np.unique(truth[train], axis=0)) < 2:
+    if not len(val) or len(np.unique(truth[train], axis=0)) < 2:
         raise VideoError(
             f"{len(train)} training and {len(val)} validation videos could be read: too few {purpose}",
             "nlzoo check shows what is wrong",
@@ -287,8 +288,9 @@ def fit(
     def loss(strength: float) -> float:
         total = 0.0
         for train, val in parts:
-            head = _head(x[train], truth[train], strength, multi_label)
-            total += _loss(head, x[val], truth[val], multi_label)
+            weights, biases = _head(x[train], truth[train], strength, multi_label)
+            logits = torch.from_numpy(x[val] @ weights.T + biases)
+            total += log_loss(logits, torch.from_numpy(truth[val]).double(), multi_label).item()
         return total
 
     strength = strength or (min(STRENGTHS, key=loss) if parts else 1e-2)
@@ -323,8 +325,7 @@ def _regression(x: np.ndarray, y: np.ndarray, strength: float) -> Head:
     return fitted.coef_, fitted.intercept_
 
 
-def _loss(head: Head, x: np.ndarray, truth: np.ndarray, multi_label: bool) -> float:
-    """The sum over the videos."""
-    weights, biases = head
+def log_loss(logits: torch.Tensor, truth: torch.Tensor, multi_label: bool) -> torch.Tensor:
+    """The sum over the videos of logits `(N, K)`; `truth`: `(N, K)` of 0 and 1."""
     loss = F.binary_cross_entropy_with_logits if multi_label else F.cross_entropy
-    return loss(torch.from_numpy(x @ weights.T + biases), torch.from_numpy(truth).double(), reduction="sum").item()
+    return loss(logits, truth, reduction="sum")

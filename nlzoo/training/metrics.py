@@ -177,9 +177,7 @@ def full(
 
     labels, answers = truth.argmax(1), scores.argmax(1)
     ece, calibration = _calibration(scores.max(1), labels == answers)
-    intervals = {}
-    for name, figure in WEIGHTED.items():
-        intervals[name] = _bootstrap(groups, partial(figure, labels, answers))
+    intervals = {name: _bootstrap(groups, partial(figure, labels, answers)) for name, figure in WEIGHTED.items()}
     confusion = confusion_matrix(labels, answers, labels=range(len(classes))).tolist()
     return figures | {"confusion": confusion, "ece": ece, "calibration": calibration, "intervals": intervals}
 
@@ -269,13 +267,15 @@ def _trained_on_in_words(figures: dict) -> list[str]:
 
 def _control_in_words(order: str, control: dict) -> str:
     name = "map" if "map" in control else "top1"
-    gain = control["gain"]
-    if not gain:
-        verdict = f"{_TOO_FEW} to tell whether the true order is better"
-    else:
-        verdict = f"the true order is better by {gain[0]:.3f} to {gain[1]:.3f}"
-        verdict += "" if gain[0] > 0 else ", which may be nothing"
+    verdict = gain_in_words(control["gain"], "the true order is better", "whether the true order is better")
     return f"  {CONTROLS[order]}: {NAMES[name]} {control[name]:.3f}; {verdict}"
+
+
+def gain_in_words(gain: Interval, better: str, unknown: str) -> str:
+    """What an interval of `difference` says; `unknown`: what too few groups cannot tell."""
+    if not gain:
+        return f"{_TOO_FEW} to tell {unknown}"
+    return f"{better} by {gain[0]:.3f} to {gain[1]:.3f}" + ("" if gain[0] > 0 else ", which may be nothing")
 
 
 def class_table(figures: dict, most: int = 40) -> tuple[list[str], list[list[str]]]:

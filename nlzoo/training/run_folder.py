@@ -7,7 +7,6 @@ happened) and `result.json`, which says that the run finished.
 
 import dataclasses
 import json
-import os
 import platform
 import sys
 import time
@@ -228,9 +227,8 @@ def difference(run: Path, config: TrainConfig, spec: dict[str, Any], dataset: sc
         if before.get(key) != after.get(key) and key not in _NOT_COMPARED
     ]
     listed = listing.read(run / "videos.csv")
-    kept = {(os.path.join(run, i.path), i.labels, i.split, i.start, i.end) for i in listed.items}
-    root = os.path.abspath(dataset.root)
-    here = {(os.path.join(root, i.path), i.labels, i.split, i.start, i.end) for i in dataset.items}
+    kept = {(item.key(run), item.labels, item.split) for item in listed.items}
+    here = {(item.key(dataset.root), item.labels, item.split) for item in dataset.items}
     if kept != here or listed.skipped:
         missing = len(listed.skipped)  # files that are no longer there
         changed, total = len(kept - here) + missing, len(kept) + missing

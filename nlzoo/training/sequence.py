@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import VideoError
@@ -154,12 +153,12 @@ def _train(
             net.dropout.train()
             for rows in torch.randperm(len(x)).split(BATCH):
                 optimizer.zero_grad()
-                (_loss(net, x[rows], y[rows]) / len(rows)).backward()
+                (linear.log_loss(net.classify(x[rows]), y[rows], net.spec.multi_label) / len(rows)).backward()
                 optimizer.step()
             net.eval()
             if held:
                 with torch.no_grad():
-                    losses.append(float(_loss(net, *held)))
+                    losses.append(linear.log_loss(net.classify(held[0]), held[1], net.spec.multi_label).item())
     return losses
 
 
@@ -170,12 +169,6 @@ def _reset(net: Network) -> None:
             module.reset_parameters()
     nn.init.zeros_(net.fc.weight)
     nn.init.zeros_(net.fc.bias)
-
-
-def _loss(net: Network, x: Tensor, y: Tensor) -> Tensor:
-    """The sum over the videos."""
-    loss = F.binary_cross_entropy_with_logits if net.spec.multi_label else F.cross_entropy
-    return loss(net.classify(x), y, reduction="sum")
 
 
 @torch.no_grad()

@@ -114,9 +114,9 @@ def _full(folder: Path, error: DiskError | OSError, needed: int) -> DiskError:
 
 
 def _manifest(part: Path, step: int) -> str:
-    entries = {}
-    for name in (TENSORS, REST):
-        entries[name] = {"bytes": (part / name).stat().st_size, "sha256": files.sha256(part / name)}
+    entries = {
+        name: {"bytes": (part / name).stat().st_size, "sha256": files.sha256(part / name)} for name in (TENSORS, REST)
+    }
     return _sealed({"format": FORMAT, "step": step, "files": entries, "writer": versions()})
 
 

@@ -307,7 +307,7 @@ def test_an_unfinished_run_says_so(labelled, tmp_path):
     folder = run_with(tmp_path / "half", classifier(), [(next(labelled.rglob("*.mp4")), "x", "val", "", "")])
     (tmp_path / "half" / "result.json").unlink()
     assert nlzoo.evaluate(folder, labelled, device="cpu").notes == (
-        "the run half is unfinished: this is its best model so far",
+        f"the run {tmp_path / 'half'} is unfinished: this is its best model so far",
     )
 
 
