@@ -366,7 +366,7 @@ def _figures(datasets: Sequence[scanning.Dataset], measured: dict[str, list[Meas
         figures = {
             part: metrics.brief(whole[system], together, classes, multi_label)[part] for part in (key, "loss")
         } | {"interval": metrics.interval(whole[system], together, classes, multi_label)}
-        costs = {"params": made[0].params, "macs": made[0].macs}
+        costs: dict[str, float] = {"params": made[0].params, "macs": made[0].macs}
         costs |= {name: float(np.mean([getattr(one, name) for one in made])) for name in ("seconds", "training")}
         of_seeds = zip(columns[system], items)
         by_seed = [metrics.brief(part, some, classes, multi_label)[key] for part, some in of_seeds]

@@ -46,10 +46,7 @@ class Result:
 
 def examine() -> list[Result]:
     """Every check, in the order to read them. Never raises."""
-    results = []
-    for name, check, fix in _CHECKS:
-        results += guarded(name, check, fix)
-    return results
+    return [result for name, check, fix in _CHECKS for result in guarded(name, check, fix)]
 
 
 def guarded(name: str, check: Callable[[], list[Result]], fix: str) -> list[Result]:

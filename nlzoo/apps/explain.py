@@ -174,7 +174,8 @@ def explain_clip(
     evidence = grad_cam(features.detach(), gradient, (len(frames), *frames.shape[1:3]))
     rows = {}
     for one in recorded:
-        block = _block(one)
+        change = float(one.change.norm() / one.x.float().norm().clamp_min(1e-30))
+        block = Block(one.name, one.block.form, one.block.span, change, _note(one.block, one.change))
         rows[block] = _rows(block, one, at, points, len(frames))
     return Explanation(
         path,
@@ -290,11 +291,6 @@ def grad_cam(features: Tensor, gradient: Tensor, size: tuple[int, int, int]) -> 
     heat = (features.float() * gradient.float().mean((2, 3, 4), keepdim=True)).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat, size, mode="trilinear")[0, 0]
     return heat / heat.max().clamp_min(torch.finfo(heat.dtype).tiny)
-
-
-def _block(one: _Recorded) -> Block:
-    change = float(one.change.norm() / one.x.float().norm().clamp_min(1e-30))
-    return Block(one.name, one.block.form, one.block.span, change, _note(one.block, one.change))
 
 
 def _note(block: NonLocalBlock, change: Tensor) -> str:

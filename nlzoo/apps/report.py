@@ -29,7 +29,6 @@ from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
 from ..core.text import counted, printable
 from ..networks import card, checkpoint, describe, zoo
-from ..networks.network import Network
 from ..training import evaluate, learning_curve, metrics, run_folder
 from ..videos import clips, loader, scanning, splits
 from ..videos.items import TEST, TRAIN, VAL, Item
@@ -129,7 +128,11 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
         curve=learning_curve.from_json(_object(run / run_folder.CURVE)),
         best=best,
         worst=worst,
-        explanations=tuple((clip, _explain(net, clip, device)) for clip in (*best[:1], *worst[:1]) if spec.is_inflated),
+        explanations=tuple(
+            (clip, explain.explain_clip(net, torch.from_numpy(clip.frames), device, clip.path))
+            for clip in (*best[:1], *worst[:1])
+            if spec.is_inflated
+        ),
         decisions=tuple(run_folder.read_decisions(run)),
         environment=_object(run / "environment.json"),
         network=describe.describe(net, run / "best"),
@@ -205,10 +208,6 @@ def _clip(item: Item, scores: np.ndarray, spec: ModelSpec, frames: np.ndarray) -
         end = "its end" if item.end is None else f"{item.end:g} s"
         path = f"{item.path}, {item.start or 0:g} s to {end}"
     return Clip(path, item.labels, (*ranked[:TOP], *missed), predicted == set(item.labels), frames)
-
-
-def _explain(net: Network, clip: Clip, device: torch.device) -> explain.Explanation:
-    return explain.explain_clip(net, torch.from_numpy(clip.frames), device, clip.path)
 
 
 def _rule(events: Sequence[dict[str, Any]], dataset: scanning.Dataset) -> splits.Rule:

@@ -79,6 +79,7 @@ def serve(
     temporary = tempfile.TemporaryDirectory(prefix="nlzoo-serve-", ignore_cleanup_errors=True)
     with stopping() as stop, temporary as folder:
         gradio, answering = _gradio(Path(folder)), threading.Lock()
+        from starlette.middleware import Middleware
 
         def refuse_stopped(done: int, total: int) -> None:
             if stop.signal:
@@ -91,12 +92,11 @@ def serve(
 
         limits = f"A video of at most {most_seconds:g} s and {most_bytes / 2**20:.3g} MiB"
         page = _page(gradio, answer, name, net.spec.classes, limits)
-        options = {"sent": _sent(Path(folder)), "most_bytes": most_bytes, "local": host in door.HERE}
         _, url, _ = page.launch(
             server_name=f"[{host}]" if ":" in host else host,
             server_port=port,
             max_file_size=most_bytes,
-            app_kwargs={"middleware": [_middleware(options)]},
+            app_kwargs={"middleware": [Middleware(door.Door, _sent(Path(folder)), most_bytes, host in door.HERE)]},
             **_LAUNCH,
         )
         log(url)
@@ -180,12 +180,6 @@ def _free(host: str, port: int) -> int:
             f"{host} port {port} cannot be listened on: {getattr(error, 'strerror', None) or error}",
             "leave --port and --host out to take a free one of this machine",
         ) from None
-
-
-def _middleware(options: dict[str, Any]) -> Any:
-    from starlette.middleware import Middleware
-
-    return Middleware(door.Door, **options)
 
 
 # --- the page
@@ -273,9 +267,7 @@ def _lines(gradio: Any, windows: list[dict]) -> Any:
     points = [((w["start"] + w["end"]) / 2, w) for w in windows]
     if len(windows) == 1:
         points = [(start, windows[0]), (end, windows[0])]
-    rows = []
-    for seconds, window in points:
-        rows += [(seconds, window["scores"][name], printable(name)) for name in top]
+    rows = [(seconds, window["scores"][name], printable(name)) for seconds, window in points for name in top]
     return gradio.LinePlot(pandas.DataFrame(rows, columns=["seconds", "probability", "class"]), x_lim=[start, end])
 
 

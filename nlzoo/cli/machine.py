@@ -1,5 +1,6 @@
 """Commands on this machine: demo, doctor, bench."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -31,8 +32,6 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure how fast this machine trains, by precision, compiler, clips at a time and workers, in about a minute."""
-    import dataclasses
-
     from ..networks import checkpoint, download, zoo
     from ..training import devices, plan, tuning
     from ..training.options import FinetuneOptions
@@ -56,8 +55,6 @@ def bench(
 
 def doctor(json: Json = False) -> None:
     """What this machine can do, and how to fix what it cannot."""
-    import dataclasses
-
     from ..apps import doctor as examiner
 
     console.status("examining this machine …")

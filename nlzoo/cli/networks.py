@@ -1,5 +1,6 @@
 """Commands on networks: inflate, import, list, info, export."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -187,8 +188,6 @@ def import_(
 
 def list_(json: Json = False) -> None:
     """The models in weights/ and the runs in runs/, newest first, and the pretrained models that can be fetched."""
-    import dataclasses
-
     from ..networks import pretrained, zoo
 
     models = _readable(zoo.models(), lambda folder: {"model": str(folder), **zoo.model_row(zoo.read_spec(folder))})
@@ -289,8 +288,6 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a model for other programs, for clips of every shape, once it gives the same logits there."""
-    import dataclasses
-
     refuse_early(model)
 
     from ..apps import export as exports
