@@ -18,8 +18,7 @@ import pytest
 import torch
 
 from nlzoo.apps import draw
-from nlzoo.cli import app as cli
-from nlzoo.cli import console
+from nlzoo.cli import app as cli, console
 from nlzoo.videos import encode
 
 REPO = Path(__file__).resolve().parent.parent

@@ -22,8 +22,7 @@ from ..core.errors import NlzooError, UsageError
 from ..core.model_spec import Inflation
 from ..core.progress import Stages, no_stages
 from ..core.text import counted, printable
-from ..networks import checkpoint, describe, download, hub_dataset, zoo
-from ..networks import model as models
+from ..networks import checkpoint, describe, download, hub_dataset, model as models, zoo
 from ..training import devices, evaluate, linear, metrics, run_folder
 from ..training.callbacks import Callbacks
 from ..training.finetune import finetune

@@ -25,8 +25,7 @@ from ..core.errors import DiskError, NlzooError, UsageError
 from ..core.model_spec import POOLS, ModelSpec, refuse_other_kinds
 from ..core.progress import Stages, no_stages
 from ..core.text import counted, printable
-from ..networks import card, checkpoint, download, zoo
-from ..networks import model as models
+from ..networks import card, checkpoint, download, model as models, zoo
 from ..networks.model import relative_error
 from ..networks.network import Network
 from ..training import evaluate, metrics, provenance

@@ -19,8 +19,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ..core import archives, feature_files, tables
-from ..core import shard as shards
+from ..core import archives, feature_files, shard as shards, tables
 from ..core.errors import UsageError, VideoError
 from ..core.model_spec import CHOSEN
 from ..core.progress import Progress, Stages, no_progress, no_stages

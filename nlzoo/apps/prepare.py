@@ -21,8 +21,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..core import archives, files, lock
-from ..core import shard as shards
+from ..core import archives, files, lock, shard as shards
 from ..core.errors import DiskError, UsageError, VideoError
 from ..core.progress import Progress, no_progress
 from ..core.shard import WHOLE, Shard

@@ -153,8 +153,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Make a Kinetics network of another zoo (C2D, I3D, non-local) one of ours, strictly, and write weights/NAME."""
-    from ..networks import labels as naming
-    from ..networks import pretrained, zoo
+    from ..networks import labels as naming, pretrained, zoo
 
     zoo.check_place(name)
     names = naming.read(labels) if labels else ()

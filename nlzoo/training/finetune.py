@@ -11,8 +11,7 @@ from ..core.text import printable
 from ..networks import hub_dataset, model, zoo
 from ..networks.network import Network
 from ..videos import listing, scanning
-from . import devices, dry_run, linear, metrics, plan, run_folder, train, tuning
-from . import engine as engines
+from . import devices, dry_run, engine as engines, linear, metrics, plan, run_folder, train, tuning
 from .callbacks import Callbacks, Event, Step
 from .dry_run import Rehearsal
 from .engine import Engine

@@ -20,8 +20,7 @@ from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, train_config
 from ..core.skipped import Skipped
 from ..core.text import counted, printable
-from ..networks import checkpoint, hub_dataset, zoo
-from ..networks import model as models
+from ..networks import checkpoint, hub_dataset, model as models, zoo
 from ..networks.network import Network
 from ..videos import listing, loader, pool, scanning
 from ..videos.items import Key

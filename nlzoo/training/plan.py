@@ -31,8 +31,7 @@ from ..core.view_spec import Augment, default_augment, for_stream, parse_augment
 from ..networks import card, checkpoint, download, model, pretrained, zoo
 from ..networks.network import Network
 from ..videos import flow, listing, pool, scanning
-from . import devices, metrics, tuning
-from . import recipe as recipes
+from . import devices, metrics, recipe as recipes, tuning
 from .callbacks import Callbacks, Event
 from .engine import Engine
 from .options import FinetuneOptions

@@ -18,8 +18,7 @@ from ..core.model_spec import HEADS, SEQUENCE, SequenceHead
 from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
-from ..networks import download, hub_dataset, zoo
-from ..networks import model as models
+from ..networks import download, hub_dataset, model as models, zoo
 from ..networks.network import Network
 from ..videos import pool, scanning, video
 from . import devices, evaluate, finished, learning_curve, linear, sequence

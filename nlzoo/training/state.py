@@ -23,8 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .. import __version__
-from ..core import files
-from ..core import lock as locks
+from ..core import files, lock as locks
 from ..core.errors import DiskError, WeightsError
 from ..core.text import printable
 from ..networks import checkpoint

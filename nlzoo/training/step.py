@@ -23,8 +23,7 @@ from ..core.text import printable
 from ..networks.model import moving_average
 from ..networks.network import Network
 from ..videos import augment, clips, listing, loader, scanning
-from . import devices, evaluate, metrics, run_folder, state
-from . import recipe as recipes
+from . import devices, evaluate, metrics, recipe as recipes, run_folder, state
 from .callbacks import Callbacks, Event
 from .engine import Engine
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from ..core import files
-from ..core import lock as locks
+from ..core import files, lock as locks
 from ..core.errors import DiskError, DivergedError, Stopped, VideoError
 from ..core.recipe_spec import Decision, TrainConfig
 from ..core.skipped import Skipped
@@ -25,8 +24,7 @@ from ..core.stopping import SIGNALS, stopping
 from ..networks import card, checkpoint
 from ..networks.network import Network
 from ..videos import clips, frame_cache, loader, records, scanning, streams
-from . import devices, evaluate, linear, metrics, outputs, run_folder, state
-from . import recipe as recipes
+from . import devices, evaluate, linear, metrics, outputs, recipe as recipes, run_folder, state
 from .callbacks import Callbacks, Event, Step
 from .engine import Engine
 from .run_folder import Epoch, Result

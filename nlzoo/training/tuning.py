@@ -20,8 +20,7 @@ from ..core.recipe_spec import BATCH, GPU_BATCH, Recipe
 from ..core.view_spec import Augment
 from ..networks.network import Network
 from ..videos import clips, loader, pool, scanning
-from . import devices
-from . import recipe as recipes
+from . import devices, recipe as recipes
 from .engine import Engine
 from .step import Learner
 

@@ -12,8 +12,7 @@ from ..core.errors import VideoError
 from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
 from ..core.text import counted, printable, quoted
-from . import frame_folder, listing, pool, records, splits, video
-from . import items as codes
+from . import frame_folder, items as codes, listing, pool, records, splits, video
 from .items import Item, Kind, Listing
 
 UNREADABLE, PART_OUTSIDE = "unreadable", "part_outside"  # codes of what is skipped, beside those of `items`

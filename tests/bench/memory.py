@@ -13,8 +13,7 @@ import torch
 
 from nlzoo.core.recipe_spec import Recipe
 from nlzoo.core.view_spec import ClipSpec
-from nlzoo.training import devices
-from nlzoo.training import recipe as recipes
+from nlzoo.training import devices, recipe as recipes
 
 from . import network, peers, timing
 

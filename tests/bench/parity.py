@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from nlzoo.core.model_spec import FORMS, SPANS, Inflation
 from nlzoo.networks import inflate
 from nlzoo.networks.layers import NonLocalBlock
-from nlzoo.training import devices
-from nlzoo.training import recipe as recipes
+from nlzoo.training import devices, recipe as recipes
 
 from . import network, timing
 

@@ -25,8 +25,7 @@ from forked import Forked, of_group
 from safetensors.torch import load_file, save_file
 
 from nlzoo.apps import draw
-from nlzoo.cli import app as cli
-from nlzoo.cli import training as command_line
+from nlzoo.cli import app as cli, training as command_line
 from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import OutOfMemory
 from nlzoo.networks import checkpoint, model

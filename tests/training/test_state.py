@@ -27,8 +27,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import nlzoo
-from nlzoo.core import files as core_files
-from nlzoo.core import model_spec, view_spec
+from nlzoo.core import files as core_files, model_spec, view_spec
 from nlzoo.core.errors import DiskError, NlzooError, UsageError, WeightsError
 from nlzoo.core.lock import LOCK
 from nlzoo.networks import checkpoint, model
