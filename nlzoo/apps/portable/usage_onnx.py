@@ -39,18 +39,12 @@ def squeezed(frame: av.VideoFrame, size: int) -> np.ndarray:
     return rgb.reformat(size, size, interpolation="BILINEAR").to_ndarray()
 
 
-def main(video: str, top: int = 5) -> None:
-    """Prints the likeliest classes of a video."""
-    session = onnxruntime.InferenceSession(str(Path(__file__).with_name("model.onnx")))
-    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    pixels = clip_of(video, *(about[key] for key in ("frames", "stride", "fps", "size")))
-    clip = ((pixels / 255 - about["mean"]) / about["std"]).transpose(3, 0, 1, 2)[None].astype(np.float32)
-    logits = session.run(["logits"], {"clips": clip})[0][0].astype(np.float64)
-    scores = 1 / (1 + np.exp(-logits)) if about["multi_label"] else np.exp(logits - logits.max())
-    scores = scores if about["multi_label"] else scores / scores.sum()
-    for number in np.argsort(-scores)[:top]:
-        print(f"{scores[number]:.3f}  {about['labels'][number]}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+session = onnxruntime.InferenceSession(str(Path(__file__).with_name("model.onnx")))
+about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+pixels = clip_of(sys.argv[1], *(about[key] for key in ("frames", "stride", "fps", "size")))
+clip = ((pixels / 255 - about["mean"]) / about["std"]).transpose(3, 0, 1, 2)[None].astype(np.float32)
+logits = session.run(["logits"], {"clips": clip})[0][0].astype(np.float64)
+scores = 1 / (1 + np.exp(-logits)) if about["multi_label"] else np.exp(logits - logits.max())
+scores = scores if about["multi_label"] else scores / scores.sum()
+for number in np.argsort(-scores)[:5]:
+    print(f"{scores[number]:.3f}  {about['labels'][number]}")

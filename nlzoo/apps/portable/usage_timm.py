@@ -11,21 +11,14 @@ import timm
 import torch
 from PIL import Image
 
-
-def main(image: str, top: int = 5) -> None:
-    """Prints the likeliest classes of an image."""
-    folder = Path(__file__).resolve().parent
-    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    config = timm.data.resolve_model_data_config(net)
-    pixels = timm.data.create_transform(**config, is_training=False)(Image.open(image).convert("RGB"))
-    with torch.inference_mode():
-        logits = net(pixels.unsqueeze(0))[0]
-    scores = logits.sigmoid() if about["multi_label"] else logits.softmax(0)
-    best = scores.topk(min(top, len(scores)))
-    for score, number in zip(best.values.tolist(), best.indices.tolist()):
-        print(f"{score:.3f}  {about['label_names'][number]}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+folder = Path(__file__).resolve().parent
+about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(net)
+pixels = timm.data.create_transform(**config, is_training=False)(Image.open(sys.argv[1]).convert("RGB"))
+with torch.inference_mode():
+    logits = net(pixels.unsqueeze(0))[0]
+scores = logits.sigmoid() if about["multi_label"] else logits.softmax(0)
+best = scores.topk(min(5, len(scores)))
+for score, number in zip(best.values.tolist(), best.indices.tolist()):
+    print(f"{score:.3f}  {about['label_names'][number]}")

@@ -8,13 +8,6 @@ from pathlib import Path
 
 from transformers import pipeline
 
-
-def main(video: str, top: int = 5) -> None:
-    """Prints the likeliest classes of a video."""
-    classify = pipeline("video-classification", model=str(Path(__file__).resolve().parent), trust_remote_code=True)
-    for answer in classify(video, top_k=top):
-        print(f"{answer['score']:.3f}  {answer['label']}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+classify = pipeline("video-classification", model=str(Path(__file__).resolve().parent), trust_remote_code=True)
+for answer in classify(sys.argv[1], top_k=5):
+    print(f"{answer['score']:.3f}  {answer['label']}")
