@@ -7,7 +7,6 @@ from pathlib import Path
 from ..core import files
 from ..core.recipe_spec import Decision, TrainConfig
 from ..core.skipped import Skipped
-from ..core.text import as_json
 from ..networks import card, checkpoint
 from ..networks.network import Network
 from ..videos import scanning
@@ -50,10 +49,9 @@ def write(
     main: dict[str, float | None] = {key: figures.get(key) for key in ("top1", "top5", "mean_class", "map")}
     counts = {"train": len(outcome.train), "val": len(made.items)}
     run_folder.start(run, net, dataset, config, [decision])
-    epoch = {"epoch": 1, "train_loss": outcome.train_loss, **main, "loss": figures["loss"]}
     failed = len(outcome.bad) + len(made.bad)
-    epoch |= {"seconds": round(outcome.seconds, 2), "data_seconds": 0.0, "clips": len(outcome.train), "failed": failed}
-    files.append_text(run / run_folder.METRICS, as_json(epoch) + "\n")
+    line = run_folder.epoch_line(1, outcome.train_loss, figures, outcome.seconds, 0.0, len(outcome.train), failed)
+    run_folder.append(run / run_folder.METRICS, asdict(line))
     summary = {key: value for key, value in main.items() if value is not None and key != "mean_class"}
     interval = figures["intervals"]["map" if multi_label else "top1"]
     summary |= {"majority": chance, **counts, "groups": figures["groups"], "interval": interval}

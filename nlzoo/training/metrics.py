@@ -163,7 +163,6 @@ def full(
     and the `threshold` from which on a label was counted as predicted. The class predicted is the first of equals
     here.
     """
-    groups = group_numbers(items)
     figures: dict = {"videos": len(items), "groups": num_groups(items), **brief(scores, items, classes, multi_label)}
     truth = targets(items, classes)
     predicted = scores >= threshold if multi_label else np.eye(len(classes))[scores.argmax(1)] > 0
@@ -177,7 +176,7 @@ def full(
 
     labels, answers = truth.argmax(1), scores.argmax(1)
     ece, calibration = _calibration(scores.max(1), labels == answers)
-    intervals = {name: _bootstrap(groups, partial(figure, labels, answers)) for name, figure in WEIGHTED.items()}
+    intervals = {name: _bootstrap(items, partial(figure, labels, answers)) for name, figure in WEIGHTED.items()}
     confusion = confusion_matrix(labels, answers, labels=range(len(classes))).tolist()
     return figures | {"confusion": confusion, "ece": ece, "calibration": calibration, "intervals": intervals}
 
@@ -188,11 +187,10 @@ def interval(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], 
     None for fewer than `FEW_GROUPS` groups.
     """
     check_finite(scores, [item.path for item in items])
-    truth, groups = targets(items, classes), group_numbers(items)
+    truth = targets(items, classes)
     if multi_label:
-        return _bootstrap(groups, lambda weights: _mean_average_precision(scores, truth, weights), MAP_DRAWS)
-    labels, answers = truth.argmax(1), scores.argmax(1)
-    return _bootstrap(groups, partial(WEIGHTED["top1"], labels, answers))
+        return _bootstrap(items, lambda weights: _mean_average_precision(scores, truth, weights), MAP_DRAWS)
+    return mean_interval(truth.argmax(1) == scores.argmax(1), items)
 
 
 def difference(
@@ -206,12 +204,11 @@ def difference(
         check_finite(scores, [item.path for item in items])
     truth = targets(items, classes)
     if multi_label:
-        groups = group_numbers(items)
 
         def gain(weights: np.ndarray) -> float:
             return _mean_average_precision(one, truth, weights) - _mean_average_precision(other, truth, weights)
 
-        return _bootstrap(groups, gain, MAP_DRAWS)
+        return _bootstrap(items, gain, MAP_DRAWS)
     labels = truth.argmax(1)
     gains = (one.argmax(1) == labels).astype(float) - (other.argmax(1) == labels)
     return mean_interval(gains, items)
@@ -219,7 +216,7 @@ def difference(
 
 def mean_interval(values: np.ndarray, items: Sequence[Item]) -> Interval:
     """The 95 % interval of the mean of float `values` `(N,)`, one of each video; None below `FEW_GROUPS` groups."""
-    return _bootstrap(group_numbers(items), lambda weights: np.average(values, weights=weights))
+    return _bootstrap(items, lambda weights: np.average(values, weights=weights))
 
 
 def too_few(videos: int, groups: int) -> str:
@@ -336,11 +333,11 @@ def num_groups(items: Sequence[Item]) -> int:
     return len({item.group or item.path for item in items})
 
 
-def _bootstrap(groups: np.ndarray, figure: Callable[[np.ndarray], float], draws: int = DRAWS) -> Interval:
+def _bootstrap(items: Sequence[Item], figure: Callable[[np.ndarray], float], draws: int = DRAWS) -> Interval:
     """95 % of `figure(weights (N,))` over draws of whole groups with replacement; None below `FEW_GROUPS`."""
     from scipy.stats import bootstrap
 
-    count = int(groups.max()) + 1
+    groups, count = group_numbers(items), num_groups(items)
     if count < FEW_GROUPS:
         return None
 

@@ -60,6 +60,25 @@ class Epoch:
         return self.score, -self.loss
 
 
+def epoch_line(
+    epoch: int, train_loss: float, figures: dict[str, Any], seconds: float, waited: float, clips: int, failed: int
+) -> Epoch:
+    """`figures`: of the validation videos."""
+    return Epoch(
+        epoch,
+        train_loss,
+        figures.get("top1"),
+        figures.get("top5"),
+        figures.get("mean_class"),
+        figures.get("map"),
+        figures["loss"],
+        round(seconds, 2),
+        round(waited, 2),
+        clips,
+        failed,
+    )
+
+
 def best_epoch(epochs: Iterable[Epoch]) -> Epoch:
     """The first of the best. Raises `ValueError` where there is none."""
     return max(epochs, key=lambda epoch: epoch.rank)

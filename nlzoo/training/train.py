@@ -176,7 +176,7 @@ def _probe(job: Job, dataset: scanning.Dataset) -> tuple[Epoch, dict[str, torch.
         made = fitted.predictions
         figures = metrics.of_validation(made.scores, made.items, spec.classes, spec.multi_label)
         failed, seconds = len(fitted.bad) + len(made.bad), time.monotonic() - began
-        line = _epoch_line(0, fitted.train_loss, figures, seconds, 0.0, len(fitted.train), failed)
+        line = run_folder.epoch_line(0, fitted.train_loss, figures, seconds, 0.0, len(fitted.train), failed)
         if job.run:
             if fitted.curve:
                 curve = dataclasses.asdict(fitted.curve)
@@ -378,7 +378,7 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
             f"the loss of validation is {figures['loss']} after epoch {progress.epoch + 1}, step {progress.step}",
             f"best and the last checkpoint are kept; try --lr {config.recipe.lr / 3:.1g}",
         )
-    line = _epoch_line(
+    line = run_folder.epoch_line(
         progress.epoch + 1,
         progress.total / progress.seen,
         figures,
@@ -395,25 +395,6 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
     job.engine.log(dataclasses.asdict(line), progress.step)
     progress.next_epoch(line)
     job.callbacks.epoch(line)
-
-
-def _epoch_line(
-    epoch: int, train_loss: float, figures: dict[str, Any], seconds: float, waited: float, clips: int, failed: int
-) -> Epoch:
-    """`figures`: of `evaluate.validate`."""
-    return Epoch(
-        epoch,
-        train_loss,
-        figures.get("top1"),
-        figures.get("top5"),
-        figures.get("mean_class"),
-        figures.get("map"),
-        figures["loss"],
-        round(seconds, 2),
-        round(waited, 2),
-        clips,
-        failed,
-    )
 
 
 def _write_epoch(job: Job, line: Epoch, validated: dict[str, Any], net: Network) -> None:
