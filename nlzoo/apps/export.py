@@ -255,7 +255,7 @@ def _write_onnx(job: _Job, folder: Path) -> None:
     job.verify(session)
     if job.precision != "float32":
         _validate(job, session)
-    _copy(folder, "onnx")
+    _copy(folder, "onnx", "video_nlzoo")
 
 
 def _validate(job: _Job, exported: Any) -> None:

@@ -214,7 +214,7 @@ def test_onnx_says_what_its_network_wants(nlzoo, folder, tmp_path, run):
     told = json.loads(out)
     place = tmp_path / "exports" / "mine-onnx"
     assert code == 0 and told["error"] < 3e-5 and len(told["shapes"]) == 3 and told["folded"] > 20
-    assert {file.name for file in place.iterdir()} == {"model.onnx", "usage.py"}
+    assert {file.name for file in place.iterdir()} == {"model.onnx", "usage.py", "video_nlzoo.py"}
     written = onnx.load(place / "model.onnx")
     (clips,) = written.graph.input
     sizes = [size.dim_param or size.dim_value for size in clips.type.tensor_type.shape.dim]

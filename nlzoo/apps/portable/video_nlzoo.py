@@ -1,37 +1,50 @@
-"""A clip of a video as nlzoo cuts it, with torch and av: the frames of the middle or spread, squeezed to a square.
+"""A clip of a video as nlzoo cuts it, with av: the frames of the middle or spread; with torch, squeezed to a square.
 
-    clips = read_clip("video.mp4", about)        # (1, 3, T, S, S), normalised
+    clips = read_clip("video.mp4", about)        # (1, 3, T, S, S), normalised; with torch
+    frames = read_frames("video.mp4", about)     # uint8 (T, H, W, 3); without
 
 Frames are counted by decoding, so it holds for every file that decodes from start to end.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
-import torch
-import torch.nn.functional as F
 from av.container import InputContainer
 from av.filter import Graph
 from av.video.stream import VideoStream
 
+if TYPE_CHECKING:
+    import torch
+
 
 def read_clip(video: str, about: Mapping[str, Any]) -> torch.Tensor:
     """The clip that a network with `about` (frames, stride, fps, size, mean, std) is shown: float32 (1, 3, T, S, S)."""
+    import torch
+
+    return squeeze(torch.from_numpy(read_frames(video, about)), about)
+
+
+def read_frames(video: str, about: Mapping[str, Any]) -> np.ndarray:
+    """The frames of that clip before they are squeezed: uint8 (T, H, W, 3), the shorter side 8/7 of the square's."""
     times: list[float | None] = [frame.time for frame in decoded(video)]
     if not times:
         raise ValueError(f"{video} has no frames that can be decoded")
     numbers = clip_numbers(len(times), about["frames"], about["stride"], about["fps"], rate_of(video, times))
     images = read_images(video, set(numbers), round(about["size"] * 8 / 7))
-    return squeeze(torch.from_numpy(np.stack([images[number] for number in numbers])), about)
+    return np.stack([images[number] for number in numbers])
 
 
 def squeeze(frames: torch.Tensor, about: Mapping[str, Any]) -> torch.Tensor:
     """uint8 frames (T, H, W, 3) as a normalised clip (1, 3, T, S, S)."""
+    import torch
+
     size = about["size"], about["size"]
-    pixels = F.interpolate(frames.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
+    pixels = torch.nn.functional.interpolate(frames.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(about[key]).view(3, 1, 1, 1) * 255 for key in ("mean", "std"))
     return ((pixels.permute(1, 0, 2, 3).float() - mean) / std).unsqueeze(0)
 
