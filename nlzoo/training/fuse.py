@@ -25,7 +25,6 @@ from ..networks.network import Network
 from ..videos import listing, loader, pool, scanning
 from ..videos.items import Key
 from . import devices, evaluate, finished, linear, metrics, outputs, run_folder, sequence
-from .finished import Outcome
 
 BY = ("mean", "weights")
 STEPS = 1000  # of the search for the weights, which has long converged then
@@ -76,14 +75,15 @@ def fuse(
             members = tuple(replace(member, weight=weight) for member, weight in zip(net.spec.members, weights))
             net.spec = replace(net.spec, members=members)
         made, parts = _validated(net, dataset, device, workers, stages)
-        train = scanning.items_in(dataset, listing.TRAIN)
+        train = tuple(scanning.items_in(dataset, listing.TRAIN))
         kept = [run_folder.best_epoch(run_folder.read_epochs(folder)) for folder, _ in shares]
         loss = float(np.average([epoch.train_loss for epoch in kept], weights=_weights(net)))
         epochs = max(run_folder.read_result(folder).epochs for folder in folders)
-        outcome = Outcome(made, train, (), loss, time.monotonic() - began, epochs=epochs if epochs > 1 else None)
+        fitted = linear.Fitted(made, train, loss)
         worth, gain = _worth(net, names, made, parts)
         facts = {"by": by, "members": worth}
-        figures = finished.write(run, net, dataset, config, Decision("fused", by, REASONS[by]), outcome, facts)
+        decision = Decision("fused", by, REASONS[by])
+        figures = finished.write(run, net, dataset, config, decision, fitted, began, facts, epochs)
     return Fused(figures | {"gain": gain}, tuple(made.bad))
 
 

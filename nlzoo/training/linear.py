@@ -37,14 +37,14 @@ Fold = tuple[np.ndarray, np.ndarray]  # rows to fit to, and rows to test on
 
 @dataclass(frozen=True)
 class Fitted:
-    """A head that was fitted, and what it is worth."""
+    """A model that no epoch trained, its head fitted or its members chosen, and what it is worth."""
 
-    strength: float  # C that was chosen; of a head over time the epochs
     predictions: evaluate.Predictions  # for the validation videos
-    train: tuple[Item, ...]  # videos that it was fitted to
+    train: tuple[Item, ...]  # videos that it was made with
     train_loss: float  # mean log loss on them
-    bad: tuple[Skipped, ...]  # training videos that could not be read
+    bad: tuple[Skipped, ...] = ()  # training videos that could not be read
     curve: learning_curve.Curve | None = None  # top-1 against videos a class; None where there is none
+    strength: float = 0.0  # C that was chosen; of a head over time the epochs
 
 
 def fit_head(
@@ -115,7 +115,7 @@ def fitted(
     bad_val = [one for one in bad if one.path in held]
     bad_train = tuple(one for one in bad if one.path not in held)
     predictions = evaluate.Predictions(tuple(read[n] for n in val), scores[val], bad_val)
-    return Fitted(strength, predictions, measured, train_loss, bad_train)
+    return Fitted(predictions, measured, train_loss, bad_train, strength=strength)
 
 
 def _with_silent(net: Network, done: Fitted, items: Sequence[Item]) -> Fitted:

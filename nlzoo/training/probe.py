@@ -22,7 +22,6 @@ from ..networks import download, hub_dataset, model as models, zoo
 from ..networks.network import Network
 from ..videos import pool, scanning, video
 from . import devices, evaluate, finished, learning_curve, linear, sequence
-from .finished import Outcome
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,7 @@ def probe(
         decision = Decision("probe", fitted.strength, REASONS[head])
         facts: dict[str, Any] = {STRENGTHS[head]: fitted.strength}
         facts |= {"head": head, "windows": windows} if over_time else {}
-        seconds = time.monotonic() - began
-        outcome = Outcome(fitted.predictions, fitted.train, fitted.bad, fitted.train_loss, seconds, fitted.curve)
-        figures = finished.write(run, net, dataset, config, decision, outcome, facts)
+        figures = finished.write(run, net, dataset, config, decision, fitted, began, facts)
     figures |= {"learning_curve": asdict(fitted.curve) if fitted.curve else None}
     return Probe(figures, (*fitted.bad, *fitted.predictions.bad), fitted.curve)
 
