@@ -69,7 +69,7 @@ def test_a_system_that_cannot_be_had_is_left_out_and_said(done, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setitem(sys.modules, "cv2", None)  # it cannot be imported
     flow._opencv.cache_clear()
-    flow._estimator.cache_clear()
+    flow.estimator.cache_clear()
     left = zoo.compare("v", systems=("lstm-streams",), **ASKED).figures
     assert list(left["left_out"]) == ["flow", "audio", "lstm-streams rgb"] and "nlzoo[flow]" in left["left_out"]["flow"]
     assert "only the stream rgb is there" in left["left_out"]["lstm-streams rgb"]
