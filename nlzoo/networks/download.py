@@ -75,16 +75,19 @@ def names_model(word: str) -> bool:
     if zoo.find(word) or zoo.is_run(zoo.RUNS / word):
         return True
     with contextlib.suppress(UsageError):  # of such a name, but not possible
-        return word in _names() or parse_name(word) is not None
+        return any(word in names for names in _names().values()) or parse_name(word) is not None
     return True
 
 
 @functools.cache
-def _names() -> set[str]:
-    """Of networks that `inflate` and `import` make."""
+def _names() -> dict[str, list[str]]:
+    """Of networks that a command makes, by the command."""
     backbones = [backbone.name for backbone in pretrained.backbones()]
-    plain = [name.partition(".")[0] for name in backbones]
-    return {*zoo.EMBEDDED, *backbones, *plain, *(model.name for model in pretrained.known())}
+    plain = dict.fromkeys(name.partition(".")[0] for name in backbones)
+    return {
+        "import": [model.name for model in pretrained.known()],
+        "inflate": [*plain, *backbones, *zoo.EMBEDDED],
+    }
 
 
 def _repo_in_address(name: str) -> str:
@@ -121,9 +124,7 @@ def _what_could_be_made(name: str) -> str:
     """The hint for the name of a network that is not here yet, or for one near to such."""
     if parse_name(name):
         return f"nlzoo inflate {name} makes a model of that name"
-    starts, backbones = [start.name for start in pretrained.known()], [b.name for b in pretrained.backbones()]
-    plain = dict.fromkeys(backbone.partition(".")[0] for backbone in backbones)
-    for command, names in (("import", starts), ("inflate", [*plain, *backbones, *zoo.EMBEDDED])):
+    for command, names in _names().items():
         if near := nearest(name, names, 1):
             return f"nlzoo {command} {near[0]} makes a model of that name"
     if near := nearest(name, zoo.image_networks(), 1, cutoff=0.85):

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.view_spec import ClipSpec
 from . import vision
+from .layers import GlobalAveragePool
 
 NAME, TAG = "googlenet", "tv_in1k"
 SOURCE = f"torchvision/{NAME}.{TAG}"
@@ -54,13 +55,6 @@ class Inception(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], 1)
 
 
-class PositionsMean(nn.Module):
-    """`(N, C, H, W)` to `(N, C)`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
-
 class GoogLeNet(nn.Module):
     """`(N, 3, H, W)` to logits; once inflated `(B, 3, T, H, W)`. Its methods are those of timm's networks."""
 
@@ -76,7 +70,7 @@ class GoogLeNet(nn.Module):
         for layer, names in _STAGES.items():
             parts = ((_PLACES[name].partition(".")[2], getattr(plain, name)) for name in names)
             self.add_module(layer, nn.Sequential(OrderedDict((key, _plain(part)) for key, part in parts)))
-        self.global_pool = PositionsMean()
+        self.global_pool = GlobalAveragePool()
         self.fc = plain.fc
         self.drop_rate = 0.0  # as timm's; a recipe says it
         self.grad_checkpointing = False

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..core.errors import UsageError, WeightsError
 from ..core.model_spec import POOLS, STAGES, Inflation, NonLocal
 from . import frames, googlenet
-from .layers import NonLocalBlock
+from .layers import GlobalAveragePool, NonLocalBlock
 from .network import Network
 
 LAYER = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
@@ -116,13 +116,6 @@ def _avg_pool(old: nn.AvgPool2d, *_: object) -> nn.AvgPool3d:
     )
 
 
-class GlobalAveragePool(nn.Module):
-    """Mean over frames and positions: `(B, C, T, H, W)` to `(B, C)`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3, 4))
-
-
 def _global_pool(old: Any, *_: object) -> GlobalAveragePool:
     if old.pool_type not in ("avg", "") or not isinstance(old.flatten, nn.Flatten):
         raise WeightsError(f"a network that ends in {old} cannot be inflated; average pooling can")
@@ -166,7 +159,17 @@ def _converters() -> dict[type[nn.Module], Converter]:
     """What we know: exact types of timm and torch, and what makes each of them 3-D."""
     from timm import layers
 
-    same = (nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.GELU, nn.Identity, nn.Linear, layers.Linear, layers.DropPath)
+    same = (
+        nn.ReLU,
+        nn.SiLU,
+        nn.LeakyReLU,
+        nn.GELU,
+        nn.Identity,
+        nn.Linear,
+        layers.Linear,
+        layers.DropPath,
+        GlobalAveragePool,
+    )
     return {
         nn.Conv2d: _conv,
         nn.BatchNorm2d: _batch_norm,
@@ -177,7 +180,6 @@ def _converters() -> dict[type[nn.Module], Converter]:
         layers.SEModule: _on_frames,
         layers.EcaModule: _on_frames,
         layers.SelectAdaptivePool2d: _global_pool,
-        googlenet.PositionsMean: lambda *_: GlobalAveragePool(),
         **dict.fromkeys(same, lambda old, *_: old),
     }
 

@@ -18,6 +18,13 @@ from ..core.model_spec import FORMS, NORMS, SPANS, SUBSAMPLES
 from . import frames, pairwise
 
 
+class GlobalAveragePool(nn.Module):
+    """Mean over frames and positions: `(B, C, T, H, W)`, or images `(B, C, H, W)`, to `(B, C)`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(tuple(range(2, x.ndim)))
+
+
 class Pointwise(nn.Conv3d):
     """A 1x1x1 convolution as one matrix product per clip; parameters and result are those of `nn.Conv3d`.
 

@@ -5,6 +5,7 @@ A killed run leaves no half file under a real name (`files.replacing`).
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -125,9 +126,7 @@ def _encoder(options: dict[str, str]) -> tuple[str, dict[str, str]]:
         ("libopenh264", {"b": "8M"}),
         ("mpeg4", {"b": "8M"}),
     ):
-        try:
+        with suppress(av.error.FFmpegError, ValueError):
             av.codec.Codec(name, "w")
-        except (av.error.FFmpegError, ValueError):
-            continue
-        return name, chosen
+            return name, chosen
     raise VideoError("this FFmpeg cannot encode video", "pip install --force-reinstall av")

@@ -100,19 +100,16 @@ def _located(rows: list[Row], root: Path) -> tuple[list[Item], list[Skipped]]:
     """`(used, skipped)`: each row's file looked for, paths made relative to `root`, each part of a file once."""
     base, here = os.path.abspath(root), os.getcwd()
     by_stem = _paths_by_stem(rows, base, here)
-    used: list[Item] = []
-    skipped: list[Skipped] = []
+    outcomes: list[Item | Skipped] = []
     seen: dict[tuple, tuple[Row, Item]] = {}
     is_frames = lru_cache(maxsize=None)(frame_folder.is_frame_folder)  # one folder may have thousands of rows
     for row in rows:
         located = _find_stem(row, by_stem) if row.stems else _find_path(row.item, base, here, is_frames)
         if isinstance(located, Item):
             located = _repeated(row, located, seen) or located
-        if isinstance(located, Item):
-            used.append(located)
-        else:
-            skipped.append(located)
-    return used, skipped
+        outcomes.append(located)
+    used = [outcome for outcome in outcomes if isinstance(outcome, Item)]
+    return used, [outcome for outcome in outcomes if isinstance(outcome, Skipped)]
 
 
 def _find_path(item: Item, base: str, here: str, is_frames: Callable[[str], bool]) -> Item | Skipped:

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,13 +211,9 @@ class Loader:
     ) -> Generator[Batch, None, None]:
         with closing(results):
             for n, batch in enumerate(batches):
-                rows, failures = [], []
-                for row, (_, index) in enumerate(batch):
-                    _, failure = next(results)
-                    if failure:
-                        failures.append((index, failure.reason))
-                    else:
-                        rows.append(row)
+                outcomes = [failure for _, failure in islice(results, len(batch))]
+                rows = [row for row, failure in enumerate(outcomes) if not failure]
+                failures = [(index, failure.reason) for (_, index), failure in zip(batch, outcomes) if failure]
                 buffer = self._buffers[n % depth]
                 pixels = buffer[rows] if failures else buffer[: len(batch)]
                 yield Batch([batch[row][1] for row in rows], pixels if rows else None, failures)

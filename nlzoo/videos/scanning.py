@@ -63,14 +63,10 @@ def collect(
 
     `copies`: as for `splits.grouped`.
     """
-    used: list[Item] = []
-    skipped = {entry.path: entry for entry in listed.skipped}
-    for item in listed.items:
-        part = _usable(item, known[item.path])
-        if isinstance(part, Skipped):
-            skipped[item.path] = part
-        else:
-            used.append(part)
+    parts = [_usable(item, known[item.path]) for item in listed.items]
+    used = [part for part in parts if isinstance(part, Item)]
+    unusable = (part for part in parts if isinstance(part, Skipped))
+    skipped = {entry.path: entry for entry in (*listed.skipped, *unusable)}
     items, rule = splits.grouped(used, listed.levels, copies, listed.val_root, listed.val_levels)
     lost = (*listed.lost, *_lost(listed.items, items, skipped))
     usable = replace(listed, items=items, skipped=tuple(sorted(skipped.values())), lost=lost)
