@@ -8,6 +8,7 @@ import re
 import shlex
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -166,10 +167,8 @@ def unpacking(file: Path) -> str:
 
 def _cells_of(text: str, delimiter: str) -> Iterator[list[str]]:
     """Rows of CSV as far as they can be read."""
-    try:
+    with suppress(csv.Error):
         yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    except csv.Error:
-        return
 
 
 def _records(file: Path, text: str, delimiter: str, width: int, exact: bool = False) -> Iterator[tuple[int, list[str]]]:
