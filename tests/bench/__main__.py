@@ -7,6 +7,8 @@ TOPICS = {
     "startup": "CPU seconds of commands that do little",
     "network": "a whole network, forward and step, beside pytorchvideo's",
     "memory": "the longest clip and the largest batch that fit, beside pytorchvideo's naive blocks",
+    "length": "time and memory of a block against the length of the clip, beside all pairs and theory's line",
+    "scan": "how long 100,000 files take to be scanned, at first and again, and in how much memory",
     "answers": "videos a second of predict on a CPU, beside the plain loop",
     "epoch": "seconds an epoch of finetune on real videos, beside two plain training scripts",
     "flow": "frames of optical flow a second, beside OpenCV alone",

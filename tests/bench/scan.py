@@ -1,7 +1,7 @@
 """How long a large folder takes to be scanned, at first and again, and in how much memory.
 
-    python tests/bench/bench_scan.py SCRATCH [--files 100000] [--workers 2]
-    python tests/bench/bench_scan.py --leaks 400
+    python -m tests.bench scan SCRATCH [--files 100000] [--workers 2]
+    python -m tests.bench scan --leaks 400
 
 Makes that many tiny videos in SCRATCH/videos (ten classes; the same mp4 with another `free` box at its end, so that
 no two files have the same bytes), then runs `listing.read`, `records.examine` and `check.check` in a process of its
@@ -19,9 +19,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO))
 
 from nlzoo.apps import check
 from nlzoo.videos import encode, listing, records
@@ -138,14 +135,16 @@ def leaks(count):
             )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments):
+    parser = argparse.ArgumentParser(
+        prog="scan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("scratch", type=Path, nargs="?")
     parser.add_argument("--leaks", type=int, metavar="N")
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     if asked.leaks or not asked.scratch:
         return leaks(asked.leaks) if asked.leaks else parser.print_help()
     os.environ["NLZOO_CACHE"] = str(asked.scratch / "cache")
@@ -157,7 +156,16 @@ def main():
     print("| scan | files | listing | records | digests | check | in all | files/s | peak MB | of a worker |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in ("cold", "warm"):
-        words = [sys.executable, __file__, str(asked.scratch), "--one", "--workers", str(asked.workers)]
+        words = [
+            sys.executable,
+            "-m",
+            "tests.bench",
+            "scan",
+            str(asked.scratch),
+            "--one",
+            "--workers",
+            str(asked.workers),
+        ]
         row = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         parts = [row[part] for part in ("listing", "records", "digests", "check")]
         seconds = " | ".join(f"{p:.2f} s" for p in (*parts, sum(parts)))
@@ -167,7 +175,3 @@ def main():
             flush=True,
         )
     print(f"the memory on disk: {records.cache_file().stat().st_size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    main()
