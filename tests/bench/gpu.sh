@@ -12,7 +12,7 @@ bench() { timeout "${limit:-300}" python3 -m tests.bench "$@" --device "$device"
 if [ -n "$small" ]; then parity=32 shape="--batch 1 --size 48 --frames 4 --rounds 2" long="--size 48 --gib 1"
 else parity=64 shape="--batch 16 --size 224 --frames 8 --rounds 5" long="--size 224 --gib 32 --precision bf16"; fi
 
-timeout 400 bash tests/bench/job.sh "$device" "$folder/job" $small > "$folder/job.txt" 2>&1 &
+timeout "${limit:-400}" bash tests/bench/job.sh "$device" "$folder/job" $small > "$folder/job.txt" 2>&1 &
 job=$!
 bench parity --size $parity > "$folder/parity.txt" 2>&1
 echo "exit code $?" >> "$folder/parity.txt"
