@@ -165,19 +165,15 @@ def decoders() -> list[Result]:
     return [Result(f"decoder {name}", True, text) for name, text in video.backends().items()]
 
 
-def here() -> list[Result]:
-    """Room and right to write in the working folder, where weights/ and runs/ go."""
-    return _place("working folder", Path.cwd(), "cd to a folder on another disk")
-
-
 def cache() -> list[Result]:
-    """The same for the Hub's cache."""
+    """Room and right to write in the Hub's cache."""
     from ..networks import hub_client
 
     return _place("hub cache", hub_client.cache_folder(), "export HF_HOME=… on another disk")
 
 
 def _place(name: str, folder: Path, fix: str) -> list[Result]:
+    """Room and right to write in a folder, which may not be there yet."""
     there = next(p for p in (folder, *folder.parents) if p.exists())
     free, problem = shutil.disk_usage(there).free, _unwritable(there)
     room = "" if free >= LOW_DISK else f"free some room, or {fix}"
@@ -232,7 +228,11 @@ _CHECKS = (
     ("device", device, _AGAIN + "torch"),
     ("bf16 conv3d", bf16, "pip install -U torch"),
     ("decoders", decoders, _AGAIN + "av"),
-    ("disk, working folder", here, "cd to a folder that exists"),
+    (
+        "disk, working folder",
+        lambda: _place("working folder", Path.cwd(), "cd to a folder on another disk"),
+        "cd to a folder that exists",
+    ),
     ("disk, hub cache", cache, _AGAIN + "huggingface_hub"),
     ("hub login", login, _AGAIN + "huggingface_hub"),
 )

@@ -1,7 +1,9 @@
 """Commands on networks: inflate, import, list, info, export."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +66,6 @@ def inflate(
     json: Json = False,
 ) -> None:
     """Make a 3-D network with non-local blocks from a 2-D one, prove that nothing was lost, and write weights/NAME."""
-    command = _command(backbone, locals())
     named = parse_name(backbone)
     if named and (nl or arch or pools):
         raise UsageError(
@@ -86,7 +87,7 @@ def inflate(
         download.backbone_weights,
         net_spec.clip.frames,
         net_spec.clip.stride,
-        command=command,
+        command=shlex.join(["nlzoo", *sys.argv[1:]]),
         form=form,
         span=span,
         subsample=subsample,
@@ -101,16 +102,6 @@ def inflate(
     counts = describe.count_folder(folder, net)
     in_words = [facts.in_words(net.spec, counts, checks.notes), describe.checks_in_words(checks), f"wrote {folder}"]
     console.result({"model": str(folder), **facts.summary(net.spec, counts), **checks.summary()}, "\n".join(in_words))
-
-
-_REPEATED = ("nl", "arch", "init", "temporal_padding", "pools", "form", "span", "subsample", "name")
-_USUAL = (None, "centre", "replicate", "embedded", "spacetime", "before")
-
-
-def _command(backbone: str, options: Mapping[str, Any]) -> str:
-    """The command to be given again, without its weights."""
-    given = {name: options[name] for name in _REPEATED if options[name] not in _USUAL}
-    return " ".join(["nlzoo inflate", backbone, *(f"--{name.replace('_', '-')} {v}" for name, v in given.items())])
 
 
 def import_(
