@@ -192,7 +192,6 @@ def _each_member(
     base = source.source if isinstance(source, loader.Loader) else source
     shared, windows = net.spec.shared_clips(), net.spec.head.windows if net.spec.head else 0
     made = []
-    unheard = [np.tile(net.mean[part].cpu().double(), (windows, 1)) for _, part in net.columns()] if windows else []
     for place, (clip, numbers) in enumerate(shared):
         members = [net.members[number] for number in numbers]
         if members[0].spec.head:
@@ -202,7 +201,7 @@ def _each_member(
         own = workers if feed is source else -(-workers // len(shared))
         ask = partial(_side_by_side, forward, [fold_bn(member) for member in members])
         rows = _mean_over_views(ask, feed, device, own, recipe, windows)
-        made.append(_with_prior(rows, unheard[place] if windows else _priors(members, forward)))
+        made.append(_with_prior(rows, _means(net, place, windows) if windows else _priors(members, forward)))
     done: dict[int, dict[int, Row]] = {}  # by video, by clip
     with ExitStack() as stack:
         for rows in made:
@@ -212,6 +211,12 @@ def _each_member(
                 done.setdefault(row[0], {})[number] = row
                 if len(done[row[0]]) == len(shared):
                     yield _joined(done.pop(row[0]))
+
+
+def _means(net: Network, place: int, windows: int) -> np.ndarray:
+    """Mean features `(W, D)` of training, of the members that share the clip at `place`."""
+    _, part = net.columns()[place]
+    return np.tile(net.mean[part].cpu().double(), (windows, 1))
 
 
 def _priors(members: Sequence[Network], forward: Forward) -> tuple[float, ...]:
