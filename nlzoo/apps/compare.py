@@ -121,7 +121,7 @@ def compare(
     """
     device = devices.resolve(device)
     between(seeds, 1, 100, "--seeds")
-    wanted = _wanted(systems, probes)
+    chosen = _wanted(systems, probes)
     backbone = backbone or ("resnet18" if device.type == "cpu" else "resnet50")
     file = str(Path(weights).resolve()) if weights else None
     settings = Settings(str(Path(videos).absolute()), backbone, file, val, seed, frames, size, epochs)
@@ -133,7 +133,7 @@ def compare(
         job = _Job(folder, settings, device, callbacks, stages)
         numbers = range(seed, seed + seeds)
         left_out: dict[str, str] = {}
-        for number, wish in product(numbers, wanted):
+        for number, wish in product(numbers, chosen):
             system = _with_streams(wish, left_out)
             if system in left_out:
                 continue
@@ -158,9 +158,9 @@ def _wanted(systems: Sequence[str], probes: Sequence[str]) -> list[str]:
         if system not in SYSTEMS:
             raise UsageError(f"there is no system {printable(system)!r}", f"the systems: {', '.join(SYSTEMS)}")
     parts = FUSED | dict.fromkeys(OVER_STREAMS, tuple(ALL_STREAMS.values()))
-    asked = {*(systems or SYSTEMS), *(part for system in systems for part in parts.get(system, ()))}
+    chosen = {*(systems or SYSTEMS), *(part for system in systems for part in parts.get(system, ()))}
     named = [f"probe {model}" for model in probes]
-    return [one for s in SYSTEMS for one in ((s, *named) if s == "probe" else (s,)) if one in asked or one in named]
+    return [one for s in SYSTEMS for one in ((s, *named) if s == "probe" else (s,)) if one in chosen or one in named]
 
 
 def _with_streams(system: str, left_out: Collection[str]) -> str:
@@ -211,13 +211,13 @@ def _read(file: Path) -> tuple[str, Measured]:
 
 def _known(folder: Path, seeds: Sequence[int]) -> dict[str, list[Measured]]:
     """All that has been measured for every one of these seeds, in the order of `SYSTEMS`, probes after theirs."""
-    found: dict[str, dict[int, Measured]] = {}
+    results: dict[str, dict[int, Measured]] = {}
     for seed in seeds:
         for file in sorted((folder / "results").glob(f"*-s{seed}.json")):
             system, measured = _read(file)
-            found.setdefault(system, {})[seed] = measured
-    order = sorted(found, key=lambda system: (SYSTEMS.index(system.partition(" ")[0]), system))
-    return {s: [found[s][seed] for seed in seeds] for s in order if len(found[s]) == len(seeds)}
+            results.setdefault(system, {})[seed] = measured
+    order = sorted(results, key=lambda system: (SYSTEMS.index(system.partition(" ")[0]), system))
+    return {s: [results[s][seed] for seed in seeds] for s in order if len(results[s]) == len(seeds)}
 
 
 def _made(job: _Job, system: str, seed: int) -> Measured:
@@ -383,11 +383,11 @@ def _common(
     columns: dict[str, list[np.ndarray]] = {system: [] for system in measured}
     for number, dataset in enumerate(datasets):
         val = scanning.items_in(dataset, listing.VAL)
-        found = {system: dict(zip(made[number].keys, made[number].scores)) for system, made in measured.items()}
+        by_system = {system: dict(zip(made[number].keys, made[number].scores)) for system, made in measured.items()}
         keys = _keys(dataset.root, val)
-        common = [row for row, one in enumerate(keys) if all(one in scores for scores in found.values())]
+        common = [row for row, one in enumerate(keys) if all(one in scores for scores in by_system.values())]
         items.append([val[row] for row in common])
-        for system, scores in found.items():
+        for system, scores in by_system.items():
             columns[system].append(np.stack([scores[keys[row]] for row in common]))
     return items, columns
 

@@ -85,8 +85,8 @@ class Door:
     def _question(self, body: bytes | None) -> bytes | None:
         """The request for an answer as the page makes it, about one video that lies here; None for any other."""
         try:
-            asked = json.loads(body or b"")
-            (file,) = asked["data"]
+            request = json.loads(body or b"")
+            (file,) = request["data"]
             path, name = Path(file["path"]).resolve(), file.get("orig_name")
             is_sent = path.is_relative_to(self.sent.resolve()) and path.is_file()
             if not is_sent or not isinstance(name, str | None):
@@ -94,7 +94,7 @@ class Door:
         except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
             return None
         video = {"path": str(path), "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-        kept = {key: asked[key] for key in ("fn_index", "session_hash", "trigger_id") if key in asked}
+        kept = {key: request[key] for key in ("fn_index", "session_hash", "trigger_id") if key in request}
         return json.dumps({**kept, "data": [video]}).encode()
 
     async def _upload(self, scope: dict[str, Any], headers: dict[str, str], receive: Receive, send: Send) -> None:

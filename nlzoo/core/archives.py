@@ -86,14 +86,14 @@ Folder = dict[str, "_Member | Folder"]
 
 def is_archive(path: str | os.PathLike) -> bool:
     """Whether `path` itself is a zip or tar by its ending."""
-    where = _split(os.fspath(path))
-    return where is not None and not where[1]
+    split = _split(os.fspath(path))
+    return split is not None and not split[1]
 
 
 def is_member(path: str | os.PathLike) -> bool:
     """Whether `path` lies in an archive; it need not be there."""
-    where = _split(os.fspath(path))
-    return where is not None and where[1] != ""
+    split = _split(os.fspath(path))
+    return split is not None and split[1] != ""
 
 
 def realpath(path: str | os.PathLike) -> str:
@@ -104,15 +104,15 @@ def realpath(path: str | os.PathLike) -> str:
 
 def stat(path: str | os.PathLike) -> Stat | os.stat_result:
     """`os.stat`; of an archive as of a folder. Raises `OSError`."""
-    where = _split(os.fspath(path))
-    if where is None:
+    split = _split(os.fspath(path))
+    if split is None:
         return os.stat(path)
-    found, changed = _found(*where)
-    if isinstance(found, dict):
+    entry, changed = _found(*split)
+    if isinstance(entry, dict):
         return Stat(modes.S_IFDIR, 0, changed)
-    if found.problem:
-        raise BadArchive(found.problem)
-    return Stat(modes.S_IFREG, found.size, changed)
+    if entry.problem:
+        raise BadArchive(entry.problem)
+    return Stat(modes.S_IFREG, entry.size, changed)
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -139,12 +139,12 @@ def exists(path: str | os.PathLike) -> bool:
 @contextmanager
 def scandir(path: str | os.PathLike) -> Iterator[Iterator[Entry | os.DirEntry]]:
     """`os.scandir`, also of a folder in an archive. Raises `OSError`."""
-    where = _split(os.fspath(path))
-    if where is None:
+    split = _split(os.fspath(path))
+    if split is None:
         with os.scandir(os.fspath(path)) as entries:
             yield entries
         return
-    folder, _ = _found(*where)
+    folder, _ = _found(*split)
     if not isinstance(folder, dict):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
     yield (Entry(name, os.path.join(os.fspath(path), name), _mode(inside)) for name, inside in folder.items())
@@ -152,17 +152,17 @@ def scandir(path: str | os.PathLike) -> Iterator[Iterator[Entry | os.DirEntry]]:
 
 def open_file(path: str | os.PathLike) -> io.BufferedReader | io.BytesIO:
     """`open(path, "rb")`, also of a member. Raises `OSError`."""
-    where = _split(os.fspath(path))
-    if where is None:
+    split = _split(os.fspath(path))
+    if split is None:
         return open(path, "rb")
-    member, _ = _found(*where)
+    member, _ = _found(*split)
     if isinstance(member, dict):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if member.problem:
         raise BadArchive(member.problem)
     with ExitStack() as stack:
-        archive = stack.enter_context(open(where[0], "rb", buffering=0))
-        start = member.start if _is_tar(where[0]) else data_start(archive, member.start, _bytes(member))
+        archive = stack.enter_context(open(split[0], "rb", buffering=0))
+        start = member.start if _is_tar(split[0]) else data_start(archive, member.start, _bytes(member))
         if member.packed >= 0:
             return io.BytesIO(_inflated(archive, start, member))
         stack.pop_all()  # it is closed with its part
@@ -218,12 +218,12 @@ def _found(archive: str, inside: str) -> tuple["_Member | Folder", int]:
         _known[archive] = known
     if known.problem:
         raise BadArchive(known.problem)
-    found: _Member | Folder | None = known.root
+    entry: _Member | Folder | None = known.root
     for part in inside.split("/") if inside else ():
-        found = found.get(part) if isinstance(found, dict) else None
-    if found is None:
+        entry = entry.get(part) if isinstance(entry, dict) else None
+    if entry is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{archive}/{inside}")
-    return found, info.st_mtime_ns
+    return entry, info.st_mtime_ns
 
 
 def _examined(archive: str, state: tuple[int, int, int]) -> _Archive:
@@ -245,10 +245,10 @@ def _is_tar(archive: str) -> bool:
     return archive.lower().endswith(".tar")
 
 
-def _mode(found: "_Member | Folder") -> int:
-    if isinstance(found, dict):
+def _mode(entry: "_Member | Folder") -> int:
+    if isinstance(entry, dict):
         return modes.S_IFDIR
-    return modes.S_IFLNK if found.problem == LINK else modes.S_IFREG
+    return modes.S_IFLNK if entry.problem == LINK else modes.S_IFREG
 
 
 def _in_folders(members: Iterable[tuple[str, _Member | None]], size: int) -> tuple[Folder, int]:
@@ -303,10 +303,10 @@ class Bounded:
 
     def read(self, count: int = -1) -> bytes:
         left = max(0, os.fstat(self._opened.fileno()).st_size - self.tell())  # what is asked for is memory at once
-        wanted = left if count < 0 else count
-        if wanted > self._most:
-            raise BadArchive(f"its list of members has {wanted:,} bytes")
-        return self._opened.read(min(wanted, left))
+        size = left if count < 0 else count
+        if size > self._most:
+            raise BadArchive(f"its list of members has {size:,} bytes")
+        return self._opened.read(min(size, left))
 
 
 def _of_zip(opened: BinaryIO) -> Iterator[tuple[str, _Member | None]]:

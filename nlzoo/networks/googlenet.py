@@ -122,12 +122,12 @@ def _plain(part: nn.Module) -> nn.Module:
 
 def our_names(theirs: Iterable[str]) -> dict[str, str]:
     """`{ours: theirs}` for the keys of torchvision's file, or of ours; without the classifiers at the side."""
-    found = {}
+    names = {}
     for key in theirs:
         name, _, rest = key.partition(".")
         if name not in ("aux1", "aux2"):
-            found[f"{_PLACES[name]}.{rest}" if name in _PLACES else key] = key
-    return found
+            names[f"{_PLACES[name]}.{rest}" if name in _PLACES else key] = key
+    return names
 
 
 def stage_blocks(text: str) -> str:
@@ -136,10 +136,10 @@ def stage_blocks(text: str) -> str:
     """
     parts = [part.strip().lower() for part in text.split(",")]
     matches = [re.fullmatch(r"inception([345])([a-e])(?::1)?", part) for part in parts]
-    found = [f"{match[1]}{match[2]}" for match in matches if match]
-    if len(found) < len(parts) or any(f"inception{name}" not in _PLACES for name in found):
+    names = [f"{match[1]}{match[2]}" for match in matches if match]
+    if len(names) < len(parts) or any(f"inception{name}" not in _PLACES for name in names):
         return text
     stages: dict[str, list[str]] = {}
-    for name in sorted(found):
+    for name in sorted(names):
         stages.setdefault(f"res{name[0]}", []).append(_PLACES[f"inception{name}"].partition(".")[2])
     return ",".join(f"{stage}@{','.join(numbers)}" for stage, numbers in stages.items())

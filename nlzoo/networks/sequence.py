@@ -104,11 +104,11 @@ class SequenceNetwork(FusedNetwork):
 
     def columns(self) -> list[tuple[ClipSpec, slice]]:
         """The clips of the members, and where in `features` the numbers of those that share it stand."""
-        found, end = [], 0
+        slices, end = [], 0
         for clip, numbers in self.spec.shared_clips():
             start, end = end, end + sum(cast(Network, self.members[number]).fc.in_features for number in numbers)
-            found.append((clip, slice(start, end)))
-        return found
+            slices.append((clip, slice(start, end)))
+        return slices
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits `(B, num_outputs)` of features `(B, W, D)`, members side by side in the order of their clips."""

@@ -53,15 +53,15 @@ def precision(recipe: Recipe, device: torch.device) -> tuple[str, str]:
 
     Raises `UsageError` for bf16 on a GPU that would emulate it.
     """
-    asked = recipe.precision
+    name = recipe.precision
     if device.type != "cuda":
-        return ("fp32", "not a GPU") if asked == "auto" else (asked, "as given")
+        return ("fp32", "not a GPU") if name == "auto" else (name, "as given")
     with torch.cuda.device(device):
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if asked == "bf16" and not has_bf16:
+    if name == "bf16" and not has_bf16:
         raise UsageError("this GPU has no bf16", "use precision=fp16 or precision=fp32")
-    if asked != "auto":
-        return asked, "as given"
+    if name != "auto":
+        return name, "as given"
     if has_bf16:
         return "bf16", "this GPU has it"
     if torch.cuda.get_device_capability(device) >= _TENSOR_CORES:

@@ -127,7 +127,7 @@ def _differences(one: Path, other: Path) -> Iterator[str]:
         yield "their classes are in another order, or a video may have several in one of them"
     lists = [_listed(run) for run in (one, other)]
     for key in sorted(lists[0].keys() | lists[1].keys(), key=str):
-        mine, theirs = (found.get(key) for found in lists)
+        mine, theirs = (listed.get(key) for listed in lists)
         if mine is None or theirs is None:
             yield f"only {printable(other if mine is None else one)} has {printable(key[0])}"
         elif mine != theirs:

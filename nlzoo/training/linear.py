@@ -210,10 +210,10 @@ def _known(net: Network, source: loader.Clips, device: torch.device, file: Path)
 
     One video is computed again: a file does not say which network, size and views it is of.
     """
-    found = feature_files.read(file)
+    stored = feature_files.read(file)
     whole = [index for index, item in enumerate(source.items) if item.start is None and item.end is None]
     paths = {index: os.path.abspath(source.root / source.items[index].path) for index in whole}
-    known = {index: found[path] for index, path in paths.items() if path in found}
+    known = {index: stored[path] for index, path in paths.items() if path in stored}
     for index, row in list(known.items())[:1]:
         again, _ = _features(net, replace(source, items=(source.items[index],)), device, 0, no_progress)
         if again and (again[0].shape != row.shape or np.abs(again[0] - row).max() > SAME * np.abs(again[0]).max()):

@@ -239,11 +239,11 @@ def _side_by_side(forward: Forward, members: Sequence[Network], inputs: torch.Te
 
 def _joined(rows: dict[int, Row]) -> Row:
     """One row of those of each clip."""
-    found = [rows[number][1] for number in range(len(rows))]
+    features = [rows[number][1] for number in range(len(rows))]
     index, reason = rows[0][0], next((reason for _, _, reason in rows.values() if reason), "")
-    if any(row is None for row in found):
+    if any(row is None for row in features):
         return index, None, next(reason for _, row, reason in rows.values() if row is None)
-    return index, np.concatenate([row for row in found if row is not None], -1), reason
+    return index, np.concatenate([row for row in features if row is not None], -1), reason
 
 
 def _of_sequence(

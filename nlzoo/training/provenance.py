@@ -39,7 +39,7 @@ def trained_on(lists: Sequence[listing.Listing], root: Path, items: Sequence[Ite
 
     What `nlzoo prepare` made of a file is a copy of it, in one direction and the other.
     """
-    train = [(found.root, item) for found in lists for item in found.items if item.split == listing.TRAIN]
+    train = [(one.root, item) for one in lists for item in one.items if item.split == listing.TRAIN]
     paths = {archives.realpath(folder / item.path) for folder, item in [*train, *((root, item) for item in items)]}
     contents = records.contents({path: state[0] for path in paths if (state := video.state(path))})
 

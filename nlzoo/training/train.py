@@ -292,11 +292,11 @@ def _train_epoch(job: Job, checkpoints: _Checkpoints, epoch: int) -> None:
     all_batches = batches(job, epoch)
     first, seconds_before = progress.batches, progress.seconds
     mine = _own_batches(job, epoch)[first:]
-    began = asked = time.monotonic()
+    began = waiting_since = time.monotonic()
     loaded = _one_for_each(mine, job.train_loader.load(mine))
     with contextlib.closing(loaded):
         for n, (indices, pixels, bad) in enumerate(loaded, first + 1):
-            progress.waited += time.monotonic() - asked
+            progress.waited += time.monotonic() - waiting_since
             _stop_if_asked(job, checkpoints)  # before a step without the clips of workers that the same signal ended
             if n == len(all_batches):
                 job.val_loader.prime(outputs.batches(job.val_loader.source))  # decoded while the last step is taken
@@ -314,7 +314,7 @@ def _train_epoch(job: Job, checkpoints: _Checkpoints, epoch: int) -> None:
             _say_step(job, len(all_batches), (time.monotonic() - began) / (n - first))
             if checkpoints.due and n < len(all_batches):
                 checkpoints.save()
-            asked = time.monotonic()
+            waiting_since = time.monotonic()
     shown = len(job.train_clips) * config.recipe.passes
     if progress.failed > scanning.MOST_BAD * shown:
         raise VideoError(

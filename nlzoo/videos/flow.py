@@ -73,17 +73,17 @@ def images(
         return
     last = info.frames - 2
     starts = {min(number, last) for number in numbers}
-    wanted = sorted(starts | {start + 1 for start in starts})
-    asked = set(numbers)
+    needed = sorted(starts | {start + 1 for start in starts})
+    requested = set(numbers)
     before = np.empty(0)
-    for number, grey in video.images(info, wanted, short_side, "gray"):
+    for number, grey in video.images(info, needed, short_side, "gray"):
         grey = np.ascontiguousarray(grey)  # rows of libav's pictures may lie apart
         start = number - 1
         if start in starts:
             flow = quantise(_compute(info, method, before, grey))
-            if start in asked:
+            if start in requested:
                 yield start, flow
-            if start == last and last + 1 in asked:
+            if start == last and last + 1 in requested:
                 yield last + 1, flow
         before = grey
 

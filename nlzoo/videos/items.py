@@ -129,9 +129,9 @@ def refuse_clashes(source: Path, labels: set[str]) -> None:
         )
 
 
-def choose(source: Path, wanted: Iterable[str], there: set[str]) -> set[str]:
-    """The classes that `wanted` names, each text one class or several as in a row of CSV. Raises `UsageError`."""
-    chosen = [name for text in wanted for name in names_in(text, there)]
+def choose(source: Path, classes: Iterable[str], there: set[str]) -> set[str]:
+    """The classes that `classes` names, each text one class or several as in a row of CSV. Raises `UsageError`."""
+    chosen = [name for text in classes for name in names_in(text, there)]
     unknown = [label for label in chosen if label not in there]
     if unknown:
         near = quoted(nearest(unknown[0], sorted(there)))

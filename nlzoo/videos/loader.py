@@ -149,8 +149,8 @@ class Loader:
         """Begins to decode what will be asked for next."""
         if self._primed:
             self.close()  # what was begun for nobody
-        wanted = [batch for batch in batches if batch]
-        self._primed = (wanted, self._begin(wanted)) if wanted and self.workers else None
+        nonempty = [batch for batch in batches if batch]
+        self._primed = (nonempty, self._begin(nonempty)) if nonempty and self.workers else None
 
     def load(self, batches: Iterable[list[Key]]) -> Generator[Batch, None, None]:
         """A `Batch` for each list of keys, in order; one such list of batches at a time.
@@ -159,14 +159,14 @@ class Loader:
         file that crashes, hangs or eats the memory of its worker is a failure like any other. Whole frames
         (`ViewSpec.crops` full) come one video at a time, since each may be of another shape.
         """
-        wanted = [batch for batch in batches if batch]
+        nonempty = [batch for batch in batches if batch]
         primed, self._primed = self._primed, None
-        if primed and primed[0] == wanted:
+        if primed and primed[0] == nonempty:
             yield from primed[1]
-        elif wanted:
+        elif nonempty:
             if primed:
                 self.close()
-            yield from self._begin(wanted)
+            yield from self._begin(nonempty)
 
     def close(self) -> None:
         """Ends the processes; another load starts new ones."""

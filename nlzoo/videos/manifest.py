@@ -53,15 +53,15 @@ def lines_of(paths: Iterable[str]) -> dict[str, Line]:
     Whether a copy still is what was written, `output_sha256` tells.
     """
     known: dict[Path, dict[str, Line]] = {}
-    found = {}
+    lines = {}
     for path in paths:
         for folder in Path(path).parents:
             if folder not in known:
                 known[folder] = _outputs(folder)
             if line := known[folder].get(os.path.relpath(path, folder)) if known[folder] else None:
-                found[path] = line
+                lines[path] = line
                 break
-    return found
+    return lines
 
 
 def _outputs(folder: Path) -> dict[str, Line]:

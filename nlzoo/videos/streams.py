@@ -30,8 +30,8 @@ def read_frames(
     if stream == "rgb":
         return video.read_frames(info.path, indices, short_side, decoder, info)
     video.check_numbers(info, indices)
-    found = dict(images(info, sorted(set(map(int, indices))), short_side, stream))
-    return np.stack([found[int(index)] for index in indices])
+    frames = dict(images(info, sorted(set(map(int, indices))), short_side, stream))
+    return np.stack([frames[int(index)] for index in indices])
 
 
 def images(

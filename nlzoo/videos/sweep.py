@@ -38,7 +38,7 @@ class Sweep:
         if part != self._next:
             self._forget()
             self._wanted = [numbers_of(later) for later in range(part, self.parts)]
-            every = sorted({number for wanted in self._wanted for number in wanted})
+            every = sorted({number for part_numbers in self._wanted for number in part_numbers})
             self._coming = streams.images(info, every, short_side, stream)
             self._wanted.reverse()
         try:

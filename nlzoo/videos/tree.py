@@ -65,8 +65,8 @@ class _Walk:
         self.entered.add(real)
         self.tree.folders.add(path)
         try:
-            with archives.scandir(real) as found:
-                entries = list(found)
+            with archives.scandir(real) as opened:
+                entries = list(opened)
         except OSError as error:
             entries = []
             self.tree.closed.append(Skipped(path, items.CLOSED, f"is a folder that cannot be read: {error.strerror}"))

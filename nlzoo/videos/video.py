@@ -210,8 +210,8 @@ def read_frames(
     _check_pixels(info, height, width)
     out = np.empty((len(indices), height, width, 3), np.uint8)
     numbers, size = sorted(rows), (height, width)
-    found = _by_decord(info, numbers, *size) if decoder == "decord" else images(info, numbers, size)
-    for number, image in found:
+    frames = _by_decord(info, numbers, *size) if decoder == "decord" else images(info, numbers, size)
+    for number, image in frames:
         out[rows[number]] = image
     return out
 
