@@ -76,7 +76,8 @@ def test_the_whole_job(nlzoo, tmp_path):
         "report runs/first/report.html" in err and "<h1>first</h1>" in (tmp_path / "runs/first/report.html").read_text()
     )
     words = (
-        "--from first --epochs 1 --batch 2 --size 32 --name again --out mine --workers 1 --freeze backbone --val held"
+        "--from first --epochs 1 --batch 2 --size 32 --name again --out mine --workers 1 --freeze backbone --val held "
+        "--recipe probe=none"
     )
     draw.write_videos(tmp_path / "held", draw.CLASSES[:2], 1, seed=4, frames=8, size=(32, 48))
     code, out, err = nlzoo("finetune", "my videos", *words.split())
@@ -259,7 +260,8 @@ def test_prepared_videos_train_as_the_folder_or_the_list_that_they_came_from(nlz
     assert code == 0 and summary["videos"] == "listed/videos.csv" and summary["done"] == 8
     nlzoo("inflate", "tiny", "--nl", "none")
     code, out, err = nlzoo(
-        "finetune", "listed/videos.csv", "--size", 24, "--frames", 4, "--epochs", 1, "--cache", "kept", "--json"
+        *("finetune", "listed/videos.csv", "--size", 24, "--frames", 4, "--epochs", 1, "--recipe", "probe=none"),
+        *("--cache", "kept", "--json"),
     )
     summary = json.loads(out)
     assert (
@@ -278,7 +280,8 @@ def test_prepared_videos_train_as_the_folder_or_the_list_that_they_came_from(nlz
 
 def test_a_dry_run_and_several_seeds(nlzoo, drawn):
     nlzoo("inflate", "tiny", "--nl", "none")
-    recipe = ("finetune", "videos", "--size", 32, "--frames", 4, "--epochs", 1, "--batch", 2, "--json")
+    short = ("--size", 32, "--frames", 4, "--epochs", 1, "--batch", 2, "--recipe", "probe=none")
+    recipe = ("finetune", "videos", *short, "--json")
     code, out, _ = nlzoo(*recipe, "--dry-run")
     assert code == 0 and json.loads(out)["steps"] > 0 and not Path("runs").exists()
     code, out, _ = nlzoo(*recipe, "--seeds", 2)
