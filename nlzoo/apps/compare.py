@@ -225,13 +225,17 @@ def _made(job: _Job, system: str, seed: int) -> Measured:
         return _majority(job.dataset(seed))
     if system == "size-and-length":
         return _size_and_length(job.dataset(seed))
+    kind, _, streams = system.partition(" ")
+    below = [ALL_STREAMS[stream] for stream in streams.split("+")] if kind in OVER_STREAMS else FUSED.get(system, ())
+    parts = [_measured(job, part, seed, lambda text: None) for part in below]
     if system in FUSED:
-        return _fused([_measured(job, part, seed, lambda text: None) for part in FUSED[system]])
+        return _fused(parts)
     run = job.folder / "runs" / _slug(system, seed)
     if not (run / run_folder.RESULT).is_file():
         train = _probe if system.startswith(("probe", *SEQUENCES)) else _finetune
         train(job, system, seed, run)
-    return _predicted(job, run)
+    made = _predicted(job, run)
+    return dataclasses.replace(made, training=made.training + sum(part.training for part in parts))
 
 
 def _majority(dataset: scanning.Dataset) -> Measured:

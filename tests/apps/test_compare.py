@@ -82,6 +82,8 @@ def test_heads_look_over_the_streams_that_are_there(done, monkeypatch):
     made = zoo.compare("v", systems=("attention-streams",), **ASKED).figures
     assert list(made["left_out"]) == ["audio"] and "sound" in made["left_out"]["audio"]
     (row,) = (row for row in made["rows"] if row["system"].startswith("attention"))
+    below = [each["training"] for each in made["rows"] if each["system"] in ("i3d", "flow")]
+    assert row["training"] > sum(below) > 0  # those of its networks too
     assert row["system"] == "attention-streams rgb+flow"
     assert [row["system"] for row in made["rows"]][-3:] == ["i3d", "flow", "attention-streams rgb+flow"]
     run = "comparisons/v/runs/attention-streams-rgb-flow-s0"
