@@ -214,20 +214,25 @@ def _figures(spec: ModelSpec, metrics: dict) -> str:
     figures = {key: value for key, given in metrics.items() if (value := number(given)) is not None}
     if "top1" not in figures and "map" not in figures:
         return "None came with this model."
-    val, one_label = figures.get("val", 0), "top1" in figures
-    names = {
-        "top1": "top-1",
-        "map": "" if one_label else "mean average precision",
-        "top5": "top-5" if spec.num_outputs > 5 else "",  # with five classes or fewer it is 1 by construction
-        "majority": "majority-class baseline" if one_label else "the same scores for every video",
-    }
-    notes = {"top1": f" ({round(figures['top1'] * val)} of {val:.0f})"} if val and one_label else {}
-    shown = [key for key, name in names.items() if name and key in figures]
-    rows = [(names[key], _percent(figures[key]) + notes.get(key, "")) for key in shown]
+    rows = _percents(figures, spec.num_outputs)
     counts = {"val": "validation videos", "train": "training videos", "epochs": "epochs"}
     rows += [(name, f"{figures[key]:.0f}") for key, name in counts.items() if key in figures]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"| | |\n|---|---|\n{table}\n\n{' '.join(_caveats(figures, _interval(metrics)))}"
+
+
+def _percents(figures: dict[str, float], outputs: int) -> list[tuple[str, str]]:
+    """Rows of the figures that are shares: name and value."""
+    one_label, val = "top1" in figures, figures.get("val", 0)
+    names = {
+        "top1": "top-1",
+        "map": "" if one_label else "mean average precision",
+        "top5": "top-5" if outputs > 5 else "",  # with five classes or fewer it is 1 by construction
+        "majority": "majority-class baseline" if one_label else "the same scores for every video",
+    }
+    notes = {"top1": f" ({round(figures['top1'] * val)} of {val:.0f})"} if one_label and val else {}
+    shown = [key for key, name in names.items() if name and key in figures]
+    return [(names[key], _percent(figures[key]) + notes.get(key, "")) for key in shown]
 
 
 def number(value: object) -> float | None:

@@ -198,19 +198,19 @@ def misfit(own: Mapping[str, Tensor], given: Mapping[str, tuple[int, ...]], may_
 
     BN's step counter may lack, as not every exporter writes it.
     """
-    expected = {name: tuple(value.shape) for name, value in own.items()}
-    needed = [name for name in expected if name not in may_lack and not name.endswith("num_batches_tracked")]
-    lacking = [name for name in needed if name not in given]
-    unknown = [name for name in given if name not in expected]
-    other = [name for name in expected if name in given and given[name] != expected[name]]
-    parts = []
-    if lacking:
-        parts.append(f"{len(lacking)} missing ({lacking[0]}{', …' if len(lacking) > 1 else ''})")
-    if unknown:
-        parts.append(f"{len(unknown)} unknown ({printable(unknown[0][:60])}{', …' if len(unknown) > 1 else ''})")
-    if other:
-        parts.append(f"{len(other)} of another shape ({other[0]} is {given[other[0]]}, not {expected[other[0]]})")
-    return ", ".join(parts)
+    needed = [name for name in own if name not in may_lack and not name.endswith("num_batches_tracked")]
+    shapes = {name: (given[name], tuple(value.shape)) for name, value in own.items() if name in given}
+    differences = {
+        "missing": [name for name in needed if name not in given],
+        "unknown": [printable(name[:60]) for name in given if name not in own],
+        "of another shape": [f"{name} is {one}, not {other}" for name, (one, other) in shapes.items() if one != other],
+    }
+    return ", ".join(_counted(kind, examples) for kind, examples in differences.items() if examples)
+
+
+def _counted(kind: str, examples: list[str]) -> str:
+    more = ", …" if len(examples) > 1 else ""
+    return f"{len(examples)} {kind} ({examples[0]}{more})"
 
 
 Places = Callable[[str], Span]  # where the storage of a key lies
