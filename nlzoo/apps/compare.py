@@ -18,7 +18,7 @@ import torch
 
 from ..core import files, lock
 from ..core.bounds import between
-from ..core.errors import NlzooError, UsageError
+from ..core.errors import DiskError, NlzooError, Stopped, UsageError
 from ..core.model_spec import Inflation
 from ..core.progress import Stages, no_stages
 from ..core.text import counted, printable
@@ -117,7 +117,8 @@ def compare(
     The table has them and whatever else of the comparison has been measured for these seeds.
     `backbone`: the image network that all start from, by default resnet50, on a CPU resnet18; `weights`: its file. Each
     of `seeds` seeds has a split of its own, the same for all systems. `log` gets sentences on the way. Raises
-    `UsageError` for what cannot be, and for a comparison of that name with other settings.
+    `UsageError` for what cannot be, and for a comparison of that name with other settings, and `Stopped` after a
+    signal, when the table so far is written.
     """
     device = devices.resolve(device)
     between(seeds, 1, 100, "--seeds")
@@ -139,17 +140,29 @@ def compare(
                 continue
             try:
                 _measured(job, system, number, log)
+            except (Stopped, DiskError) as end:  # which is not this system's trouble alone
+                if isinstance(end, Stopped) and _write_table(job, numbers, left_out):
+                    log(f"what was measured so far is in {folder}/table.md")
+                raise
             except NlzooError as problem:  # the others go on
                 left_out[system] = " ".join(filter(None, [problem.message, problem.hint and f"({problem.hint})"]))
                 log(f"{system} is left out: {left_out[system]}")
-        measured = _known(folder, numbers)
-        if not measured:
+        figures = _write_table(job, numbers, left_out)
+        if not figures:
             raise UsageError(f"no system could be measured: {'; '.join(left_out.values())}")
-        figures = _figures([job.dataset(number) for number in numbers], measured)
-        figures |= {"folder": str(folder), "left_out": left_out}
-        files.write_json(folder / "table.json", figures)
-        files.write_text(folder / "table.md", as_markdown(figures))
     return Comparison(figures)
+
+
+def _write_table(job: _Job, seeds: Sequence[int], left_out: dict[str, str]) -> dict:
+    """The figures of all that has been measured for these seeds, also written; none where there is nothing."""
+    measured = _known(job.folder, seeds)
+    if not measured:
+        return {}
+    figures = _figures([job.dataset(seed) for seed in seeds], measured)
+    figures |= {"folder": str(job.folder), "left_out": left_out}
+    files.write_json(job.folder / "table.json", figures)
+    files.write_text(job.folder / "table.md", as_markdown(figures))
+    return figures
 
 
 def _wanted(systems: Sequence[str], probes: Sequence[str]) -> list[str]:

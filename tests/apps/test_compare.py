@@ -1,6 +1,8 @@
 """One table of all systems on one split: what is there is not made again, and figures are those of the runs."""
 
 import json
+import os
+import signal
 import sys
 
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 
 import nlzoo as zoo
 from nlzoo.apps import compare, draw
-from nlzoo.core.errors import UsageError
+from nlzoo.core.errors import Stopped, UsageError
 from nlzoo.training import metrics
+from nlzoo.training.callbacks import Callbacks
 from nlzoo.videos import flow, listing, scanning
 
 ASKED = {"backbone": "tiny", "frames": 4, "size": 32, "epochs": 1, "device": "cpu"}
@@ -62,6 +65,21 @@ def test_what_was_measured_is_not_measured_again_and_the_table_grows(done, monke
         zoo.compare("v", **ASKED | {"size": 48})
     with pytest.raises(UsageError, match="there is no system 'i4d'"):
         zoo.compare("v", systems=["i4d"], **ASKED)
+
+
+def test_a_signal_ends_it_with_the_table_so_far_and_the_same_command_goes_on(done, monkeypatch):
+    folder, figures, _ = done
+    monkeypatch.chdir(folder)
+    (folder / "comparisons/v/table.md").unlink()
+    said, systems = [], ("i3d", "flow")
+    interrupt = Callbacks(step=lambda step: step.phase == "train" and os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped) as stopped:
+        zoo.compare("v", systems=systems, callbacks=interrupt, log=said.append, **ASKED)
+    assert stopped.value.exit_code == 130 and not any("flow" in line or "left out" in line for line in said)
+    table = (folder / "comparisons/v/table.md").read_text()
+    assert "| c2d |" in table and "| i3d |" not in table
+    made = zoo.compare("v", systems=("i3d",), **ASKED).figures
+    assert "i3d" in [row["system"] for row in made["rows"]] and not made["left_out"]
 
 
 def test_a_system_that_cannot_be_had_is_left_out_and_said(done, monkeypatch):
