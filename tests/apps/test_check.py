@@ -470,8 +470,14 @@ AGREED = {
 }
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A model folder to start from."""
+    return checkpoint.save_model(tmp_path_factory.mktemp("weights") / "images", model.build(ModelSpec("tiny")))
+
+
 @pytest.mark.parametrize("name", AGREED)
-def test_check_and_finetune_say_the_same(name, tree, nlzoo):
+def test_check_and_finetune_say_the_same(name, tree, images, nlzoo):
     make, words = AGREED[name]
     source = make(tree)
     words = words.replace("{}", str(source if source.is_dir() else source.parent))
@@ -484,8 +490,7 @@ def test_check_and_finetune_say_the_same(name, tree, nlzoo):
     assert code == 3
     reason = answer["reason"] if "reason" in answer else answer["error"]
     assert reason.startswith(words)
-    checkpoint.save_model("weights/images", model.build(ModelSpec("tiny")))
-    code, out, _ = nlzoo("finetune", source, "--json", "--device", "cpu")
+    code, out, _ = nlzoo("finetune", source, "--from", images, "--json", "--device", "cpu")
     assert code == 3 and json.loads(out)["error"].partition(":\n")[0] == reason
 
 

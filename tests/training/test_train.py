@@ -39,6 +39,12 @@ def network(classes=("x", "y")):
     return model.set_head(net, tuple(classes))
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A model folder to start from."""
+    return checkpoint.save_model(tmp_path_factory.mktemp("weights") / "images", network())
+
+
 def prepared(videos, probe="none", **changes):
     """`(network, dataset, config, decisions)`; the linear probe takes half of the time of so short a run."""
     dataset = scanning.split(scanning.scan(videos), "0.25", 0)
@@ -457,9 +463,8 @@ def test_a_run_from_a_trained_network_has_its_size(videos, tmp_path, monkeypatch
     assert fresh.spec.clip.size == 112  # of a CPU, for a network that saw no video
 
 
-def test_resume_without_a_name_finds_the_only_unfinished_run(videos, tmp_path, monkeypatch):
+def test_resume_without_a_name_finds_the_only_unfinished_run(videos, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save_model("weights/images", network())
 
     def stop(epoch):
         if epoch.epoch:  # 0 is the probe's
@@ -468,7 +473,7 @@ def test_resume_without_a_name_finds_the_only_unfinished_run(videos, tmp_path, m
     def begun(name):
         common = {"epochs": 2, "device": "cpu", "frames": 2, "size": 32, "batch": 8, "recipe": "probe=none"}
         with pytest.raises(Stopped):
-            nlzoo.finetune(videos, "images", Callbacks(stop), name=name, **common)
+            nlzoo.finetune(videos, images, Callbacks(stop), name=name, **common)
 
     with pytest.raises(UsageError, match=r"there is no unfinished run runs/\S+-N to resume"):
         nlzoo.finetune(videos, resume=True, device="cpu")
@@ -510,21 +515,19 @@ def test_resume_without_a_name_finds_the_only_unfinished_run(videos, tmp_path, m
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused_before_any_video_is_looked_for(tmp_path, monkeypatch, options):
+def test_what_cannot_be_is_refused_before_any_video_is_looked_for(images, tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save_model("weights/images", network())
     with pytest.raises(UsageError):
-        nlzoo.finetune(tmp_path / "nowhere", "images", **({"device": "cpu"} | options))
+        nlzoo.finetune(tmp_path / "nowhere", images, **({"device": "cpu"} | options))
     with pytest.raises(VideoError, match="does not exist"):  # the negative control
-        nlzoo.finetune(tmp_path / "nowhere", "images", device="cpu")
+        nlzoo.finetune(tmp_path / "nowhere", images, device="cpu")
 
 
-def test_few_validation_videos_are_warned_of(videos, tmp_path, monkeypatch):
+def test_few_validation_videos_are_warned_of(videos, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save_model("weights/images", network())
     said = []
     options = {"epochs": 1, "device": "cpu", "frames": 2, "size": 32, "batch": 8, "recipe": "probe=none"}
-    nlzoo.finetune(videos, "images", Callbacks(warn=said.append), **options)
+    nlzoo.finetune(videos, images, Callbacks(warn=said.append), **options)
     (event,) = (event for event in said if event.code == "too_few")
     assert event.values == {"videos": 2, "groups": 1}
 
