@@ -301,7 +301,9 @@ def _answers(paths: Sequence[Path], position: Mapping[str, int], names: Sequence
                 continue
             if {key for key in row if key.startswith("p:")} != {*columns}:
                 raise UsageError(f"{printable(file)} has answers of another model", "name the model that gave them")
-            yield number, np.array([row[column] for column in columns], float), ""
+            scores = np.array([row[column] for column in columns], float)
+            if np.isfinite(scores).all():  # null and NaN are no answer
+                yield number, scores, ""
 
 
 def open_network(

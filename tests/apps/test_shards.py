@@ -151,7 +151,11 @@ def test_predictions_of_shards_are_measured_as_if_the_videos_were(net, here, tmp
     assert done.figures == alone.figures and done.skipped == alone.skipped
     other = copy.deepcopy(net)
     other.spec = dataclasses.replace(net.spec, classes=("b", "c"))
+    (tmp_path / "null.jsonl").write_text(
+        "".join(file.read_text() for file in tmp_path.glob("out-*")).replace('"p:a": ', '"p:a": NaN, "was": ', 1)
+    )
     refused = [
+        ({"predicted": tmp_path / "null.jsonl"}, "1 video of .* have no prediction"),
         ({"model": other, "classes": "shared"}, "has answers of another model"),
         ({"predicted": tmp_path / "out-00001-of-00002.jsonl"}, "have no prediction, the first b/"),
         ({"predicted": "none-*.jsonl"}, "there is no file none"),
