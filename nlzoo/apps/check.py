@@ -3,7 +3,7 @@
 Unusual here: beside broken files, it looks for what makes a good score worthless. The same content under two labels
 cannot be learnt. Where the shape of the frames or the length of the videos alone predicts a class, a network will learn
 that shortcut; whether it does is found by cross-validation of a small tree on that one number, against the same with
-shuffled labels. Whether training could start is asked of what `finetune` itself asks: `scanning` and its split.
+shuffled labels. Whether they are ready to train on is asked of what `finetune` itself asks: `scanning` and its split.
 """
 
 import os
@@ -81,7 +81,7 @@ class Report:
 
     @property
     def could_train(self) -> bool:
-        """Whether training could start."""
+        """Whether the videos are ready to train on."""
         return not self.reason
 
 
@@ -155,7 +155,7 @@ def to_json(report: Report) -> dict:
 
 
 def in_words(report: Report) -> str:
-    """The report for a person: classes, kinds of files, problems, warnings, and whether training could start."""
+    """The report for a person: classes, kinds of files, problems, warnings, and whether they are ready to train on."""
     skipped = report.files - report.used - report.ignored
     lines = [
         report.source,

@@ -159,7 +159,7 @@ def predict(
 
     options = app.Options(views, every, window, out, features, decoder, shard, threshold)
     options.check_file(videos)
-    processes.begin(gpus, device, "goes on behind the answers that are there")
+    processes.begin(gpus, device, "resumes behind the answers that are there")
     with engine.distributed_errors():
         engine.set_current_gpu()
         here = engine.begin(devices.resolve(device))
