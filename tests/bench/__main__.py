@@ -5,6 +5,8 @@ import sys
 
 TOPICS = {
     "startup": "CPU seconds of commands that do little",
+    "pairwise": "the four pairwise functions and whole blocks, beside all pairs, pytorchvideo and mmcv",
+    "pipeline": "CPU time of a clip: the original video, the prepared one, its frames from the cache",
     "network": "a whole network, forward and step, beside pytorchvideo's",
     "memory": "the longest clip and the largest batch that fit, beside pytorchvideo's naive blocks",
     "length": "time and memory of a block against the length of the clip, beside all pairs and theory's line",

@@ -1,9 +1,9 @@
 """Time and peak memory of the non-local operation, forward and backward: nlzoo against the plain formula and its peers.
 
-    python tests/bench/pairwise.py                     pairs only: docs/performance.md, 20 minutes on an idle core
-    python tests/bench/pairwise.py --only "8 frames"   some rows, a minute
-    python tests/bench/pairwise.py --block             whole blocks; also pytorchvideo's and mmcv's, where they import
-    python tests/bench/pairwise.py --device cuda --dtype bfloat16
+    python -m tests.bench pairwise                     pairs only: docs/performance.md, 20 minutes on an idle core
+    python -m tests.bench pairwise --only "8 frames"   some rows, a minute
+    python -m tests.bench pairwise --block             whole blocks; also pytorchvideo's and mmcv's, where they import
+    python -m tests.bench pairwise --device cuda --dtype bfloat16
 
 One process, rounds interleaved, best time of each (CPU time; device events on CUDA); memory is the allocator's peak
 above the operands and the given gradient. A cell is naive over the row's: time | memory. Naive is left out where one
@@ -12,16 +12,13 @@ Peers: see peer_nonlocal.py for an environment that has them.
 """
 
 import argparse
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from nlzoo.networks import pairwise
 from nlzoo.networks.layers import NonLocalBlock
 
@@ -191,8 +188,10 @@ def cell(figures, who):
     return f"{figures['naive'][0] / time_:.2g} \\| {figures['naive'][1] / memory:.2g}"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments):
+    parser = argparse.ArgumentParser(
+        prog="pairwise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--block", action="store_true", help="whole blocks instead of the pairs only")
     parser.add_argument("--only", default="", help="shapes whose name has this in it")
     parser.add_argument("--threads", type=int, default=1)
@@ -200,7 +199,7 @@ def main():
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     like = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     print(
@@ -232,7 +231,3 @@ def main():
             "|",
             flush=True,
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ The peers stay out of nlzoo's own environment; in a scratch one, beside this pro
     scratch/bin/python tests/bench/peer_nonlocal.py
 
 Prints one line per comparison and fails at the first difference beyond float64 rounding, or if it compared nothing.
-`pairwise.py --block` in the same environment times them side by side.
+`python -m tests.bench pairwise --block` in the same environment times them side by side.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """CPU time per clip: a 1080p video, the same prepared (`nlzoo prepare`), and its frames from the cache (`--cache`).
 
-    python tests/bench/bench_prepare.py [--clips 20] [--seed 0]
+    python -m tests.bench pipeline [--clips 20] [--seed 0]
 
 Clips of 8 frames, spread over the video and dense, at short sides 256 and 128, by each way in turn; the packets of a
 file are walked (`probe`) before, once, as a run does. The source is generated: 10 s at 30 frames a second, panned,
@@ -10,7 +10,6 @@ with something that moves in front and the noise of a camera.
 import argparse
 import os
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,9 +18,6 @@ from statistics import median
 import av
 import numpy as np
 import torch
-
-REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO)]
 
 from nlzoo.core.view_spec import ClipSpec
 from nlzoo.videos import clips, frame_cache, video
@@ -116,11 +112,11 @@ def measure(folder, gop, count, seed) -> list[str]:
     return rows
 
 
-def main():
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments):
+    options = argparse.ArgumentParser(prog="pipeline", description=__doc__.splitlines()[0])
     options.add_argument("--clips", type=int, default=20)
     options.add_argument("--seed", type=int, default=0)
-    chosen = options.parse_args()
+    chosen = options.parse_args(arguments)
     torch.set_num_threads(1)
     print("| GOP | file | MB | CPU s to make | CPU ms to probe |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +126,3 @@ def main():
         "|---|---:|---|---:|---:|---:|---:|---:|"
     )
     print("\n".join(rows))
-
-
-if __name__ == "__main__":
-    main()
