@@ -40,17 +40,21 @@ def unfold(y: Tensor, batch: int) -> Tensor:
 class BatchNorm(nn.BatchNorm3d):
     """`nn.BatchNorm3d`; torch has kernels for channels last of four axes only, and takes three times as long for five.
 
-    (`batch_norm_choose_impl` in aten/src/ATen/native/cuda/Normalization.cu.)
+    (`batch_norm_choose_impl` in aten/src/ATen/native/cuda/Normalization.cu.) On a CPU, torch 2.13 gives wrong gradients
+    without a word where values of one frame, or of frames of one position, lie in memory in another order than their
+    gradients; of three axes it knows one order only.
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        super()._check_input_dim(input)
         if folds(input):
             return unfold(super().forward(fold(input)), input.shape[0])
+        if input.shape[2] == 1 or input.shape[3:].numel() == 1:
+            return super().forward(input.flatten(2)).unflatten(2, input.shape[2:])
         return super().forward(input)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.ndim != 4:  # frames
-            super()._check_input_dim(input)
+        """Nothing: `forward` has looked, and makes fewer axes of five."""
 
 
 class MaxPool(nn.MaxPool3d):
