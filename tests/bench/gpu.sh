@@ -8,6 +8,7 @@ cd "$(dirname "$0")/../.." || exit 1
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+[ -n "$small" ] && limit=${limit:-1500}  # a slow CPU; the nine minutes are those of a GPU
 bench() { timeout "${limit:-300}" python3 -m tests.bench "$@" --device "$device"; }
 if [ -n "$small" ]; then parity=32 shape="--batch 1 --size 48 --frames 4 --rounds 2" long="--size 48 --gib 1"
 else parity=64 shape="--batch 16 --size 224 --frames 8 --rounds 5" long="--size 224 --gib 32 --precision bf16"; fi
