@@ -33,6 +33,7 @@ NEVER = -10.0  # bias of a class without training videos
 
 Head = tuple[np.ndarray, np.ndarray]  # weights (K, D), biases (K,)
 Fold = tuple[np.ndarray, np.ndarray]  # rows to fit to, and rows to test on
+Scores = Callable[[np.ndarray], np.ndarray]  # from features to probabilities (N, K)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def fitted(
     rows: Mapping[int, np.ndarray],
     bad: Sequence[Skipped],
     fit: Callable[[np.ndarray, np.ndarray, Sequence[str]], float],
-    scores_of: Callable[[np.ndarray], np.ndarray],
+    scores_of: Scores,
     purpose: str,
 ) -> Fitted:
     """What `fit` makes of the features (`rows`) of the training `items`, what is true of them (N, K), and their groups.
@@ -238,29 +239,47 @@ def fold_likelihoods(
     not. The heads have one C, chosen over the same folds. Raises `UsageError` for fewer than two groups.
     """
     rows, _ = _features(net, source, device, workers, progress)
-    items = [source.items[index] for index in rows]
-    groups = [item.group for item in items]
-    check_folds(groups)
-    features, truth = np.stack(list(rows.values())), metrics.targets(items, dataset.classes)
-    mean, scale = _scale(features)
-    strength, *_ = fit((features - mean) / scale, truth, groups, dataset.multi_label)
-    likely = np.zeros((len(items), truth.shape[1] if dataset.multi_label else 1))
+    return held_out(dataset, source.items, rows, partial(_scaled_head, dataset.multi_label))
+
+
+def held_out(
+    dataset: scanning.Dataset,
+    items: Sequence[Item],
+    rows: Mapping[int, np.ndarray],
+    fit: Callable[[np.ndarray, np.ndarray, Sequence[str], float | None], tuple[float, Scores]],
+) -> dict[int, np.ndarray]:
+    """`fold_likelihoods` of any head, from the features (`rows`) of training `items`.
+
+    `fit`: from features, what is true of them and their groups to the strength, which is chosen where it is None, and
+    to what gives the fitted head's probabilities. Raises `UsageError` for fewer than two groups.
+    """
+    read = [items[index] for index in rows]
+    groups = [item.group for item in read]
+    if len(set(groups)) < 2:
+        raise UsageError("the training videos that could be read are of one group: there are no folds", "use --by mean")
+    features, truth = np.stack(list(rows.values())), metrics.targets(read, dataset.classes)
+    strength, _ = fit(features, truth, groups, None)
+    likely = np.zeros((len(read), truth.shape[1] if dataset.multi_label else 1))
     for train, test in folds(features, groups):
-        mean, scale = _scale(features[train])
-        weights, biases = _head((features[train] - mean) / scale, truth[train], strength, dataset.multi_label)
-        logits = torch.from_numpy((features[test] - mean) / scale @ weights.T + biases)
-        scores = logits.sigmoid() if dataset.multi_label else logits.softmax(-1)
-        likely[test] = likelihoods(scores.numpy(), truth[test], dataset.multi_label)
+        _, scores_of = fit(features[train], truth[train], (), strength)
+        likely[test] = _likelihoods(scores_of(features[test]), truth[test], dataset.multi_label)
     return dict(zip(rows, likely))
 
 
-def check_folds(groups: Sequence[str]) -> None:
-    """Raises `UsageError` for fewer than two groups."""
-    if len(set(groups)) < 2:
-        raise UsageError("the training videos that could be read are of one group: there are no folds", "use --by mean")
+def _scaled_head(
+    multi_label: bool, features: np.ndarray, truth: np.ndarray, groups: Sequence[str], strength: float | None
+) -> tuple[float, Scores]:
+    mean, scale = _scale(features)
+    strength, weights, biases = fit((features - mean) / scale, truth, groups, multi_label, strength)
+
+    def scores_of(x: np.ndarray) -> np.ndarray:
+        logits = torch.from_numpy((x - mean) / scale @ weights.T + biases)
+        return (logits.sigmoid() if multi_label else logits.softmax(-1)).numpy()
+
+    return strength, scores_of
 
 
-def likelihoods(scores: np.ndarray, truth: np.ndarray, multi_label: bool) -> np.ndarray:
+def _likelihoods(scores: np.ndarray, truth: np.ndarray, multi_label: bool) -> np.ndarray:
     """(N, 1), the probability of each video's class; several labels: (N, K), of each that it is there, or not."""
     if multi_label:
         return np.where(truth > 0, scores, 1 - scores)

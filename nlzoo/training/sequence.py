@@ -18,7 +18,7 @@ from ..core.skipped import Skipped
 from ..networks.network import Network
 from ..networks.sequence import ShiftingAttention
 from ..videos import listing, loader, scanning, sound
-from . import linear, metrics, outputs
+from . import linear, outputs
 
 BATCH, DECAY = 32, 0.05  # AdamW
 RATES = {"lstm": 1e-3, "attention": 1e-2}  # attention puts out vectors of length 1 (docs/fusion.md)
@@ -63,18 +63,15 @@ def fold_likelihoods(
     All have the C, or are trained for so many epochs, as has the least log loss over the same folds.
     """
     rows, _, _ = _features(net.eval().to(device), source, device, workers, progress)
-    items = [source.items[index] for index in rows]
-    features, truth = np.stack(list(rows.values())), metrics.targets(items, dataset.classes)
-    groups, fitted = [item.group for item in items], copy.deepcopy(net)
-    linear.check_folds(groups)
-    _standardise(fitted, features)
-    strength = _fit(fitted, features, truth, groups, 0)
-    likely = np.zeros((len(items), truth.shape[1] if dataset.multi_label else 1))
-    for train, test in linear.folds(features, groups):
-        _standardise(fitted, features[train])
-        _fit(fitted, features[train], truth[train], groups, 0, strength)
-        likely[test] = linear.likelihoods(_scores(fitted, features[test]), truth[test], dataset.multi_label)
-    return dict(zip(rows, likely))
+    fitted = copy.deepcopy(net)
+
+    def fit(
+        features: np.ndarray, truth: np.ndarray, groups: Sequence[str], strength: float | None
+    ) -> tuple[float, linear.Scores]:
+        _standardise(fitted, features)
+        return _fit(fitted, features, truth, groups, 0, strength), partial(_scores, fitted)
+
+    return linear.held_out(dataset, source.items, rows, fit)
 
 
 def _features(

@@ -357,9 +357,9 @@ def _end_epoch(job: Job, checkpoints: _Checkpoints) -> None:
     """Validation, the epoch's line, the model folders."""
     progress, config, net = job.progress, job.config, job.learner.kept
     if config.recipe.precise_bn:
-        with devices.autocast(config.recipe, job.engine.device):
-            how = config.recipe
-            recipes.precise_bn_(job.net, _precise_batches(job), job.engine.device, how.bn, how.freeze)
+        recipe, device = config.recipe, job.engine.device
+        with devices.autocast(recipe, device):
+            recipes.precise_bn_(job.net, _precise_batches(job), device, recipe.bn, recipe.freeze)
     job.engine.sync_buffers(net)
     if progress.epoch + 1 < config.recipe.epochs:  # decoded while validation runs
         job.train_loader.prime(_own_batches(job, progress.epoch + 1))
