@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -186,11 +185,11 @@ def _keep_settings(folder: Path, settings: Settings) -> None:
     """Raises `UsageError` where the comparison was started with other settings."""
     file, now = folder / "config.json", dataclasses.asdict(settings)
     before = files.read_json(file) if file.is_file() else now
-    changed = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+    changed = [key for key in now if before.get(key) != now[key]]
     if changed:
-        was = before.get(changed[0]) if isinstance(before, dict) else None
+        key = changed[0]
         raise UsageError(
-            f"{printable(folder)} was started with different settings: {changed[0]} {was} then, {now[changed[0]]} now",
+            f"{printable(folder)} was started with different settings: {key} {before.get(key)} then, {now[key]} now",
             "--name NEW starts another comparison",
         )
     files.write_json(file, now)
@@ -217,7 +216,7 @@ def _slug(system: str, seed: int) -> str:
 
 def _read(file: Path) -> tuple[str, Measured]:
     """The name of the system, and what it predicts."""
-    values: Any = files.read_json(file)
+    values = files.read_json(file)
     system, keys = values.pop("system"), tuple(tuple(key) for key in values["keys"])
     return system, Measured(**values | {"keys": keys, "scores": np.array(values["scores"])})
 

@@ -201,9 +201,9 @@ def _read_model(folder: Path) -> _Model:
         )
     texts = {n: disk.read_text(folder / n) for n in FILES[1:] if (folder / n).is_file()}
     config, figures = folder / "config.json", folder / "metrics.json"
-    spec = from_json(disk.parse_json(texts["config.json"], config), str(config))
-    metrics = disk.parse_json(texts.get("metrics.json", "{}"), figures)
-    if not isinstance(metrics, dict) or any(isinstance(v, dict) for v in metrics.values()):
+    spec = from_json(disk.parse_object(texts["config.json"], config), str(config))
+    metrics = disk.parse_object(texts.get("metrics.json", "{}"), figures)
+    if any(isinstance(v, dict) for v in metrics.values()):
         raise WeightsError(f"{figures} is not a flat JSON object", "remove it, or evaluate again")
     texts.setdefault("README.md", card.body(spec, metrics))
     for name, text in {**texts, FILES[0]: _header(folder / FILES[0])}.items():

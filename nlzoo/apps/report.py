@@ -143,8 +143,8 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
 
 def _config(run: Path) -> recipe_spec.TrainConfig:
     file = run / run_folder.CONFIG
-    settings = files.read_json(file) if file.is_file() else None
-    if not isinstance(settings, dict) or "train" not in settings:
+    settings = files.read_json(file) if file.is_file() else {}
+    if "train" not in settings:
         raise zoo.no_run(run)
     return recipe_spec.train_config(settings["train"])
 
@@ -228,8 +228,7 @@ def _skipped(file: Path) -> tuple[Skipped, ...]:
 
 def _object(file: Path) -> dict[str, Any]:
     """What a JSON file holds; {} where it is not there."""
-    values = files.read_json(file) if file.is_file() else {}
-    return values if isinstance(values, dict) else {}
+    return files.read_json(file) if file.is_file() else {}
 
 
 # --- the page

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -218,9 +219,9 @@ def cache_folder() -> Path:
     return Path(os.path.abspath(folder))
 
 
-def read_json(file: Path) -> object:
-    """A JSON file that may come from anybody: UTF-8, each key once. Raises `WeightsError`."""
-    return parse_json(read_text(file), file)
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file that may come from anybody: UTF-8, each key once. Raises `WeightsError`."""
+    return parse_object(read_text(file), file)
 
 
 def read_text(file: Path) -> str:
@@ -235,6 +236,14 @@ def read_text(file: Path) -> str:
         ) from None
     except (OSError, ValueError) as error:
         raise WeightsError(f"{printable(file)} could not be read ({error})", "make or fetch the model again") from None
+
+
+def parse_object(text: str, file: Path) -> dict[str, Any]:
+    """The object that `file`, which holds `text`, is. Raises `WeightsError`."""
+    data = parse_json(text, file)
+    if not isinstance(data, dict):
+        raise WeightsError(f"{printable(file)} is not a JSON object", "make or fetch the model again")
+    return data
 
 
 def parse_json(text: str, file: Path) -> object:

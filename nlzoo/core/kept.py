@@ -5,6 +5,7 @@ import hashlib
 import json
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from . import files
@@ -20,7 +21,7 @@ def key(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (versions, *parts))).hexdigest()
 
 
-def recall(name: str) -> object:
+def recall(name: str) -> dict[str, Any] | None:
     """The value that is kept by a `key`; None where there is none."""
     try:
         return files.read_json(_file(name))
@@ -28,8 +29,8 @@ def recall(name: str) -> object:
         return None
 
 
-def keep(name: str, value: object) -> None:
-    """Keeps a value of JSON by a `key`; where that is not possible it will be computed again."""
+def keep(name: str, value: dict[str, Any]) -> None:
+    """Keeps an object of JSON by a `key`; where that is not possible it will be computed again."""
     with contextlib.suppress(DiskError, OSError):
         _file(name).parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(_file(name), flush=False) as part:

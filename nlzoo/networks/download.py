@@ -230,7 +230,7 @@ def _changed(name: str, repo: str) -> HubError:
 
 def _check_config(file: Path, repo: str) -> None:
     data = files.read_json(file)
-    if not isinstance(data, dict) or "format" not in data:
+    if "format" not in data:
         raise WeightsError(f"{repo} on the Hub is not an nlzoo model: its config.json is another program's")
     from_json(data, f"config.json of {repo}")
 

@@ -61,7 +61,7 @@ def recall(key: str) -> Counts | None:
     """What is kept by `key`."""
     value = kept.recall(key) if key else None
     try:
-        return Counts(**value) if isinstance(value, dict) else None
+        return Counts(**value) if value else None
     except TypeError:
         return None
 

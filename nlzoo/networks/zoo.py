@@ -59,12 +59,7 @@ def read_spec(folder: Path) -> ModelSpec:
 def read_metrics(folder: Path) -> dict:
     """What its metrics.json says of a trained model; {} where it has none. Raises `WeightsError`."""
     file = files.current(Path(folder)) / "metrics.json"
-    if not file.is_file():
-        return {}
-    metrics = files.read_json(file)
-    if not isinstance(metrics, dict):
-        raise WeightsError(f"{file} is not a JSON object", "make or fetch the model again")
-    return metrics
+    return files.read_json(file) if file.is_file() else {}
 
 
 def models(root: Path = WEIGHTS) -> list[Path]:
@@ -84,12 +79,6 @@ def _newest_first(root: Path, belongs: Callable[[Path], bool], file: str) -> lis
             if belongs(folder):
                 dated.append(((folder / file).stat().st_mtime, folder))
     return [folder for _, folder in sorted(dated, key=lambda each: each[0], reverse=True)]
-
-
-def result(run: Path) -> dict:
-    """What a finished run measured."""
-    measured = files.read_json(run / "result.json")
-    return measured if isinstance(measured, dict) else {}
 
 
 def default_name(spec: ModelSpec) -> str:
@@ -241,7 +230,7 @@ def no_run(folder: Path) -> UsageError:
 def run_row(run: Path) -> dict:
     """A row of `nlzoo list`: what a finished run measured, or that it is unfinished; figures that it lacks are None."""
     status = "unfinished" if is_unfinished(run) else "finished"
-    figures = result(run) if status == "finished" else {}
+    figures = files.read_json(run / "result.json") if status == "finished" else {}
     here = {"run": str(run), "model": str(run / "best")}  # wherever it was when it was trained
     return {"status": status, **here, **{key: figures.get(key) for key in ("top1", "map", "majority", "val")}}
 

@@ -162,7 +162,7 @@ def _at_rate(config: TrainConfig, decisions: list[Decision], rate: float) -> tup
 
 def _recorded(run: Path, engine: Engine, callbacks: Callbacks, workers: int | None) -> _Planned:
     """An unfinished run with the settings that it was started with; the number of workers changes nothing."""
-    settings: Any = files.read_json(run / run_folder.CONFIG)
+    settings = files.read_json(run / run_folder.CONFIG)
     net = model.build(model_spec.from_json(settings.get("model"), str(run / run_folder.CONFIG)))
     config = recipe_spec.train_config(settings.get("train"))
     workers = config.workers if workers is None else workers

@@ -146,8 +146,7 @@ def _side(entry: tuple[str, tuple[str, ...]]) -> str:
 
 
 def _config(folders: Sequence[Path]) -> TrainConfig:
-    settings = files.read_json(folders[0] / run_folder.CONFIG)
-    first = train_config(settings.get("train") if isinstance(settings, dict) else None)
+    first = train_config(files.read_json(folders[0] / run_folder.CONFIG).get("train"))
     return TrainConfig(
         first.videos, str(folders[0] / "best"), first.val, first.seed, "cpu", 0, Recipe(epochs=1), decoder=first.decoder
     )

@@ -264,9 +264,9 @@ def memory(net: Network, config: TrainConfig, device: torch.device) -> Decision:
     recipes.check_batch_norm(net, recipe, recipe.batch, config.world)
     clips = recipes.clips_at_a_time(net, recipe, config.world)
     key = kept.key(repr((net.spec, clips, recipe, precision, device.type)).encode())
-    need = kept.recall(key)
+    need = (kept.recall(key) or {}).get("bytes")
     if not isinstance(need, int):
         need = recipes.memory_estimate(net, net.spec.clip, clips, recipe, device=device)
-        kept.keep(key, need)
+        kept.keep(key, {"bytes": need})
     number = precision.replace("fp", "float")
     return Decision("memory", f"about {1.2 * need / 2**30:.1f} GiB", f"for a step of {clips} clips in {number}")

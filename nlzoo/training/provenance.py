@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..core import archives, files
 from ..core.errors import NlzooError
@@ -26,8 +25,7 @@ def training_lists(folder: Path) -> list[listing.Listing]:
         seen.add(run)
         try:
             lists.append(listing.read(run / "videos.csv"))
-            settings: Any = files.read_json(run / "config.json")
-            start = settings["train"]["start"]
+            start = files.read_json(run / "config.json")["train"]["start"]
             run = run_of(Path(start)) if start else None
         except (NlzooError, KeyError, TypeError):  # its videos or its settings are gone, or are another program's
             break

@@ -212,28 +212,26 @@ def _unreadable(file: Path, error: Exception) -> WeightsError:
 
 def read_result(run: Path) -> Result:
     """The outcome of a finished run. Raises `WeightsError`."""
-    result: Any = files.read_json(run / RESULT)
+    result = files.read_json(run / RESULT)
+    known = {field.name for field in dataclasses.fields(Result)}
     try:
-        known = {field.name for field in dataclasses.fields(Result)}
         return Result(**{name: value for name, value in result.items() if name in known})
-    except (AttributeError, TypeError) as error:
+    except TypeError as error:
         raise _unreadable(run / RESULT, error) from None
 
 
 def read_decisions(run: Path) -> list[Decision]:
     """Why the run has its settings; none where it is of before that was kept. Raises `WeightsError`."""
-    settings: Any = files.read_json(run / CONFIG)
+    rows = files.read_json(run / CONFIG).get("decisions", [])
     try:
-        rows = settings.get("decisions", [])
         return [Decision(row["code"], row["value"], row["reason"]) for row in rows]
-    except (AttributeError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise _unreadable(run / CONFIG, error) from None
 
 
 def difference(run: Path, config: TrainConfig, spec: dict[str, Any], dataset: scanning.Dataset) -> list[str]:
     """What differs between the settings of the run at `run` and these, a line each. Raises `WeightsError`."""
     recorded = files.read_json(run / CONFIG)
-    recorded = recorded if isinstance(recorded, dict) else {}
     # read back, so that settings which are younger than the run have their defaults
     begun = train_config(recorded.get("train")), to_json(from_json(recorded.get("model"), str(run / CONFIG)))
     before, after = (

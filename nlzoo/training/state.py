@@ -185,7 +185,7 @@ def _verified_manifest(folder: Path, step: int) -> dict[str, Any]:
     for name in (TENSORS, REST, MANIFEST):
         if not (folder / name).is_file():
             raise WeightsError(f"{name} is missing")
-    manifest: Any = files.read_json(folder / MANIFEST)
+    manifest = files.read_json(folder / MANIFEST)
     if not _is_sealed(manifest, folder / MANIFEST):
         raise WeightsError(f"{MANIFEST} is damaged")
     if manifest.get("format") != FORMAT or manifest.get("step") != step:
@@ -203,11 +203,9 @@ def _verified_manifest(folder: Path, step: int) -> dict[str, Any]:
         raise WeightsError(f"it could not be read ({error})") from error
 
 
-def _is_sealed(manifest: object, file: Path) -> bool:
+def _is_sealed(manifest: dict[str, Any], file: Path) -> bool:
     """Whether the manifest, which was read from `file`, has the digest of its own text."""
     try:
-        if not isinstance(manifest, dict):
-            return False
         unsealed = {key: value for key, value in manifest.items() if key != "sha256"}
         return _sealed(unsealed).encode() == file.read_bytes()
     except ValueError:  # NaN, or half a character

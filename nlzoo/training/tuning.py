@@ -207,10 +207,9 @@ def _keep(done: Bench) -> None:
 
 def _known() -> dict[str, Any]:
     try:
-        known = files.read_json(_file())
+        return files.read_json(_file())
     except NlzooError:  # there is none, or it is damaged: it is measured again in a minute
         return {}
-    return known if isinstance(known, dict) else {}
 
 
 def refuse_unmeasured(device: torch.device) -> dict[str, Any]:

@@ -110,7 +110,14 @@ def test_one_cache_folder(monkeypatch, tmp_path):
     assert files.cache_folder() == Path.cwd() / "relative"
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[" * 100_000, b'{"a": "' + b"x" * files.MAX_CONFIG + b'"}'])
+NO_OBJECTS = (b"null", b"[]", b"7", b'"text"', b"true")  # JSON, and what other programs leave
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff\xfe{}", b"[" * 100_000, b'{"a": "' + b"x" * files.MAX_CONFIG + b'"}', *NO_OBJECTS],
+    ids=lambda content: repr(content[:12]),
+)
 def test_json_of_anybody_is_bounded(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(WeightsError, match="config.json"):
