@@ -97,7 +97,6 @@ def warm(tmp_path_factory, memory_of_videos):
     gc.collect()
     gc.freeze()  # a fork does not copy what it only looks through
     return folder
-    return folder
 
 
 @pytest.fixture(scope="session")

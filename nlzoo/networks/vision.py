@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -42,9 +43,14 @@ def _import() -> ModuleType:
 
 
 def import_transforms() -> ModuleType:
-    """`torchvision.transforms.v2`."""
+    """`torchvision.transforms.v2`, without torch's compiler, which takes two seconds in every decoding worker.
+
+    torchvision marks a function for subclasses of tensors, which we have none of, with `torch.compiler.disable`, and
+    that imports the compiler; torch's own mark does the same when the function is called.
+    """
     import_torchvision()
-    from torchvision.transforms import v2
+    with mock.patch.object(torch.compiler, "disable", torch._disable_dynamo):
+        from torchvision.transforms import v2
 
     return v2
 

@@ -7,6 +7,7 @@ takes `layer3.nl1`, which its pattern does not match, for a part of the head; so
 
 import copy
 import dataclasses
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -93,8 +94,18 @@ def optimizer(net: Network, recipe: Recipe) -> torch.optim.Optimizer:
     # one kernel for all tensors of a group; a CPU keeps to torch's default, whose rounding differs
     fused = True if net.fc.weight.device.type == "cuda" else None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, fused=fused)
-    return torch.optim.AdamW(groups, fused=fused)
+        return uncompiled(torch.optim.SGD)(groups, momentum=MOMENTUM, nesterov=True, fused=fused)
+    return uncompiled(torch.optim.AdamW)(groups, fused=fused)
+
+
+def uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """An optimiser whose methods do not import torch's compiler, which takes two seconds and which they do not use.
+
+    torch wraps them so that a compiler, were it tracing them, would leave them alone; ours are never traced.
+    """
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "state_dict", "load_state_dict")}
+    step, zero_grad = torch.no_grad()(inspect.unwrap(kind.step)), inspect.unwrap(kind.zero_grad)
+    return type(kind.__name__, (kind,), {**bare, "step": step, "zero_grad": zero_grad})
 
 
 def rate_factor(recipe: Recipe, step: int, steps: int) -> float:

@@ -18,7 +18,7 @@ from ..core.skipped import Skipped
 from ..networks.network import Network
 from ..networks.sequence import ShiftingAttention
 from ..videos import listing, loader, scanning, sound
-from . import linear, outputs
+from . import linear, outputs, recipe
 
 BATCH, DECAY = 32, 0.05  # AdamW
 RATES = {"lstm": 1e-3, "attention": 1e-2}  # attention puts out vectors of length 1 (docs/fusion.md)
@@ -144,7 +144,7 @@ def _train(
         _reset(net)
         parameters = [*net.head.parameters(), *net.fc.parameters()]
         assert net.spec.head
-        optimizer = torch.optim.AdamW(parameters, RATES[net.spec.head.kind], weight_decay=DECAY)
+        optimizer = recipe.uncompiled(torch.optim.AdamW)(parameters, RATES[net.spec.head.kind], weight_decay=DECAY)
         losses = []
         for _ in range(epochs):
             net.dropout.train()

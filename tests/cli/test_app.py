@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -205,6 +206,21 @@ TORCH_FREE = [  # words, exit code, what stands in the output
     ("inflate tiny --init center", 2, "did you mean centre?"),
     ("inflate tiny --temporal-padding zero", 2, "did you mean zeros?"),
 ]
+
+
+def test_training_does_not_import_the_compiler_which_takes_two_seconds_nor_do_its_decoding_workers(warm, tmp_path):
+    """Colour, mixing, erasing and RandAugment are torchvision's, whose import would bring the compiler with it."""
+    shutil.copytree(warm / "videos", tmp_path / "videos")
+    shutil.copytree(warm / "weights", tmp_path / "weights")
+    words = "finetune videos --from weights/start --epochs 1 --frames 4 --size 32 --batch 2 --device cpu --workers 0"
+    code = (
+        "import sys\nfrom nlzoo.cli.app import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([name for name in ('torchvision.tv_tensors', 'torch._dynamo') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, *words.split(), "--augment", "strong,colour=0.4,mixup=0.4"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "['torchvision.tv_tensors']", done.stderr
 
 
 def test_what_needs_no_network_imports_no_torch(tmp_path):

@@ -304,8 +304,30 @@ def test_adamw_has_a_rate_for_each_kernel_and_sgd_one_for_all():
         assert small[name] == (pytest.approx(5e-4 * rate, rel=1e-5), 0.05 * decay)
         assert paper[name] == (0.01, 1e-4 * decay)
     ways = [recipe.optimizer(net, recipe_spec.RECIPES[n]) for n in ("small", "paper")]
-    assert [type(o) for o in ways] == [torch.optim.AdamW, torch.optim.SGD]
+    assert isinstance(ways[0], torch.optim.AdamW) and isinstance(ways[1], torch.optim.SGD)
     assert all(g["nesterov"] and g["momentum"] == 0.9 for g in ways[1].param_groups)
+
+
+@pytest.mark.parametrize(
+    "kind, how", [(torch.optim.SGD, {"momentum": 0.9, "nesterov": True}), (torch.optim.AdamW, {"weight_decay": 0.1})]
+)
+def test_an_uncompiled_optimiser_takes_torchs_steps_bit_for_bit_also_from_its_state(kind, how, seed):
+    start = torch.randn(7, 5)
+    theirs, ours = ([nn.Parameter(start.clone())] for _ in range(2))
+    a, b = kind(theirs, lr=0.1, **how), recipe.uncompiled(kind)(ours, lr=0.1, **how)
+    for _ in range(5):
+        gradient = torch.randn(7, 5)
+        theirs[0].grad, ours[0].grad = gradient.clone(), gradient.clone()
+        a.step(), b.step()
+        assert torch.equal(theirs[0], ours[0])
+        again = recipe.uncompiled(kind)(ours, lr=0.3, **how)
+        again.load_state_dict(b.state_dict())
+        b = again
+    b.zero_grad()
+    assert ours[0].grad is None and a.state_dict()["param_groups"] == b.state_dict()["param_groups"]
+    ours[0].square().sum().backward()
+    b.step()  # no step is itself differentiated
+    assert ours[0].is_leaf and not torch.equal(theirs[0], ours[0])
 
 
 def test_layer_decay_is_timms_table_where_there_are_no_blocks():
