@@ -5,6 +5,7 @@ averaged by torch's DistributedDataParallel, and rank 0 alone writes and prints.
 `accelerate launch -m nlzoo …` or `torchrun -m nlzoo …`, on one machine or several, or by `launch` here.
 """
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -238,6 +239,14 @@ def distributed_errors() -> Iterator[None]:
             if isinstance(error, _OF_ALL):  # rank 0 has printed it, but may take longer than that to end
                 sys.exit(error.exit_code)
         raise
+    else:  # at the end of the process, as another run may follow; after an error it might wait for ranks that are gone
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Leaves the group of ranks, which NCCL warns of where it is not done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def set_current_gpu() -> None:

@@ -462,6 +462,18 @@ def test_rank_0_alone_writes_and_talks(finished, here, nlzoo, tmp_path):
         assert scalars(each / "tensorboard") == as_tracked(each, STEPS)
 
 
+# what a process says after all else that it does at its end
+LAST_OF_ALL = """
+import atexit, os, pathlib, sys
+def tell():
+    torch = sys.modules.get("torch")
+    if "nlzoo" in sys.modules and "RANK" in os.environ:
+        here = torch.distributed.is_initialized()
+        (pathlib.Path(__file__).parent / f"rank-{os.environ['RANK']}").write_text("here" if here else "left")
+atexit.register(tell)
+"""
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -470,15 +482,21 @@ def test_rank_0_alone_writes_and_talks(finished, here, nlzoo, tmp_path):
     ],
     ids=["torchrun", "accelerate"],
 )
-def test_other_launchers_give_the_same_bits(launcher, finished, here):
+def test_other_launchers_give_the_same_bits_and_their_ranks_leave_the_group(launcher, finished, here, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(LAST_OF_ALL)
     port = (
         ["--master_port", str(free_port())]
         if launcher[0].startswith("torch")
         else ["--main_process_port", str(free_port())]
     )
     name = launcher[0].split(".")[0]
-    code, out, err = Started(here, [*launcher, *port, "-m", "nlzoo", *words(name, "--json", gpus=None)]).end()
+    code, out, err = Started(
+        here,
+        [*launcher, *port, "-m", "nlzoo", *words(name, "--json", gpus=None)],
+        PYTHONPATH=f"{tmp_path}:{os.getcwd()}",
+    ).end()
     assert code == 0, err
+    assert sorted(file.read_text() for file in tmp_path.glob("rank-*")) == ["left"] * RANKS
     (line,) = out.splitlines()
     assert json.loads(line)["run"] == f"runs/{name}" and err.count("epoch 1: train loss") == 1
     assert bits(here / "runs" / name) == bits(finished[0])
