@@ -6,9 +6,11 @@ the *last* epoch counts, which no validation chose, so that they are not flatter
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from ..core.text import counted, printable
 from ..networks import checkpoint, describe, download, hub_dataset, model as models, zoo
 from ..training import devices, evaluate, linear, metrics, run_folder
 from ..training.callbacks import Callbacks
+from ..training.dry_run import Rehearsal
 from ..training.finetune import finetune
 from ..training.probe import probe
 from ..videos import listing, loader, pool, records, scanning
@@ -81,6 +84,7 @@ class _Job:
     device: torch.device
     callbacks: Callbacks
     stages: Stages
+    until: float = math.inf  # time.monotonic() by which training should have ended
     datasets: dict[int, scanning.Dataset] = field(default_factory=dict)  # split, by seed
 
     def dataset(self, seed: int) -> scanning.Dataset:
@@ -105,6 +109,7 @@ def compare(
     frames: int | None = None,
     size: int | None = None,
     epochs: int | None = None,
+    minutes: float | None = None,
     name: str | None = None,
     device: str | torch.device | None = None,
     callbacks: Callbacks = Callbacks(),
@@ -115,12 +120,14 @@ def compare(
 
     The table has them and whatever else of the comparison has been measured for these seeds.
     `backbone`: the image network that all start from, by default resnet50, on a CPU resnet18; `weights`: its file. Each
-    of `seeds` seeds has a split of its own, the same for all systems. `log` gets sentences on the way. Raises
-    `UsageError` for what cannot be, and for a comparison of that name with other settings, and `Stopped` after a
+    of `seeds` seeds has a split of its own, the same for all systems. With `minutes`, a network whose training is
+    estimated to take longer than what is left of them is left out. `log` gets sentences on the way. Raises `UsageError`
+    for what cannot be, and for a comparison of that name with other settings, and `Stopped` after a
     signal, when the table so far is written.
     """
     device = devices.resolve(device)
     between(seeds, 1, 100, "--seeds")
+    until = math.inf if minutes is None else time.monotonic() + 60 * minutes
     chosen = _wanted(systems, probes)
     backbone = backbone or ("resnet18" if device.type == "cpu" else "resnet50")
     file = str(Path(weights).resolve()) if weights else None
@@ -130,7 +137,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     with lock.hold(folder):
         _keep_settings(folder, settings)
-        job = _Job(folder, settings, device, callbacks, stages)
+        job = _Job(folder, settings, device, callbacks, stages, until)
         numbers = range(seed, seed + seeds)
         left_out: dict[str, str] = {}
         for number, wish in product(numbers, chosen):
@@ -138,6 +145,7 @@ def compare(
             if system in left_out:
                 continue
             try:
+                _refuse_without_parts(system, left_out)
                 _measured(job, system, number, log)
             except (Stopped, DiskError) as end:  # which is not this system's trouble alone
                 if isinstance(end, Stopped) and _write_table(job, numbers, left_out):
@@ -179,6 +187,13 @@ def _with_streams(system: str, left_out: Collection[str]) -> str:
     """With the streams that are there behind its name, where it looks over all of them: `lstm-streams rgb+flow`."""
     there = [stream for stream, needed in ALL_STREAMS.items() if needed not in left_out]
     return f"{system} {'+'.join(there)}" if system in OVER_STREAMS else system
+
+
+def _refuse_without_parts(system: str, left_out: Collection[str]) -> None:
+    """Raises `UsageError` for a fusion of what is left out."""
+    for part in FUSED.get(system, ()):
+        if part in left_out:
+            raise UsageError(f"there is no {part} to fuse")
 
 
 def _keep_settings(folder: Path, settings: Settings) -> None:
@@ -309,8 +324,10 @@ def _probe(job: _Job, system: str, seed: int, run: Path) -> None:
 
 
 def _finetune(job: _Job, system: str, seed: int, run: Path) -> None:
+    """Raises `UsageError` where it would take longer than there is time; what was begun goes on."""
     settings = job.settings
-    finetune(
+    train = partial(
+        finetune,
         settings.videos,
         _start(job, STREAMS.get(system, system)),
         job.callbacks,
@@ -324,6 +341,15 @@ def _finetune(job: _Job, system: str, seed: int, run: Path) -> None:
         epochs=settings.epochs,
         stream=system if system in STREAMS else None,
     )
+    if job.until < math.inf and not (run / run_folder.CONFIG).exists():
+        planned, left = train(dry_run=True), (job.until - time.monotonic()) / 60
+        assert isinstance(planned, Rehearsal)
+        if planned.minutes > left:
+            raise UsageError(
+                f"training it would take about {planned.minutes:.0f} minutes, and {max(0.0, left):.0f} are left",
+                "give more --minutes, or fewer --epochs; what is there is not made again",
+            )
+    train()
 
 
 def _start(job: _Job, system: str) -> Path:

@@ -66,6 +66,12 @@ def compare(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of fine-tuning. Default: as for finetune.", rich_help_panel=TRAINING)
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Leave out networks that would be trained for longer than is left.", rich_help_panel=RUN
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Folder in comparisons/.", rich_help_panel=RUN)] = None,
     device: Device = None,
     json: Json = False,
@@ -89,6 +95,7 @@ def compare(
             frames,
             size,
             epochs,
+            minutes,
             name,
             device,
             callbacks,

@@ -67,6 +67,16 @@ def test_what_was_measured_is_not_measured_again_and_the_table_grows(done, monke
         zoo.compare("v", systems=["i4d"], **ASKED)
 
 
+def test_what_there_is_no_time_to_train_is_left_out_and_all_else_is_there(done, monkeypatch):
+    folder, figures, _ = done
+    monkeypatch.chdir(folder)
+    short = zoo.compare("v", systems=("c2d", "i3d", "rgb+flow"), minutes=0, **ASKED).figures
+    assert [row["system"] for row in short["rows"]] == ["majority", "size-and-length", "probe", "probe tiny", "c2d"]
+    assert "minutes, and 0 are left" in short["left_out"]["i3d"] and "--minutes" in short["left_out"]["flow"]
+    assert short["left_out"]["rgb+flow"] == "there is no i3d to fuse"
+    assert not (folder / "comparisons/v/runs/i3d-s0").exists()
+
+
 def test_a_signal_ends_it_with_the_table_so_far_and_the_same_command_goes_on(done, monkeypatch):
     folder, figures, _ = done
     monkeypatch.chdir(folder)
@@ -97,7 +107,7 @@ def test_a_system_that_cannot_be_had_is_left_out_and_said(done, monkeypatch):
 def test_heads_look_over_the_streams_that_are_there(done, monkeypatch):
     folder, _, _ = done
     monkeypatch.chdir(folder)
-    made = zoo.compare("v", systems=("attention-streams",), **ASKED).figures
+    made = zoo.compare("v", systems=("attention-streams",), minutes=60, **ASKED).figures
     assert list(made["left_out"]) == ["audio"] and "sound" in made["left_out"]["audio"]
     (row,) = (row for row in made["rows"] if row["system"].startswith("attention"))
     below = [each["training"] for each in made["rows"] if each["system"] in ("i3d", "flow")]
