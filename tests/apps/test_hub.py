@@ -424,6 +424,8 @@ def test_folders_that_are_no_model(hub, machine, model, tmp_path):
     shutil.rmtree(model)
     write_model(model)
     (model / "metrics.json").write_text("[1]")
+    assert "not a JSON object" in one.refused(push(model), "WeightsError")
+    (model / "metrics.json").write_text('{"top1": {"val": 0.5}}')
     assert "not a flat JSON object" in one.refused(push(model), "WeightsError")
     (model / "metrics.json").unlink()
     os.truncate(model / "model.safetensors", 60)

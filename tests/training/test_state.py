@@ -242,7 +242,7 @@ def rewritten(folder, **changes):
         (lambda f: rewritten(f, writer=None), "manifest.json is not one of ours"),
         (lambda f: (f / state.MANIFEST).write_text("[" * 100_000), "manifest.json could not be read"),
         (lambda f: (f / state.MANIFEST).write_text('{"a": NaN}'), "manifest.json is damaged"),
-        (lambda f: (f / state.MANIFEST).write_text("[]"), "manifest.json is damaged"),
+        (lambda f: (f / state.MANIFEST).write_text("[]"), "manifest.json is not a JSON object"),
         (lambda f: (f / state.TENSORS).open("ab").write(b"0"), r"state.safetensors has [\d,]+ bytes instead of [\d,]+"),
     ],
 )
