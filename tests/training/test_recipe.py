@@ -704,6 +704,7 @@ def made():
 clip, small = view_spec.ClipSpec(8, None, 112), made()
 # what libraries take once
 step(small, recipe_spec.Recipe(), recipe.optimizer(small, recipe_spec.Recipe()), view_spec.ClipSpec(2, None, 32), 2)
+recipe.memory_estimate(small, view_spec.ClipSpec(2, None, 32), 2, recipe_spec.Recipe())
 del small
 for words in sys.argv[1:]:
     how, base = recipe_spec.parse_recipe(words), told("VmRSS")
