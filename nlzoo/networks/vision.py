@@ -49,7 +49,8 @@ def import_transforms() -> ModuleType:
     that imports the compiler; torch's own mark does the same when the function is called.
     """
     import_torchvision()
-    with mock.patch.object(torch.compiler, "disable", torch._disable_dynamo):
+    later = getattr(torch, "_disable_dynamo", torch.compiler.disable)  # it is torch's own affair
+    with mock.patch.object(torch.compiler, "disable", later):
         from torchvision.transforms import v2
 
     return v2
