@@ -346,7 +346,7 @@ def _finetune(job: _Job, system: str, seed: int, run: Path) -> None:
         assert isinstance(planned, Rehearsal)
         if planned.minutes > left:
             raise UsageError(
-                f"training it would take about {planned.minutes:.0f} minutes, and {max(0.0, left):.0f} are left",
+                f"training it would take about {planned.minutes:.1f} minutes, and {max(0.0, left):.1f} are left",
                 "give more --minutes, or fewer --epochs; what is there is not made again",
             )
     train()
