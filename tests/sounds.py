@@ -7,12 +7,15 @@ from drawn import drawing
 FPS = 25
 
 
-def with_sound(path, samples, rate=16_000, frames=50, codec="pcm_s16le", channels=1):
-    """A video of `frames` at 25 a second, and of mono samples in [-1, 1] as its sound, on every channel."""
-    images = drawing(frames, 32, 48)
+def with_sound(path, samples, rate=16_000, frames=50, codec="pcm_s16le", channels=1, images=None, fps=FPS):
+    """A video of `images`, or of a drawing of `frames`, and of mono samples in [-1, 1] as its sound, on every channel.
+
+    `images`: uint8 (T, H, W, 3).
+    """
+    images = drawing(frames, 32, 48) if images is None else images
     with av.open(str(path), "w") as out:
-        pictures = out.add_stream("libx264", rate=FPS)
-        pictures.height, pictures.width, pictures.pix_fmt = 32, 48, "yuv420p"
+        pictures = out.add_stream("libx264", rate=fps)
+        pictures.height, pictures.width, pictures.pix_fmt = *images.shape[1:3], "yuv420p"
         pictures.codec_context.thread_count = 1
         track = out.add_stream(codec, rate=rate, layout="mono" if channels == 1 else "stereo")
         for image in images:

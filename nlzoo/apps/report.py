@@ -142,8 +142,7 @@ def gather(run: Path, device: torch.device, workers: int = 0, progress: Progress
 
 
 def _config(run: Path) -> recipe_spec.TrainConfig:
-    file = run / run_folder.CONFIG
-    settings = files.read_json(file) if file.is_file() else {}
+    settings = _object(run / run_folder.CONFIG)
     if "train" not in settings:
         raise zoo.no_run(run)
     return recipe_spec.train_config(settings["train"])

@@ -12,10 +12,12 @@ import sys
 from itertools import product
 from pathlib import Path
 
-import av
 import numpy as np
 
 from nlzoo.apps import draw
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sounds import with_sound
 
 GROUPS, FRAMES, FPS, SIZE, RATE = 30, 24, 12, (64, 80), 16_000
 MOTIONS, SOUNDS = ("rise", "fall"), ("steady", "beeps")
@@ -23,27 +25,12 @@ COMPARED = "--backbone tiny --frames 8 --size 64 --seeds 3 --epochs 12 --device 
 
 
 def sound(kind, rng):
-    """float32 `(1, samples)`: a tone of some pitch and loudness under noise, whole or in beeps of an eighth."""
+    """float32 `(samples,)`: a tone of some pitch and loudness under noise, whole or in beeps of an eighth."""
     time = np.arange(FRAMES * RATE // FPS) / RATE
     tone = np.sin(2 * np.pi * rng.uniform(300, 3000) * time) * rng.uniform(0.2, 0.6)
     if kind == "beeps":
         tone *= (time * 8 + rng.uniform(0, 2)).astype(int) % 2
-    return (tone + rng.normal(0, 0.03, time.shape)).astype(np.float32)[None]
-
-
-def write(file, images, samples):
-    """One mp4 with H.264 and AAC."""
-    with av.open(str(file), "w") as out:
-        pictures, track = out.add_stream("libx264", rate=FPS), out.add_stream("aac", rate=RATE, layout="mono")
-        pictures.height, pictures.width, pictures.pix_fmt = *SIZE, "yuv420p"
-        for image in images:
-            out.mux(pictures.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        out.mux(pictures.encode())
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = RATE, 0
-        for part in av.AudioResampler("fltp", "mono", RATE, frame_size=1024).resample(frame):
-            out.mux(track.encode(part))
-        out.mux(track.encode())
+    return (tone + rng.normal(0, 0.03, time.shape)).astype(np.float32)
 
 
 def write_videos(folder):
@@ -52,7 +39,8 @@ def write_videos(folder):
         file = folder / f"{motion}-{kind}" / f"g{group:02}.mp4"
         file.parent.mkdir(parents=True, exist_ok=True)
         images = draw.motion_clip(motion, group, FRAMES, SIZE)
-        write(file, images, sound(kind, np.random.default_rng([group, 7])))
+        samples = sound(kind, np.random.default_rng([group, 7]))
+        with_sound(file, samples, RATE, codec="aac", images=images, fps=FPS)
 
 
 def main():

@@ -99,33 +99,31 @@ def test_no_command_shows_the_help_and_is_an_error(nlzoo):
     assert code == 2 and "finetune" in out + err and "error" not in out + err
 
 
-def test_help_is_quick_because_nothing_heavy_is_imported():
+def imported(words, modules=HEAVY, cwd=None, **environment):
+    """Lines that `nlzoo WORDS` prints in a process of its own; then one of the `modules` that are imported there."""
     code = (
-        "import sys; sys.argv = ['nlzoo', '--help']\nfrom nlzoo.cli import app as cli\n"
-        f"try: cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
+        "import sys\nfrom nlzoo.cli import app as cli\n"
+        f"try: cli.main()\nexcept SystemExit: pass\nprint([m for m in {modules} if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]" and "finetune" in done.stdout
+    command, env = [sys.executable, "-c", code, *words.split()], os.environ | environment
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, check=True, timeout=120)
+    return done.stdout.splitlines()
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    *lines, modules = imported("--help")
+    assert modules == "[]" and "finetune" in "".join(lines)
 
 
 def test_a_shell_completes_commands_without_anything_heavy(tmp_path):
     """What `--install-completion` writes asks so; a Tab must not take the seconds that torch does."""
-    code = (
-        "import sys; sys.argv = ['nlzoo']\nfrom nlzoo.cli import app as cli\n"
-        f"try: cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
-    )
-    env = os.environ | {"_NLZOO_COMPLETE": "complete_bash", "COMP_WORDS": "nlzoo pre", "COMP_CWORD": "1"}
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True, env=env)
-    assert done.stdout.split() == ["prepare", "predict", "[]"]
+    env = {"_NLZOO_COMPLETE": "complete_bash", "COMP_WORDS": "nlzoo pre", "COMP_CWORD": "1"}
+    assert imported("", **env) == ["prepare", "predict", "[]"]
 
 
 def test_the_list_needs_nothing_heavy(tmp_path):
-    code = (
-        "import sys; sys.argv = ['nlzoo', 'list']\nfrom nlzoo.cli import app as cli\n"
-        f"try: cli.main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True, cwd=tmp_path)
-    assert done.stdout.splitlines()[-1] == "[]" and "nl5-i3d-r50-8x8.authors" in done.stdout
+    *lines, modules = imported("list", cwd=tmp_path)
+    assert modules == "[]" and "nl5-i3d-r50-8x8.authors" in "\n".join(lines)
 
 
 def test_a_terminal_is_told_that_work_has_begun_before_anything_heavy_is_imported(tmp_path):
@@ -218,14 +216,7 @@ def test_training_does_not_import_the_compiler_which_takes_two_seconds(warm, tmp
     words = "finetune videos --from weights/start --epochs 1 --frames 4 --size 32 --batch 2 --device cpu --workers 0"
     words += " --augment strong,colour=0.4,mixup=0.4"
     assert nlzoo(*words.split())[0] == 0
-    code = (
-        "import sys\nfrom nlzoo.cli.app import main\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        "print([name for name in ('torchvision.tv_tensors', 'torch._dynamo') if name in sys.modules])"
-    )
-    command = [sys.executable, "-c", code, *words.split()]
-    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == "['torchvision.tv_tensors']", done.stderr
+    assert imported(words, ("torchvision.tv_tensors", "torch._dynamo"), tmp_path)[-1] == "['torchvision.tv_tensors']"
 
 
 def test_what_needs_no_network_imports_no_torch(tmp_path):
