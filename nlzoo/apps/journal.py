@@ -71,7 +71,7 @@ class Journal:
             self._ask("INSERT INTO given (video) SELECT number FROM videos WHERE path = ?", key)
         self.videos: int = self._count("SELECT count(*) FROM videos")  # each once
 
-    def open(self, file: Path | None, asked: str = "", rank: int = 0) -> int:
+    def open(self, file: Path | None, digest: str = "", rank: int = 0) -> int:
         """Rows are kept beside the output `file` from now on; how many are there. None: nothing outlives this process.
 
         Raises `UsageError` where there are those of another command, and `DiskError` where it cannot be written.
@@ -83,14 +83,14 @@ class Journal:
             return 0
         own = _of_rank(file, rank)
         heads = {path: _head(path) for path in (own, *_all_files(file))}
-        if any(head not in (None, asked) for head in heads.values()):
-            other = next(path for path, head in heads.items() if head not in (None, asked))
+        if any(head not in (None, digest) for head in heads.values()):
+            other = next(path for path, head in heads.items() if head not in (None, digest))
             raise UsageError(
                 f"{printable(other)} holds the answers of another command, which did not end",
                 "give that command again, delete the file, or choose another name for the output",
             )
         if heads[own] is None:
-            files.write_text(own, as_json({"asked": asked}) + "\n")
+            files.write_text(own, as_json({"asked": digest}) + "\n")
         elif not _ends_with(own, b"\n"):  # what a kill has torn is made again; the next line must not join it
             files.append_text(own, "\n")
         self._own = open(own, "ab", buffering=0)

@@ -143,8 +143,8 @@ class Options:
 
     def identity(self, net: Network) -> str:
         """What must be the same for rows of one file."""
-        asked = {"views": repr(self.views), "windows": repr(self.windows), "decoder": self.decoder}
-        return journal.identity(net, **asked, features=self.as_features)
+        settings = {"views": repr(self.views), "windows": repr(self.windows), "decoder": self.decoder}
+        return journal.identity(net, **settings, features=self.as_features)
 
 
 @contextmanager

@@ -266,22 +266,22 @@ def _used(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in fields if name not in _UNUSED or value != _UNUSED[name]}
 
 
-def from_json(data: object, where: str) -> ModelSpec:
+def from_json(data: object, file: str) -> ModelSpec:
     """The spec in a `config.json` that may come from anybody.
 
-    Raises `WeightsError`, naming `where` and the key, for unknown or missing keys, wrong types and numbers out of
+    Raises `WeightsError`, naming `file` and the key, for unknown or missing keys, wrong types and numbers out of
     bounds.
     """
     if not isinstance(data, dict):
-        raise WeightsError(f"{where} is not a JSON object")
+        raise WeightsError(f"{file} is not a JSON object")
     data = dict(data)
     written = data.pop("format", None)
     if isinstance(written, bool) or written != FORMAT:  # older formats, once there are any, are brought up to date here
-        raise WeightsError(f"{where} is not an nlzoo config of format {FORMAT}", "pip install -U nlzoo")
+        raise WeightsError(f"{file} is not an nlzoo config of format {FORMAT}", "pip install -U nlzoo")
     try:
         return _decode(ModelSpec, data)
     except (UsageError, TypeError, ValueError) as error:
-        raise WeightsError(f"{where} was refused: {error}", "pip install -U nlzoo, or fetch the model again") from None
+        raise WeightsError(f"{file} was refused: {error}", "pip install -U nlzoo, or fetch the model again") from None
 
 
 def _decode(cls: Any, data: object) -> Any:

@@ -117,11 +117,11 @@ def _before(request: Any) -> None:
     key = (request.method, str(request.url), request.headers.get("range", ""))  # a part of a file is progress
     _request.tries[key] += 1
     tries, most_tries = _request.tries[key], len(WAITS) + 1
-    said = f"the Hub does not answer about {_request.about} ({_request.failure or 'no reply'})"
+    problem = f"the Hub does not answer about {_request.about} ({_request.failure or 'no reply'})"
     if tries > most_tries:
-        raise Unreachable(said, _LATER)
+        raise Unreachable(problem, _LATER)
     if tries > 1:
-        _log.warning("%s; try %d of %d", said, tries, most_tries)
+        _log.warning("%s; try %d of %d", problem, tries, most_tries)
     most_seconds = dict.fromkeys(("read", "write", "pool"), _request.timeout) | {"connect": min(_request.timeout, 10.0)}
     own = request.extensions.get("timeout") or {}
     request.extensions["timeout"] = {kind: min(own.get(kind) or most, most) for kind, most in most_seconds.items()}
@@ -277,7 +277,7 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, (_Transport, ConnectionError, TimeoutError, json.JSONDecodeError))
 
 
-# The client's failures, first match wins: class or HTTP status, our kind, message, hint. {said} is the Hub's own words.
+# The client's failures, first match wins: class or HTTP status, our kind, message, hint. {reply} is the Hub's own.
 _Row = tuple[type[Exception] | tuple[type[Exception], ...] | int, type[HubError], str, str]
 _TABLE: tuple[_Row, ...] = (
     (
@@ -291,10 +291,10 @@ _TABLE: tuple[_Row, ...] = (
     (
         theirs.GatedRepoError,
         HubError,
-        "{repo} is only for those its author lets in ({said})",
+        "{repo} is only for those its author lets in ({reply})",
         "ask for access on its page on the Hub, then: hf auth login",
     ),
-    (theirs.DisabledRepoError, HubError, "{repo} was disabled on the Hub ({said})", ""),
+    (theirs.DisabledRepoError, HubError, "{repo} was disabled on the Hub ({reply})", ""),
     (
         theirs.RepositoryNotFoundError,
         HubError,
@@ -302,21 +302,21 @@ _TABLE: tuple[_Row, ...] = (
         "check the spelling; for a private model: hf auth login, or set HF_TOKEN",
     ),
     (theirs.RevisionNotFoundError, HubError, "there is no such revision: {repo}", "the newest needs none"),
-    (theirs.RemoteEntryNotFoundError, HubError, "a file of {repo} is not on the Hub ({said})", "push the model again"),
-    (401, HubError, "the Hub did not accept the login ({said})", LOGIN),
-    (403, HubError, "the Hub did not allow this for {repo} ({said})", "take a token that may {do} there: " + LOGIN),
-    (409, HubError, "{repo} is in another state than expected ({said})", "look at it on the Hub, then try again"),
-    (412, HubError, "{repo} has changed meanwhile ({said})", "see what is new there, then try again"),
-    (429, HubError, "the Hub asks for patience ({said})", _LATER),
-    *((code, Unreachable, "the Hub has a problem of its own: {said}", _LATER) for code in (408, 500, 502, 503, 504)),
-    (theirs.HfHubHTTPError, HubError, "the Hub refused the request for {repo} ({said})", ""),
+    (theirs.RemoteEntryNotFoundError, HubError, "a file of {repo} is not on the Hub ({reply})", "push the model again"),
+    (401, HubError, "the Hub did not accept the login ({reply})", LOGIN),
+    (403, HubError, "the Hub did not allow this for {repo} ({reply})", "take a token that may {do} there: " + LOGIN),
+    (409, HubError, "{repo} is in another state than expected ({reply})", "look at it on the Hub, then try again"),
+    (412, HubError, "{repo} has changed meanwhile ({reply})", "see what is new there, then try again"),
+    (429, HubError, "the Hub asks for patience ({reply})", _LATER),
+    *((code, Unreachable, "the Hub has a problem of its own: {reply}", _LATER) for code in (408, 500, 502, 503, 504)),
+    (theirs.HfHubHTTPError, HubError, "the Hub refused the request for {repo} ({reply})", ""),
     (
         (_Transport, ConnectionError, TimeoutError),
         Unreachable,
-        "the Hub could not be reached ({said})",
+        "the Hub could not be reached ({reply})",
         "check the connection, then try again; a model folder on this machine needs none",
     ),
-    (Exception, Unreachable, "the Hub's answer about {repo} was not understood ({said})", _BETWEEN),
+    (Exception, Unreachable, "the Hub's answer about {repo} was not understood ({reply})", _BETWEEN),
 )
 
 
@@ -328,11 +328,11 @@ def raise_ours(error: Exception, repo: object) -> NoReturn:
             "free some room, or set HF_HOME, the Hub's cache, to another folder",
         ) from error
     words = str(getattr(error, "server_message", None) or error).strip().partition("\n")[0]
-    said = printable(words[:300] or type(error).__name__)
+    reply = printable(words[:300] or type(error).__name__)
     code = status(error)
     reads = isinstance(error, theirs.HfHubHTTPError) and error.response.request.method in ("GET", "HEAD")
     do = "read" if reads else "write"
     for kind, ours, message, hint in _TABLE:
         if code == kind if isinstance(kind, int) else isinstance(error, kind):
-            raise ours(message.format(repo=printable(str(repo)), said=said), hint.format(do=do)) from error
+            raise ours(message.format(repo=printable(str(repo)), reply=reply), hint.format(do=do)) from error
     raise error
