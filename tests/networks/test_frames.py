@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nlzoo.core.model_spec import STAGES, Inflation, ModelSpec, parse_nl
-from nlzoo.core.view_spec import ClipSpec
+from nlzoo.core.model_spec import Inflation, parse_nl
 from nlzoo.networks import frames, inflate, model
 from nlzoo.networks.layers import NonLocalBlock
 
@@ -123,6 +122,15 @@ def test_batch_norm_does_not_mind_how_a_video_and_its_gradient_lie_in_memory(siz
             assert a.shape == b.shape and (a - b).double().norm() <= 1e-11 * b.double().norm() + 1e-11
 
 
+def narrow(backbone, inflation):
+    """As `model.build` makes it, with stages of 32 channels, in training mode and with a block that does something."""
+    net = inflate.inflate_(model.import_timm().create_model(backbone, num_classes=7, channels=(32,) * 4), inflation)
+    inflate.insert_nonlocal_(net, parse_nl("res3:1", inflate.depths(net)))
+    (block,) = (m for m in net.modules() if isinstance(m, NonLocalBlock))
+    nn.init.normal_(block.bn.weight)
+    return net.train()
+
+
 @pytest.mark.parametrize(
     "backbone, kind",
     [
@@ -137,13 +145,8 @@ def test_batch_norm_does_not_mind_how_a_video_and_its_gradient_lie_in_memory(siz
     ],
 )
 def test_networks(backbone, kind, monkeypatch, seed):
-    with torch.device("meta"):
-        placement = parse_nl("res3:1", inflate.depths(model.plain_resnet(backbone)))
-    spec = ModelSpec(backbone, Inflation(**kind), placement, ClipSpec(8, None, 64), (), 7)
-    net = model.build(spec).double().train()
-    (block,) = (m for m in net.modules() if isinstance(m, NonLocalBlock))
-    nn.init.normal_(block.bn.weight)
-    assert_same(net, torch.randn(2, 3, 8, 32, 32).double(), monkeypatch)
+    net = narrow(backbone, Inflation(**kind))
+    assert_same(net.double(), torch.randn(2, 3, 8, 32, 32).double(), monkeypatch)
 
 
 def test_an_untrained_block_still_gives_its_input_bit_for_bit(monkeypatch, seed):
@@ -169,11 +172,9 @@ def test_a_temporal_convolution_under_autocast(dtype, error, monkeypatch, seed):
 
 
 def test_it_is_one_graph_for_a_compiler(monkeypatch, seed):
-    net = model.build(ModelSpec("resnet14t", Inflation(), parse_nl("res3:1", dict.fromkeys(STAGES, 1)), num_outputs=3))
     # float32: what a compiler takes for the layout of a float64 convolution on a CPU is not what it has
-    net, x = net.train(), torch.randn(2, 3, 4, 64, 64)
-    (block,) = (m for m in net.modules() if isinstance(m, NonLocalBlock))
-    nn.init.normal_(block.bn.weight)
+    net, x = narrow("resnet14t", Inflation()), torch.randn(2, 3, 4, 64, 64)
+    net.layer3, net.layer4 = nn.Identity(), nn.Identity()  # the stem, res2 and res3 have every kind of layer
     monkeypatch.setattr(frames, "DEVICES", {"cpu"})
     want = passes(net, x, None)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)

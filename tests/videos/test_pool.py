@@ -58,6 +58,13 @@ def summary(task, result):
 
 @pytest.mark.parametrize("kind, count, deadline", [("crash", 100, 60), ("hang", 100, 0.1)])
 def test_a_hundred_bad_tasks_cost_themselves(kind, count, deadline, seed):
+    """In a small process: each costs a fork, and that of the tests' own takes longer the more they have imported."""
+    call = f"test_pool.cost_themselves{(kind, count, deadline, seed)}"
+    script = f"import sys; sys.path.append(sys.argv[1]); import test_pool; {call}"
+    subprocess.run([sys.executable, "-c", script, os.path.dirname(__file__)], check=True, timeout=300)
+
+
+def cost_themselves(kind, count, deadline, seed):
     tasks = [(kind, i) for i in range(count)] + [("fine", i) for i in range(200)]
     random.Random(seed).shuffle(tasks)
     answers = list(pool.run(act, tasks, 4, lambda task: deadline if task[0] == "hang" else 60))
