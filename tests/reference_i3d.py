@@ -94,16 +94,29 @@ class NonLocal(nn.Module):
 
 
 class I3D(nn.Module):
-    """`(B, 3, T, H, W)` to `(B, classes)`. `blocks`: {(stage 0-3, residual block): form of the block after it}."""
+    """`(B, 3, T, H, W)` to `(B, classes)`. `blocks`: {(stage 0-3, residual block): form of the block after it}.
 
-    def __init__(self, depth, classes, arch="i3d", pools="none", padding="replicate", blocks=None, pool1_padding=1):
+    `widths`: of the stages, for a smaller network than the paper's.
+    """
+
+    def __init__(
+        self,
+        depth,
+        classes,
+        arch="i3d",
+        pools="none",
+        padding="replicate",
+        blocks=None,
+        pool1_padding=1,
+        widths=WIDTHS,
+    ):
         super().__init__()
         bottleneck, blocks = depth >= 50, blocks or {}
         self.pools, self.pool1_padding = pools, pool1_padding
         self.conv1 = Conv(3, 64, 1 if arch == "c2d" else 5, 7, 1 if pools in ("none", "8x8") else 2, 2, padding)
         self.bn1 = nn.BatchNorm3d(64)
         channels = 64
-        for stage, (count, width) in enumerate(zip(DEPTHS[depth], WIDTHS, strict=True)):
+        for stage, (count, width) in enumerate(zip(DEPTHS[depth], widths, strict=True)):
             layer = nn.Sequential()
             for i in range(count):
                 taps = 3 if arch != "c2d" and TEMPORAL[stage](i) else 1

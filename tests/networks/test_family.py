@@ -1,7 +1,7 @@
 """Every architecture of timm's resnet.py, inflated: a still clip for mean, a moving clip frame by frame for centre.
 
-In float64 and with stages of 32 channels: depth, stems, attention and pools are what an architecture is, not its width.
-Full width has its turn under `-m torture`.
+In float64 and with stages of 32 channels and at most four residual blocks: stems, blocks, attention and pools are what
+an architecture is, not its width nor how often a block is repeated. Full size has its turn under `-m torture`.
 """
 
 import copy
@@ -17,6 +17,7 @@ from nlzoo.networks import describe, inflate, model
 from nlzoo.networks.model import import_timm, relative_error
 
 NARROW = {"channels": (32, 32, 32, 32)}
+DEPTH = 4  # blocks of a stage: even and odd ones, with another after them
 ARCHITECTURES = import_timm().list_models(module="resnet")
 
 
@@ -35,6 +36,13 @@ def build(name, **arguments):
             nn.init.uniform_(m.running_mean, -0.2, 0.2)
             nn.init.uniform_(m.running_var, 0.5, 1.5)
     return net.eval()
+
+
+def cut(net):
+    """The same without what stages of more than `DEPTH` blocks repeat."""
+    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        del stage[DEPTH:]
+    return net
 
 
 def copied(net):
@@ -85,12 +93,13 @@ def test_the_family_is_found():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_equals_the_2d_network(name, seed):
-    holds(build(name, **NARROW).double(), 64, 1e-9)
+    size = 64 if "aa" in name else 48  # timm's antialiased blocks do not run on odd sizes, in 2-D either
+    holds(cut(build(name, **NARROW)).double(), size, 1e-9)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_equals_the_2d_network_at_full_width(name, seed):
+def test_equals_the_2d_network_at_full_size(name, seed):
     holds(build(name).double(), 64, 1e-9)
 
 

@@ -2,25 +2,28 @@
 
 import pytest
 import torch
-from reference_i3d import I3D
+from reference_i3d import I3D, WIDTHS
 from torch import nn
 
 from nlzoo.core import model_spec
-from nlzoo.networks import model
+from nlzoo.networks import inflate, model
 from nlzoo.networks.model import relative_error
 
 DEPTH_OF = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+NARROW = (16, 24, 32, 40)  # stages of the deep networks, whose weights would cost more than what is done with them
 
 
 def pair(depth, arch, pools, nl, form="embedded", padding="replicate", pool1_padding=1):
     """The product's network with random weights and statistics, and the reference's with copies of them; float64."""
     name = f"resnet{depth}"
     placement = model_spec.parse_nl(nl, dict(zip(model_spec.STAGES, DEPTH_OF[name], strict=True)), form=form)
-    ours = model.build(
-        model_spec.ModelSpec(
-            name, model_spec.Inflation(arch, "centre", padding, pools, pool1_padding), placement, num_outputs=11
-        )
-    ).double()
+    inflation = model_spec.Inflation(arch, "centre", padding, pools, pool1_padding)
+    widths = WIDTHS if depth == 18 else NARROW
+    if depth == 18:
+        ours = model.build(model_spec.ModelSpec(name, inflation, placement, num_outputs=11)).double()
+    else:
+        flat = model.import_timm().create_model(name, num_classes=11, channels=widths)
+        ours = inflate.insert_nonlocal_(inflate.inflate_(flat, inflation), placement).double().eval()
     with torch.no_grad():
         for m in ours.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
@@ -32,8 +35,9 @@ def pair(depth, arch, pools, nl, form="embedded", padding="replicate", pool1_pad
             elif isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1:  # centre-initialised: give every tap a weight
                 m.weight.add_(torch.randn_like(m.weight) * m.weight.std())
     blocks = {(model_spec.STAGES.index(n.stage), i): form for n in placement for i in n.blocks}
-    theirs = I3D(depth, 11, arch, pools, padding, blocks, pool1_padding).double()
-    weights = {k: v.reshape(theirs.state_dict()[k].shape) for k, v in ours.state_dict().items()}
+    theirs = I3D(depth, 11, arch, pools, padding, blocks, pool1_padding, widths).double()
+    shapes = {k: v.shape for k, v in theirs.state_dict().items()}
+    weights = {k: v.reshape(shapes[k]) for k, v in ours.state_dict().items()}
     theirs.load_state_dict(weights)
     return ours, theirs.eval()
 
@@ -66,7 +70,7 @@ def test_equal_outputs_in_eval_and_train(depth, arch, pools, nl, form, seed):
 
 def test_equal_gradients(seed):
     ours, theirs = pair(18, "i3d", "none", "res3:1,res4:1")
-    clip = torch.randn(2, 3, 5, 48, 48, dtype=torch.double)
+    clip = torch.randn(2, 3, 5, 48, 32, dtype=torch.double)
     for net in (ours, theirs):
         net.train()(clip).square().sum().backward()
     grads = {name: p.grad.flatten() for name, p in theirs.named_parameters()}
@@ -99,7 +103,7 @@ def test_zero_padding_of_imported_checkpoints(seed):
 )
 def test_pools_of_imported_checkpoints(pools, pool1_padding, other, seed):
     ours, theirs = pair(18, "i3d", pools, "res3:1", "embedded", "zeros", pool1_padding)
-    clip = torch.randn(1, 3, 17, 64, 48, dtype=torch.double)  # an odd number of frames, too
+    clip = torch.randn(1, 3, 17, 48, 32, dtype=torch.double)  # an odd number of frames, too
     assert relative_error(ours(clip), theirs(clip)) < 1e-9
     theirs.pools, theirs.pool1_padding = other
     assert relative_error(ours(clip), theirs(clip)) > 1e-3  # the negative control
