@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -38,12 +39,13 @@ def decode_all(path, size=None) -> Iterator[tuple[int | None, np.ndarray]]:
 
 
 def mark(image) -> tuple:
-    """What stands for an image when whole videos would fill the memory."""
+    """What stands for an image."""
     return image.shape, zlib.crc32(np.ascontiguousarray(image))
 
 
 def to_rgb(frame, size) -> np.ndarray:
     graph, turns = Graph(), frame.rotation // 90
+    graph.threads = 1  # starting others takes longer than one image
     height, width = size or (frame.height, frame.width)
     if size and turns % 2:
         height, width = width, height
@@ -54,18 +56,33 @@ def to_rgb(frame, size) -> np.ndarray:
     return np.rot90(graph.pull().to_ndarray(), turns)
 
 
-def wrong_frames(path, short_side=None, decoder="auto", clips=4) -> tuple[int, int]:
-    """(frames read, wrong ones): all frames in order, then clips of 8 random ones in random order, with repeats."""
+def wrong_frames(path, short_side=None, decoder="auto", clips=4, one_pass=False) -> tuple[int, int]:
+    """(frames read, wrong ones): all frames in order, then clips of 8 random ones in random order, with repeats.
+
+    In order 32 at a time or, of files that are large or have to be decoded from their start, in one pass.
+    """
     info, rng = video.probe(path), random.Random(Path(path).name)
     size = video.scaled_size(info.height, info.width, short_side)
-    truth = [mark(image) for _, image in decode_all(path, size)]
-    assert info.frames == len(truth)
-    every = [range(at, min(at + 32, info.frames)) for at in range(0, info.frames, 32)]
+    drawn = [[rng.randrange(info.frames) for _ in range(8)] for _ in range(clips)]
+    kept = dict.fromkeys(chain(*drawn))  # images of those alone: whole videos would fill the memory
+    truth = (image for _, image in decode_all(path, size))
     wrong = total = 0
-    for indices in every + [[rng.randrange(info.frames) for _ in range(8)] for _ in range(clips)]:
+
+    def read(indices):
         images = video.read_frames(path, indices, short_side, decoder)
         assert images.shape == (len(indices), *size, 3) and images.dtype == np.uint8
-        wrong += sum(mark(image) != truth[i] for image, i in zip(images, indices, strict=True))
+        return zip(indices, images, strict=True)
+
+    every = [range(at, min(at + 32, info.frames)) for at in range(0, info.frames, 32)]
+    in_order = video.images(info, range(info.frames), size) if one_pass else chain.from_iterable(map(read, every))
+    for number, ((i, image), wanted) in enumerate(zip(in_order, truth, strict=True)):
+        wrong += i != number or not np.array_equal(image, wanted)
+        total += 1
+        if i in kept:
+            kept[i] = wanted
+    assert total == info.frames
+    for indices in drawn:
+        wrong += sum(not np.array_equal(image, kept[i]) for i, image in read(indices))
         total += len(indices)
     return total, wrong
 
