@@ -45,7 +45,8 @@ def finetune(
         str | None,
         typer.Option(
             "--from",
-            help="The model or run to start from. Default: the newest in weights/, else imagenet (resnet50, --nl 5).",
+            help="The model or run to start from. Default: the newest in weights/, else imagenet (resnet50, --nl 5). "
+            "A 2-D network of timm that is not inflated (inception_resnet_v2) is trained frame by frame.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -179,13 +180,14 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Train a classifier on your videos, keep best and last. The same command resumes a run that was stopped."""
+    from ..networks import zoo
     from ..training.options import FinetuneOptions
 
     options = picked(FinetuneOptions, locals()) | {"runs": out}
     if not resume:
         both = [str(Path(start)) if start and Path(start).exists() else "VIDEOS", "--from", str(videos)]
         refuse_model(videos, shlex.join(["nlzoo", "finetune", *both]))
-        refuse_early(None if start == IMAGENET else start, videos)
+        refuse_early(None if start == IMAGENET or (start and zoo.is_frame_network(start)) else start, videos)
     FinetuneOptions(**options)  # refuses what cannot be
     if not resume:
         videos = fetched(videos)
@@ -203,6 +205,7 @@ def finetune(
 _EVENTS = {  # by the code of an event; the values are its own
     "note": "{text}",
     "starting_from": "starting from {folder}",
+    "on_frames": "starting from {backbone}, frame by frame",
     "inflating": "no model in weights/: inflating {backbone} --nl {nl}",
     "inflating_2d": "sound is seen by a 2-D network on each patch: inflating {backbone} --arch c2d --nl {nl}",
     "kinetics_first": "a better start is a network trained on Kinetics-400: nlzoo import {name} (top-1 {top1} there, "

@@ -117,7 +117,7 @@ class ModelSpec:
 
     @property
     def is_inflated(self) -> bool:
-        """Whether this is a 3-D ResNet, which alone can be fine-tuned, explained and exported."""
+        """Whether this is a 3-D ResNet, which alone can be explained and exported."""
         return self.inflation.arch not in (FRAMES, FUSED, SEQUENCE)
 
     def shared_clips(self) -> list[tuple[ClipSpec, list[int]]]:
@@ -242,6 +242,12 @@ class Member:
         blocks = "non-local " if self.model.non_local else ""
         stream = "" if self.model.clip.stream == "rgb" else f" of {self.model.clip.stream}"
         return f"{blocks}{self.model.inflation.arch} {self.model.backbone}{stream}"
+
+
+def refuse_several(spec: ModelSpec, what: str) -> None:
+    """Raises `UsageError` for a model of several, which cannot do `what` (a verb: be fine-tuned) as their own can."""
+    if spec.members:
+        refuse_other_kinds(spec, what)
 
 
 def refuse_other_kinds(spec: ModelSpec, what: str) -> None:

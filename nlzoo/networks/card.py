@@ -40,7 +40,7 @@ def body(spec: ModelSpec, metrics: dict | None, checks: dict | None = None, use:
     `metrics` is what metrics.json holds, fractions in [0, 1]; `checks` what `inflate` computed. Both may lack any key.
     `use`: how to load it, where not with nlzoo.
     """
-    parts = [f"# {title(spec)}", _what(spec)]
+    parts = [f"# {title(spec)}", _what(spec, tuned=bool((metrics or {}).get("step")))]
     if checks:
         parts.append(_checked(checks))
     parts += [
@@ -113,7 +113,7 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def _what(spec: ModelSpec) -> str:
+def _what(spec: ModelSpec, tuned: bool) -> str:
     if spec.members:
         return _what_members(spec)
     arch, kernels = _ARCHS[spec.inflation.arch]
@@ -129,7 +129,8 @@ def _what(spec: ModelSpec) -> str:
     ]
     summary = f"A video classifier {made}{blocks} (Wang et al., 2018)."
     if not spec.is_inflated:
-        summary = "A video classifier made with nlzoo: an image network of timm, left as it is, and a linear head."
+        how = "fine-tuned on the frames of videos" if tuned else "left as it is"
+        summary = f"A video classifier made with nlzoo: an image network of timm, {how}, and a linear head."
         inflation = []
     lines = [
         summary,

@@ -72,7 +72,7 @@ def _cost_on_frames(net: Network, clip: ClipSpec) -> tuple[int, int]:
 
     ghost = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ghost.forward_features(torch.empty(1, 3, 1, clip.size, clip.size, device="meta"))
+        ghost.forward_features(torch.empty(1, clip.channels, 1, clip.size, clip.size, device="meta"))
     macs = counter.get_total_flops() // 2 * clip.frames + net.fc.weight.numel()
     return sum(p.numel() for p in net.parameters()), macs
 

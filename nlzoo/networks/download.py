@@ -127,8 +127,9 @@ def _what_could_be_made(name: str) -> str:
     for command, names in _names().items():
         if near := nearest(name, names, 1):
             return f"nlzoo {command} {near[0]} makes a model of that name"
-    if near := nearest(name, zoo.image_networks(), 1, cutoff=0.85):
-        return f"nlzoo probe {near[0]} VIDEOS takes that 2-D network as it is"
+    for network in nearest(name, zoo.image_networks(), 1, cutoff=0.85):
+        trained = f"; nlzoo finetune VIDEOS --from {network} trains it" if zoo.is_frame_network(network) else ""
+        return f"nlzoo probe {network} VIDEOS takes that 2-D network as it is{trained}"
     return "nlzoo list shows the models that are here"
 
 

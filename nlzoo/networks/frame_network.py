@@ -1,17 +1,23 @@
-"""A 2-D network on every frame of a clip: the strongest cheap baseline there is for a small set."""
+"""A 2-D network on every frame of a clip, as TSN has it: the strongest cheap baseline there is for a small set."""
 
+from typing import cast
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.model_spec import ModelSpec
+from .network import Network
 
 
 class FrameNetwork(nn.Module):
-    """`(B, 3, T, H, W)` to logits `(B, num_outputs)`: the features of single frames, their mean over T, a linear head.
+    """`(B, C, T, H, W)` to logits `(B, num_outputs)`: the features of single frames, their mean over T, a linear head.
 
-    `backbone` is any module `(N, 3, H, W)` to `(N, C)`. The methods are those of timm's networks.
+    The logits are the mean of those of the frames (TSN's consensus by average), since the head is linear. `backbone` is
+    any module `(N, C, H, W)` to `(N, features)`. The methods are those of timm's networks.
     """
 
     spec: ModelSpec
+    drop_rate = 0.0  # before the head
 
     def __init__(self, backbone: nn.Module, channels: int, outputs: int) -> None:
         super().__init__()
@@ -25,8 +31,13 @@ class FrameNetwork(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of features `(B, C, T)`, or with `pre_logits` their means over T `(B, C)`."""
-        mean = x.mean(2)
+        mean = F.dropout(x.mean(2), self.drop_rate, self.training)
         return mean if pre_logits else self.fc(mean)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """The backbone's own. Raises `AssertionError` or `AttributeError` for one that cannot."""
+        if enable or hasattr(self.backbone, "set_grad_checkpointing"):
+            cast(Network, self.backbone).set_grad_checkpointing(enable)

@@ -20,7 +20,17 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.errors import HubError, UsageError, WeightsError
 from ..core.lazy import partly
-from ..core.model_spec import FRAMES, Inflation, Member, ModelSpec, Named, NonLocal, SequenceHead, parse_nl
+from ..core.model_spec import (
+    FRAMES,
+    Inflation,
+    Member,
+    ModelSpec,
+    Named,
+    NonLocal,
+    SequenceHead,
+    parse_nl,
+    refuse_other_kinds,
+)
 from ..core.text import nearest, printable
 from ..core.view_spec import ClipSpec
 from . import googlenet, vision, zoo
@@ -158,7 +168,8 @@ def _origin(name: str, weights: Path | None, fetch: Callable[[str], Path], comma
     if weights:
         return _Origin(weights, name, f"file {weights.name}", "", clip)
     if not known or not known.hf_hub_id:
-        raise WeightsError(f"timm has no pretrained weights for {name}", "give them with --weights FILE")
+        how = f"{command} --weights FILE" if command else "give them with --weights FILE"
+        raise WeightsError(f"timm has no pretrained weights for {name}", how)
     tagged = f"{name.partition('.')[0]}.{known.tag}" if known.tag else name
     repo = f"{known.hf_hub_id}{tagged}" if known.hf_hub_id.endswith("/") else known.hf_hub_id
     command = command or f"nlzoo inflate {tagged}"
@@ -258,8 +269,8 @@ def build(spec: ModelSpec) -> Network:
 # --- any 2-D network, on single frames
 
 
-def _image_net(name: str) -> Any:
-    """timm's 2-D network of any kind without its classifier, `(N, 3, H, W)` to `(N, C)`, randomly initialised.
+def _image_net(name: str, channels: int = 3) -> Any:
+    """timm's 2-D network of any kind without its classifier, `(N, channels, H, W)` to `(N, C)`, randomly initialised.
 
     Images of any size, as far as it can be told so. Raises `UsageError` for a name that timm does not know.
     """
@@ -274,16 +285,17 @@ def _image_net(name: str) -> Any:
             f"timm {metadata.version('timm')} knows no network {name!r}",
             _what_backbone_was_meant(name, zoo.image_networks()),
         )
+    arguments = arguments | {"num_classes": 0} | ({"in_chans": channels} if channels != 3 else {})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         try:  # of transformers, which have a position for each patch of one size
-            return factory.create_model(known_as, **arguments | {"num_classes": 0, "dynamic_img_size": True})
+            return factory.create_model(known_as, **arguments, dynamic_img_size=True)
         except TypeError:
-            return factory.create_model(known_as, **arguments | {"num_classes": 0})
+            return factory.create_model(known_as, **arguments)
 
 
 def _on_frames(spec: ModelSpec) -> Network:
-    image_net = _image_net(spec.backbone)
+    image_net = _image_net(spec.backbone, spec.clip.channels)
     channels = getattr(image_net, "head_hidden_size", None) or image_net.num_features
     net = cast(Network, FrameNetwork(image_net, channels, spec.num_outputs))
     net.spec = spec
@@ -357,11 +369,50 @@ def fuse(members: Sequence[Network], spec: ModelSpec) -> Network:
     return net.eval()
 
 
+def frame_depths(net: Network) -> dict[str, int]:
+    """`{parameter: how deep its block lies, from 0}` of the backbone of a network on single frames, as timm has it.
+
+    Raises `UsageError` for one of which timm does not know it.
+    """
+    from timm.models import group_parameters
+
+    backbone: Any = net.get_submodule("backbone")
+    if not hasattr(backbone, "group_matcher"):
+        raise UsageError(
+            f"layer_decay is not for {net.spec.backbone}: timm does not say which of its layers is the deeper",
+            "leave layer_decay at 1",
+        )
+    depths = group_parameters(backbone, backbone.group_matcher(), reverse=True)
+    return {f"backbone.{name}": depth for name, depth in depths.items()}
+
+
+def undecayed(net: Network) -> set[str]:
+    """Parameters of a network on single frames that are no kernels though they have several axes, as timm has it."""
+    backbone: Any = net.get_submodule("backbone")
+    names = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    return {f"backbone.{name}" for name in names}
+
+
+def fitting_size(net: Network, size: int | None, usual: int) -> int:
+    """Side of its clip, pixels: `size` where it was asked for, its own where it was trained on videos, else `usual`.
+
+    A network on single frames that cannot compute `usual` gets the size it was made for. Raises `UsageError` where it
+    cannot compute `size`.
+    """
+    own = net.spec.clip.size
+    chosen = size or (own if net.spec.classes else usual)
+    if net.spec.inflation.arch != FRAMES or takes_size(net, chosen):
+        return chosen
+    if size:
+        raise UsageError(f"{net.spec.backbone} cannot compute frames of {size} pixels", f"its own size: --size {own}")
+    return own
+
+
 def takes_size(net: Network, size: int) -> bool:
     """Whether a network on single frames can compute frames of `size` pixels; transformers may not."""
     try:
         with torch.inference_mode():
-            image = torch.zeros(1, 3, size, size, device=net.fc.weight.device)
+            image = torch.zeros(1, net.spec.clip.channels, size, size, device=net.fc.weight.device)
             return bool(net.get_submodule("backbone")(image).numel())
     except (AssertionError, RuntimeError, ValueError):
         return False
@@ -398,12 +449,36 @@ def set_stream(net: Network, stream: str) -> Network:
             f"the model is of {old.stream}, and cannot be made one of {stream}", "start from a network of RGB: --from"
         )
     clip = old.of_stream(stream)
-    conv = stem(net)
-    colours = conv.weight.mean(1, keepdim=True) if stream != "audio" else conv.weight.sum(1, keepdim=True)
-    conv.weight = nn.Parameter(colours.repeat(1, clip.channels, *[1] * (conv.weight.ndim - 2)))
-    conv.in_channels = clip.channels
+    if net.spec.inflation.arch == FRAMES:
+        _set_channels_of_frames(net, clip)
+    else:
+        conv = stem(net)
+        conv.weight = nn.Parameter(_of_colours(conv.weight, clip))
+        conv.in_channels = clip.channels
     net.spec = dataclasses.replace(net.spec, clip=clip)
     return net
+
+
+def _of_colours(kernel: torch.Tensor, clip: ClipSpec) -> torch.Tensor:
+    """A kernel `(O, channels of the clip, …)` of one that sees RGB, `(O, 3, …)`."""
+    colours = kernel.mean(1, keepdim=True) if clip.stream != "audio" else kernel.sum(1, keepdim=True)
+    return colours.repeat(1, clip.channels, *[1] * (kernel.ndim - 2))
+
+
+def _set_channels_of_frames(net: Network, clip: ClipSpec) -> None:
+    """Gives a network on single frames first kernels for the clip's channels, in place. Raises `UsageError`."""
+    values = net.get_submodule("backbone").state_dict()
+    try:
+        image_net = _image_net(net.spec.backbone, clip.channels)
+        own = image_net.state_dict()
+        colours = [key for key, value in values.items() if own[key].shape != value.shape]
+        image_net.load_state_dict(values | {key: _of_colours(values[key], clip) for key in colours})
+    except (TypeError, KeyError, RuntimeError):
+        raise UsageError(
+            f"{net.spec.backbone} takes frames of three colours alone, and none of {clip.stream}",
+            "use another network for this stream",
+        ) from None
+    net.backbone = image_net.to(net.fc.weight).train(net.training)
 
 
 def moving_average(net: Network, decay: float) -> nn.Module:
@@ -424,6 +499,7 @@ def add_blocks(net: Network, nl: str) -> Network:
 
     Raises `UsageError` where it has blocks, and for a placement that cannot be.
     """
+    refuse_other_kinds(net.spec, "have non-local blocks")
     if net.spec.non_local:
         raise UsageError("--nl adds blocks to a network without any; this one has some", "omit --nl to train them on")
     _, nl = _as_of(net.spec.backbone, net.spec.inflation, nl)

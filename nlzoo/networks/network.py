@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         conv1: nn.Module
         maxpool: nn.Module
         layer1: nn.Sequential  # and so on to layer4
+        backbone: nn.Module  # of a network on single frames alone
         drop_rate: float
         members: "Sequence[Network]"  # of a fused model or a sequence alone
 

@@ -4,6 +4,8 @@ Unusual: layers whose shapes torch would import its compiler for, which takes lo
 """
 
 import copy
+import math
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,6 +49,20 @@ def calls(net: Network, clip: ClipSpec) -> list[Call]:
     with torch.no_grad(), _Adding():
         ghost.forward_features(torch.empty(1, clip.channels, clip.frames, clip.size, clip.size, device="meta"))
     return made
+
+
+def values_of_image(net: Network, modules: Iterable[nn.Module]) -> list[int]:
+    """How many numbers of a channel each of `modules`, those of a network on single frames, is given of one frame."""
+    wanted, clip = {*modules}, net.spec.clip
+    ghost = copy.deepcopy(net).to("meta").eval()
+    numbers: list[int] = []
+    for path in [path for path, module in net.named_modules() if module in wanted]:
+        ghost.get_submodule(path).register_forward_pre_hook(
+            lambda _, given: numbers.append(math.prod(given[0].shape[2:]))
+        )
+    with torch.no_grad():
+        ghost.forward_features(torch.empty(1, clip.channels, 1, clip.size, clip.size, device="meta"))
+    return numbers
 
 
 class _Adding(TorchFunctionMode):

@@ -27,13 +27,18 @@ EMBEDDED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+INFLATED = "resnet"  # timm's module of the networks that can be inflated
+
+
 @cache
-def image_networks() -> frozenset[str]:
-    """Names of timm's networks, from its source: importing it, and torch with it, takes seconds."""
+def image_networks() -> dict[str, str]:
+    """timm's networks with the module of each, from its source: importing it, and torch with it, takes seconds."""
     spec = find_spec("timm")
     folders = (spec and spec.submodule_search_locations) or ()
-    sources = (file.read_text(encoding="utf-8") for folder in folders for file in Path(folder, "models").glob("*.py"))
-    return frozenset(name for text in sources for name in re.findall(r"^@register_model\ndef (\w+)\(", text, re.M))
+    files_ = (file for folder in folders for file in Path(folder, "models").glob("*.py"))
+    sources = ((file.stem, file.read_text(encoding="utf-8")) for file in files_)
+    pattern = re.compile(r"^@register_model\ndef (\w+)\(", re.M)
+    return {name: module for module, text in sources for name in pattern.findall(text)}
 
 
 def shipped(name: str) -> Path:
@@ -192,6 +197,11 @@ def find(name: str) -> Path | None:
 def is_image_network(name: str) -> bool:
     """Whether a user's word means a 2-D network of timm, whatever its tag; a model that is here comes first."""
     return find(name) is None and name.partition(".")[0] in (*EMBEDDED, *image_networks())
+
+
+def is_frame_network(name: str) -> bool:
+    """The same of those networks that are not inflated, and therefore trained frame by frame."""
+    return find(name) is None and image_networks().get(name.partition(".")[0], INFLATED) != INFLATED
 
 
 def newest_run() -> Path:

@@ -34,8 +34,9 @@ def finetune(
 ) -> Result | SeedResults | Rehearsal:
     """Trains a classifier on `videos`, a folder or a list, and keeps it in a run folder, as `best` and `last`.
 
-    `start`: a model folder, a run, a name in weights/ or runs/, or user/name on the Hub; None: the newest in weights/,
-    or else resnet50 with five non-local blocks. `options`: those of `FinetuneOptions`; what is left out is filled in.
+    `start`: a model folder, a run, a name in weights/ or runs/, user/name on the Hub, or a 2-D network of timm that is
+    not inflated, which is trained frame by frame; None: the newest in weights/, or else resnet50 with five non-local
+    blocks. `options`: those of `FinetuneOptions`; what is left out is filled in.
     An unfinished run of the same name and settings is resumed; with other settings it is a `UsageError`. `seeds` above
     1 give `SeedResults`, `dry_run` a `Rehearsal`. Raises what `train.train` does, and what scanning the videos does.
     """
@@ -126,7 +127,7 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     dataset = scan() if not start and (of_sound or not zoo.models()) else None
     if dataset and of_sound:
         plan.prior_of_sound(dataset, Callbacks())  # refuses a set without any
-    folder, net = plan.starting_model(start, callbacks, options.stream)
+    folder, net = plan.starting_model(start, callbacks, options.stream, videos)
     fresh = net.spec.inflation.init != "imported" and not net.spec.classes
     if fresh and not of_sound:
         callbacks.log(Event("images_only"))
@@ -145,9 +146,7 @@ def _plan(videos: Path, start: str | None, options: FinetuneOptions, engine: Eng
     if options.lr == "auto":
         rate = float(f"{dry_run.find_rate(net, dataset, config, callbacks, engine):.1g}")
         config, decisions = _at_rate(config, decisions, engine.broadcast(rate))
-    if few := plan.clips_of_batch_norm(net, config):
-        decisions.append(few)
-    decisions.append(plan.memory(net, config, engine.device))
+    decisions = [*plan.of_batch_norm(net, config, decisions), plan.memory(net, config, engine.device)]
     values = {"device": str(engine.device), "world": engine.world, "clip": net.spec.clip, "decisions": decisions}
     callbacks.log(Event("planned", values))
     return _Planned(net, dataset, config, decisions)

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from ..core import kept
-from ..core.errors import UsageError
-from ..core.model_spec import Inflation, refuse_other_kinds
+from ..core.errors import UsageError, WeightsError
+from ..core.model_spec import FRAMES, Inflation, refuse_several
 from ..core.recipe_spec import (
     BATCH,
     GIVEN,
@@ -45,14 +45,19 @@ _SIDED = re.compile(r"left|right|clockwise", re.IGNORECASE)  # classes that a mi
 _DIRECTED = re.compile(r"open|clos|push|pull|enter|exit|towards|away|forward|backward", re.IGNORECASE)
 
 
-def starting_model(start: str | None, callbacks: Callbacks, stream: str | None = None) -> tuple[Path, Network]:
+def starting_model(
+    start: str | None, callbacks: Callbacks, stream: str | None = None, videos: str | Path = "VIDEOS"
+) -> tuple[str | Path, Network]:
     """`(folder, network)`: the one asked for, the newest in weights/, or the default of the stream, made now.
 
     `imagenet` asks for that default, which is made once; who does not ask is told of a start from Kinetics first. That
-    of sound is a 2-D ResNet on each patch, and no other is taken for it unasked.
+    of sound is a 2-D ResNet on each patch, and no other is taken for it unasked. The name of a 2-D network of timm that
+    is not inflated is that network on single frames; it has its name instead of a folder. `videos`: for hints.
     """
+    if start and zoo.is_frame_network(start):
+        return _on_frames(start, callbacks, videos)
     of_sound = stream == "audio"
-    arch, nl, name = ("c2d", "none", "c2d-resnet50") if of_sound else ("i3d", "5", "nl5-i3d-resnet50")
+    name = "c2d-resnet50" if of_sound else "nl5-i3d-resnet50"
     models = zoo.models()
     made = [folder for folder in models if folder.name.partition(".")[0] == name]  # behind it timm's tag
     if start and start != IMAGENET:
@@ -62,20 +67,36 @@ def starting_model(start: str | None, callbacks: Callbacks, stream: str | None =
     elif made:
         folder = made[0]
     else:
-        if not start and not of_sound:
-            kinetics = pretrained.recommended()
-            values = {"name": kinetics.name, "top1": kinetics.top1, "licence": kinetics.licence}
-            callbacks.log(Event("kinetics_first", values))
-        callbacks.log(Event("inflating_2d" if of_sound else "inflating", {"backbone": "resnet50", "nl": nl}))
-        command = "nlzoo inflate resnet50 --arch c2d --nl none" if of_sound else ""
-        net, checks = model.inflate("resnet50", None, Inflation(arch), nl, download.backbone_weights, command=command)
-        readme = card.body(net.spec, None, checks.summary())
-        folder = checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
-    refuse_other_kinds(zoo.read_spec(folder), "be fine-tuned")
+        folder = _inflated(of_sound, not start, callbacks)
+    refuse_several(zoo.read_spec(folder), "be fine-tuned")
     callbacks.log(Event("starting_from", {"folder": str(folder)}))
     if note := zoo.unfinished_note(folder):
         callbacks.warn(Event("note", {"text": note}))
     return folder, checkpoint.load_model(folder)
+
+
+def _inflated(of_sound: bool, unasked: bool, callbacks: Callbacks) -> Path:
+    """A folder in weights/ of ResNet-50 from ImageNet, made now."""
+    if unasked and not of_sound:
+        kinetics = pretrained.recommended()
+        values = {"name": kinetics.name, "top1": kinetics.top1, "licence": kinetics.licence}
+        callbacks.log(Event("kinetics_first", values))
+    arch, nl = ("c2d", "none") if of_sound else ("i3d", "5")
+    callbacks.log(Event("inflating_2d" if of_sound else "inflating", {"backbone": "resnet50", "nl": nl}))
+    command = "nlzoo inflate resnet50 --arch c2d --nl none" if of_sound else ""
+    net, checks = model.inflate("resnet50", None, Inflation(arch), nl, download.backbone_weights, command=command)
+    readme = card.body(net.spec, None, checks.summary())
+    return checkpoint.save_model(zoo.WEIGHTS / zoo.default_name(net.spec), net, readme=readme)
+
+
+def _on_frames(name: str, callbacks: Callbacks, videos: str | Path) -> tuple[str, Network]:
+    """A 2-D network of timm, with its name and tag."""
+    try:
+        net = model.load_on_frames(name, None, download.backbone_weights, f"nlzoo probe {name} {videos}")
+    except WeightsError as error:
+        raise WeightsError(error.message, f"{error.hint}; its run is a start: --from RUN") from error
+    callbacks.log(Event("on_frames", {"backbone": net.spec.backbone}))
+    return net.spec.backbone, net
 
 
 def fit_clip(net: Network, options: FinetuneOptions, device: torch.device) -> None:
@@ -90,12 +111,13 @@ def fit_clip(net: Network, options: FinetuneOptions, device: torch.device) -> No
         frames = clip.frames if options.frames is None else options.frames
         clip = recipes.lengthen(net, frames, clip.stride if options.stride is None else options.stride).spec.clip
     size, fps = options.size, options.fps
-    if size is None:
-        size = clip.size if net.spec.classes else default_size(device.type)
-    clip = dataclasses.replace(clip, size=size, fps=clip.fps if fps is None else fps)
+    fitting = model.fitting_size(net, size, default_size(device.type))
+    clip = dataclasses.replace(clip, size=fitting, fps=clip.fps if fps is None else fps)
     net.spec = dataclasses.replace(net.spec, clip=clip)
     if options.nl:
         model.add_blocks(net, options.nl)
+    if net.spec.inflation.arch == FRAMES:
+        recipes.refuse_for_frames(net, change_recipe(parse_recipe(options.recipe or "auto"), **options.given()))
 
 
 def prior_of_sound(dataset: scanning.Dataset, callbacks: Callbacks) -> tuple[float, ...]:
@@ -131,12 +153,13 @@ def fit_span(net: Network, options: FinetuneOptions, dataset: scanning.Dataset) 
     """Where nobody said how long a clip is and videos are long, gives `net` windows of them, in place, and says why.
 
     Frames spread over a video show what happens in it once; of a hand that moves for 15 seconds, 8 of them show 8
-    hands. A network that was trained on videos keeps what it knows.
+    hands. A network that was trained on videos keeps what it knows, and one on single frames sees no movement.
     """
     clip = net.spec.clip
     given = options.stride is not None or options.fps is not None
     seconds = statistics.median(item.seconds for item in dataset.items)
-    if given or clip.stride is not None or net.spec.classes or seconds < LONG_VIDEO:
+    still = net.spec.inflation.arch == FRAMES
+    if given or still or clip.stride is not None or net.spec.classes or seconds < LONG_VIDEO:
         return None
     stride = max(1, SPAN // clip.frames)
     length = clip.frames * stride / RATE
@@ -245,6 +268,13 @@ def augmentation(
         changes = for_stream(changes, stream)
         reasons.append(f"only what means something for {stream}")
     return changes, Decision("augment", str(changes), "; ".join(reasons))
+
+
+def of_batch_norm(net: Network, config: TrainConfig, decisions: Sequence[Decision]) -> list[Decision]:
+    """The decisions with what there is to say of BN, which a network on single frames may not have."""
+    kept = [decision for decision in decisions if decision.code != "bn" or recipes.batch_norms(net)]
+    few = clips_of_batch_norm(net, config)
+    return [*kept, few] if few else kept
 
 
 def clips_of_batch_norm(net: Network, config: TrainConfig) -> Decision | None:

@@ -116,7 +116,8 @@ def _open_all(
         raise UsageError("--weights is the file of one network, and there are several", "probe them one by one")
     opened = [_open(one, weights, device, videos) for one in given]
     for net, _ in opened:
-        net.spec = replace(net.spec, clip=replace(net.spec.clip, size=_fitting_size(net, size, device)))
+        fitting = models.fitting_size(net, size, default_size(device.type))
+        net.spec = replace(net.spec, clip=replace(net.spec.clip, size=fitting))
     return opened
 
 
@@ -154,14 +155,3 @@ def _open(model: Model, weights: str | Path | None, device: torch.device, videos
         return net, folder
     command, file = f"nlzoo probe {model} {videos}", Path(weights) if weights else None
     return models.load_on_frames(str(model), file, download.backbone_weights, command).to(device), None
-
-
-def _fitting_size(net: Network, size: int | None, device: torch.device) -> int:
-    """The size that was asked for, or the usual one as far as the network can take it. Raises `UsageError`."""
-    own = net.spec.clip.size
-    chosen = size or (own if net.spec.classes else default_size(device.type))
-    if net.spec.is_inflated or models.takes_size(net, chosen):
-        return chosen
-    if size:
-        raise UsageError(f"{net.spec.backbone} cannot compute frames of {size} pixels", f"its own size: --size {own}")
-    return own

@@ -2,7 +2,8 @@
 
 Plain functions on timm's ResNet with 3-D leaves and non-local blocks. What timm has fits where it does not look at
 paths: its moving average (`model.moving_average`) and its checkpointing of activations. Its layer decay does not: it
-takes `layer3.nl1`, which its pattern does not match, for a part of the head; so that table is written here.
+takes `layer3.nl1`, which its pattern does not match, for a part of the head; so that table is written here. That of a
+2-D network on single frames is timm's.
 """
 
 import copy
@@ -27,8 +28,10 @@ from ..core.model_spec import POOLS, STAGES
 from ..core.recipe_spec import Recipe
 from ..core.view_spec import ClipSpec
 from ..networks import googlenet, shapes
+from ..networks.frame_network import FrameNetwork
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
+from ..networks.model import frame_depths, undecayed
 from ..networks.network import Network
 from .devices import autocast
 
@@ -43,6 +46,8 @@ MOMENTUM = 0.9  # SGD, Nesterov (paper)
 def parameter_groups(net: Network, recipe: Recipe) -> list[dict]:
     """Groups for `optimizer`, each with its highest rate as `base`; nothing with one axis (BN, biases) decays.
 
+    Nor does what timm says of a network on single frames (positions, tokens); kernels are all that decays.
+
     SGD: the recipe's rate. AdamW: a rate for each backbone kernel, and 3 times the recipe's for the head. BN makes a
     network blind to the size of a kernel, and zoos train theirs to sizes that differ tenfold; Adam's steps do not know
     it. So a kernel's rate is `lr` in proportion to its own root mean square. All times `layer_rates`.
@@ -50,13 +55,16 @@ def parameter_groups(net: Network, recipe: Recipe) -> list[dict]:
     blocks = {id(p) for block in _blocks(net) for p in block.parameters()}
     head = {id(p) for p in net.fc.parameters()}
     by_depth = layer_rates(net, recipe.layer_decay)
+    on_frames = isinstance(net, FrameNetwork)
+    plain = undecayed(net) if on_frames else set()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in net.named_parameters():
         rate = by_depth[name]
+        is_kernel = p.ndim > 1 and name not in plain
         if recipe.optimizer == "adamw":
-            backbone_kernel = p.ndim == 5 and id(p) not in blocks
+            backbone_kernel = is_kernel and (on_frames or p.ndim == 5) and id(p) not in blocks
             rate *= HEAD_RATE if id(p) in head else kernel_size(p) / KERNEL_SIZE if backbone_kernel else 1.0
-        groups.setdefault((rate, recipe.weight_decay if p.ndim > 1 else 0.0), []).append(p)
+        groups.setdefault((rate, recipe.weight_decay if is_kernel else 0.0), []).append(p)
     return [
         {"params": ps, "lr": recipe.lr * rate, "base": recipe.lr * rate, "weight_decay": decay}
         for (rate, decay), ps in groups.items()
@@ -65,8 +73,8 @@ def parameter_groups(net: Network, recipe: Recipe) -> list[dict]:
 
 @torch.no_grad()
 def kernel_size(weight: torch.Tensor) -> float:
-    """Root mean square of a kernel `(O, I, t, h, w)`, summed over its taps: inflating a kernel does not change it."""
-    taps = weight.float().sum(2)
+    """Root mean square of a kernel, of one `(O, I, t, h, w)` summed over its taps: inflating it does not change it."""
+    taps = weight.float().sum(2) if weight.ndim == 5 else weight.float()
     size = taps.square().mean().sqrt().item()
     if not math.isfinite(size):  # squares of huge weights overflow
         size = taps.double().square().mean().sqrt().item()
@@ -76,11 +84,12 @@ def kernel_size(weight: torch.Tensor) -> float:
 def layer_rates(net: Network, decay: float) -> dict[str, float]:
     """`{parameter: decay ** (residual blocks from it to the head)}`: 1 for the head, the least for the stem.
 
-    A non-local block has the rate of the residual block that it stands behind.
+    A non-local block has the rate of the residual block that it stands behind. Of a network on single frames the blocks
+    are those that timm tells apart. Raises `UsageError` where it does not.
     """
-    depth = 0
-    depths: dict[str, int] = {}
-    for stage in STAGES:
+    depths = frame_depths(net) if isinstance(net, FrameNetwork) and decay < 1 else {}
+    depth = max(depths.values(), default=0)
+    for stage in () if isinstance(net, FrameNetwork) else STAGES:
         for key, part in getattr(net, LAYER[stage]).named_children():
             depth += key.isdigit()  # nl4 and pool2 are no residual blocks
             depths |= {f"{LAYER[stage]}.{key}.{name}": depth for name, _ in part.named_parameters()}
@@ -187,7 +196,13 @@ def _frozen_parts(net: Network, freeze: str) -> list[nn.Module]:
 
 
 def values_per_channel(net: Network, bn: str = "train", freeze: str = "none") -> int:
-    """The fewest values that a BN which learns gets of a channel, of one clip of the network's; 2 where none learns."""
+    """The fewest values that a BN which learns gets of a channel, of one clip of the network's; 2 where none learns.
+
+    At most that, of a network on single frames.
+    """
+    if isinstance(net, FrameNetwork):
+        learns = net.spec.clip.frames == 1 and batch_norms(net, bn, freeze)
+        return min([2, *(shapes.values_of_image(net, batch_norms(net, bn, freeze)) if learns else ())])
     paths = {module: path for path, module in net.named_modules()}
     given = {call.path: call.given for call in shapes.calls(net, net.spec.clip)}
     learning = (paths[m] for m in batch_norms(net, bn, freeze))
@@ -380,9 +395,28 @@ def balanced_order(labels: Sequence[int], seed: int, epoch: int) -> list[int]:
 def checkpoint_activations_(net: Network, on: bool = True) -> None:
     """Of every residual and non-local block only the input is kept, in place (timm's own).
 
-    `backward` must then be called inside `recomputing(net)`.
+    `backward` must then be called inside `recomputing(net)`. Raises `UsageError` for a network on single frames that
+    timm cannot compute so.
     """
-    net.set_grad_checkpointing(on)
+    try:
+        net.set_grad_checkpointing(on)
+    except (AssertionError, AttributeError):
+        raise UsageError(
+            f"checkpointing is not for {net.spec.backbone}: timm cannot compute it so", "leave it out"
+        ) from None
+
+
+def refuse_for_frames(net: Network, recipe: Recipe) -> None:
+    """Raises `UsageError` for what a recipe asks of a network on single frames that it does not have."""
+    if recipe.freeze not in ("none", "backbone"):
+        raise UsageError(
+            f"freeze={recipe.freeze}: {net.spec.backbone} on single frames has no stages res2 to res5",
+            "freeze=backbone trains the head alone; layer_decay=0.7 holds back what lies deeper",
+        )
+    layer_rates(net, recipe.layer_decay)
+    if recipe.checkpointing:
+        checkpoint_activations_(net)
+        checkpoint_activations_(net, False)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import nn
 
 from nlzoo import NonLocalBlock
 from nlzoo.core.model_spec import Inflation, ModelSpec, NonLocal
+from nlzoo.core.view_spec import ClipSpec
 from nlzoo.networks import googlenet, model
 from nlzoo.training import step
 from nlzoo.videos import listing, scanning
@@ -115,7 +116,19 @@ def inception(classes):
     return model.set_head(model.build(spec), classes)
 
 
-OTHERS = {"flow": of_stream("flow"), "audio": of_stream("audio"), "googlenet": inception}  # 5 steps of each
+def on_frames(name):
+    """timm's 2-D network on single frames, randomly initialised."""
+    spec = ModelSpec(name, Inflation("frames"), clip=ClipSpec(4, None, 32))
+    return lambda classes: model.set_head(model.build(spec), classes)
+
+
+OTHERS = {  # 5 steps of each
+    "flow": of_stream("flow"),
+    "audio": of_stream("audio"),
+    "googlenet": inception,
+    "frames-vit": on_frames("test_vit"),
+    "frames-efficientnet": on_frames("test_efficientnet"),
+}
 RECIPES = ("small", "paper", "paper-long,ema=0.9,accumulate=2,clip_norm=1")
 
 
@@ -129,7 +142,7 @@ def test_the_first_losses_are_those_of_before(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_so_are_those_of_other_streams_and_of_inception(name, tmp_path):
+def test_so_are_those_of_other_streams_of_inception_and_of_2d_networks(name, tmp_path):
     known = json.loads(GOLDEN.read_text())
     assert first_losses(tmp_path, count=5, of=OTHERS[name]) == pytest.approx(known[name], rel=1e-4)
 

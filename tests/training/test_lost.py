@@ -278,6 +278,18 @@ def test_a_killed_run_that_forgets_its_optimizer_ends_with_other_bits(place, tmp
     assert code == 0 and said_step(said) == 3 and outcome(run) != wanted
 
 
+@pytest.mark.parametrize("name", [pytest.param("test_vit", marks=pytest.mark.torture), "test_efficientnet"])
+def test_a_2d_network_on_single_frames_ends_with_equal_bits_too(place, tmp_path, name):
+    spec = model_spec.ModelSpec(name, model_spec.Inflation("frames"))
+    words = "--from", checkpoint.save_model(place.start.parent / name, model.build(spec))
+    code, said = finished(tune(place, tmp_path / "a", *words, before=OFTEN + killed_at("step-00000004")))
+    assert code == -signal.SIGKILL, said
+    code, said = finished(tune(place, tmp_path / "a", *words))
+    assert (
+        code == 0 and said_step(said) == 3 and outcome(tmp_path / "a" / "runs" / "r") == whole(place, tmp_path, *words)
+    ), said
+
+
 @pytest.mark.parametrize(
     "name, named", [("r/videos.csv", False), ("r/config.json", True), ("step-00000000", True), ("r/result.json", False)]
 )
