@@ -40,7 +40,8 @@ FUSED = {"rgb+flow": ("i3d", "flow"), "rgb+flow+audio": ("i3d", "flow", "audio")
 SEQUENCES = ("lstm", "attention")  # heads over windows of what the probe sees
 ALL_STREAMS = {"rgb": "i3d", "flow": "flow", "audio": "audio"}  # with the systems whose networks see them
 OVER_STREAMS = ("lstm-streams", "attention-streams")  # heads over windows of what those see that are there
-SYSTEMS = ("majority", "size-and-length", "probe", *SEQUENCES, *INFLATED, *STREAMS, *FUSED, *OVER_STREAMS)
+TSN = "tsn"  # fine-tuned frame by frame: 2-D networks, each behind this name; only where it is asked for
+SYSTEMS = ("majority", "size-and-length", "probe", *SEQUENCES, TSN, *INFLATED, *STREAMS, *FUSED, *OVER_STREAMS)
 FEW_BLOCKS = "res3:1,res4:1"  # of a backbone that is too shallow for the paper's five
 
 
@@ -116,7 +117,7 @@ def compare(
     stages: Stages = no_stages,
     log: Callable[[str], object] = lambda text: None,
 ) -> Comparison:
-    """Trains and measures `systems` (none: all of `SYSTEMS` that can be had here) and probes of the models `probes`.
+    """Trains and measures `systems` (none: all of `SYSTEMS` but `TSN` that can be had) and probes of models, `probes`.
 
     The table has them and whatever else of the comparison has been measured for these seeds.
     `backbone`: the image network that all start from, by default resnet50, on a CPU resnet18; `weights`: its file. Each
@@ -128,8 +129,8 @@ def compare(
     device = devices.resolve(device)
     between(seeds, 1, 100, "--seeds")
     until = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    chosen = _wanted(systems, probes)
     backbone = backbone or ("resnet18" if device.type == "cpu" else "resnet50")
+    chosen = _wanted(systems, probes, backbone)
     file = str(Path(weights).resolve()) if weights else None
     settings = Settings(str(Path(videos).absolute()), backbone, file, val, seed, frames, size, epochs)
     folder = FOLDER / zoo.folder_name(name or hub_dataset.base_name(Path(videos)))
@@ -172,15 +173,21 @@ def _write_table(job: _Job, seeds: Sequence[int], left_out: dict[str, str]) -> d
     return figures
 
 
-def _wanted(systems: Sequence[str], probes: Sequence[str]) -> list[str]:
+def _wanted(systems: Sequence[str], probes: Sequence[str], backbone: str) -> list[str]:
     """The systems in the order of the table. Raises `UsageError` for one that there is not."""
     for system in systems:
         if system not in SYSTEMS:
             raise UsageError(f"there is no system {printable(system)!r}", f"the systems: {', '.join(SYSTEMS)}")
     parts = FUSED | dict.fromkeys(OVER_STREAMS, tuple(ALL_STREAMS.values()))
     chosen = {*(systems or SYSTEMS), *(part for system in systems for part in parts.get(system, ()))}
-    named = [f"probe {model}" for model in probes]
-    return [one for s in SYSTEMS for one in ((s, *named) if s == "probe" else (s,)) if one in chosen or one in named]
+    flat = [model for model in dict.fromkeys((backbone, *probes)) if zoo.is_frame_network(model)]
+    if TSN in systems and not flat:
+        raise UsageError(
+            "tsn trains 2-D networks of timm that are not inflated, and there is none",
+            "name one, for example --probe inception_resnet_v2 --system tsn",
+        )
+    named = {"probe": [f"probe {model}" for model in probes], TSN: [f"{TSN} {n}" for n in flat if TSN in systems]}
+    return [one for s in SYSTEMS for one in [*([s] if s in chosen - {TSN} else []), *named.get(s, [])]]
 
 
 def _with_streams(system: str, left_out: Collection[str]) -> str:
@@ -353,11 +360,15 @@ def _finetune(job: _Job, system: str, seed: int, run: Path) -> None:
 
 
 def _start(job: _Job, system: str) -> Path:
-    """The inflated network that a system starts from, made once."""
-    folder = job.folder / "starts" / system
-    if not zoo.is_model(folder):
+    """The network that a system starts from, inflated or on single frames, made once."""
+    folder, settings = job.folder / "starts" / zoo.folder_name(system), job.settings
+    kind, _, network = system.partition(" ")
+    if kind == TSN and not zoo.is_model(folder):
+        file = Path(settings.weights) if settings.weights and network == settings.backbone else None
+        command = f"nlzoo compare {settings.videos} --system {TSN} --backbone {network}"
+        checkpoint.save_model(folder, models.load_on_frames(network, file, download.backbone_weights, command))
+    elif not zoo.is_model(folder):
         arch, nl = INFLATED[system]
-        settings = job.settings
         shallow = zoo.EMBEDDED.keys() | {"resnet18", "resnet34"}
         nl = FEW_BLOCKS if nl != "none" and settings.backbone.partition(".")[0] in shallow else nl
         file = Path(settings.weights) if settings.weights else None

@@ -44,7 +44,10 @@ def compare(
     systems: Annotated[
         list[str] | None,
         typer.Option(
-            "--system", help="Only this one; may be repeated. Default: all that can be had.", rich_help_panel=NETWORK
+            "--system",
+            help="Only this one; may be repeated. Default: all that can be had. tsn: the 2-D networks of --probe too, "
+            "fine-tuned.",
+            rich_help_panel=NETWORK,
         ),
     ] = None,
     backbone: Annotated[

@@ -244,12 +244,6 @@ class Member:
         return f"{blocks}{self.model.inflation.arch} {self.model.backbone}{stream}"
 
 
-def refuse_several(spec: ModelSpec, what: str) -> None:
-    """Raises `UsageError` for a model of several, which cannot do `what` (a verb: be fine-tuned) as their own can."""
-    if spec.members:
-        refuse_other_kinds(spec, what)
-
-
 def refuse_other_kinds(spec: ModelSpec, what: str) -> None:
     """Raises `UsageError` for a model that is no 3-D ResNet, which `what` (a verb: be exported) is for."""
     if not spec.is_inflated:

@@ -7,10 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 import nlzoo as zoo
 from nlzoo.apps import compare, draw
 from nlzoo.core.errors import Stopped, UsageError
+from nlzoo.networks import model as models
 from nlzoo.training import metrics
 from nlzoo.training.callbacks import Callbacks
 from nlzoo.videos import flow, listing, scanning
@@ -65,6 +67,26 @@ def test_what_was_measured_is_not_measured_again_and_the_table_grows(done, monke
         zoo.compare("v", **ASKED | {"size": 48})
     with pytest.raises(UsageError, match="there is no system 'i4d'"):
         zoo.compare("v", systems=["i4d"], **ASKED)
+
+
+def test_2d_networks_are_fine_tuned_where_that_is_asked_for(done, monkeypatch, tmp_path):
+    folder, _, _ = done
+    monkeypatch.chdir(folder)
+    assert not any("tsn" in system for system in compare._wanted((), ["test_vit"], "resnet18"))
+    assert compare._wanted(("tsn",), ["test_vit", "tiny"], "resnet18") == [
+        "probe test_vit",
+        "probe tiny",
+        "tsn test_vit",
+    ]
+    assert compare._wanted(("tsn",), [], "test_vit.r160_in1k") == ["tsn test_vit.r160_in1k"]
+    with pytest.raises(UsageError, match="tsn trains 2-D networks of timm that are not inflated, and there is none"):
+        zoo.compare("v", systems=("tsn",), **ASKED)
+    save_file(models.import_timm().create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    asked = ASKED | {"backbone": "test_vit", "weights": tmp_path / "w.safetensors", "frames": 2}
+    made = zoo.compare("v", systems=("tsn", "c2d"), name="vit", **asked).figures
+    assert [row["system"] for row in made["rows"]] == ["tsn test_vit"] and "c2d" in made["left_out"]
+    spec = zoo.load("comparisons/vit/runs/tsn-test_vit-s0/last").spec
+    assert (spec.inflation.arch, spec.clip.frames, spec.clip.size) == ("frames", 2, 32)
 
 
 def test_what_there_is_no_time_to_train_is_left_out_and_all_else_is_there(done, monkeypatch):
