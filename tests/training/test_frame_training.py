@@ -1,7 +1,6 @@
 """A 2-D network of timm fine-tuned frame by frame: the steps of a plain loop, C2D where it is a ResNet, and a run."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -44,7 +43,7 @@ def test_a_step_is_that_of_a_plain_loop_over_timms_own_network(name, seed):
         if p.ndim == 1 or key in ("cls_token", "pos_embed", "reg_token"):
             groups.append({"params": [p], "lr": 1e-2, "weight_decay": 0.0})
         else:
-            groups.append({"params": [p], "lr": 1e-2 * math.sqrt(p.detach().square().mean()) / 0.14})
+            groups.append({"params": [p], "lr": 1e-2 * p.detach().float().square().mean().sqrt().item() / 0.14})
     reference, ours = torch.optim.AdamW(groups, weight_decay=0.05), recipe.optimizer(net, how)
     for _ in range(3):
         clips, target = torch.randn(4, 3, 3, 32, 32).double(), torch.randint(3, (4,))
@@ -57,8 +56,8 @@ def test_a_step_is_that_of_a_plain_loop_over_timms_own_network(name, seed):
         reference.step()
     own = net.backbone.state_dict()
     for key, value in theirs.state_dict().items():
-        assert torch.allclose(own[key], value, atol=1e-8), key
-    assert torch.allclose(net.fc.weight, head.weight, atol=1e-8) and net.fc.weight.abs().max() > 1e-3
+        assert torch.allclose(own[key], value, atol=1e-7), key
+    assert torch.allclose(net.fc.weight, head.weight, atol=1e-7) and net.fc.weight.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("words", ["small,layer_decay=0.5,checkpointing=yes", "paper,lr=0.1,freeze=backbone"])
