@@ -180,14 +180,20 @@ def _wanted(systems: Sequence[str], probes: Sequence[str], backbone: str) -> lis
             raise UsageError(f"there is no system {printable(system)!r}", f"the systems: {', '.join(SYSTEMS)}")
     parts = FUSED | dict.fromkeys(OVER_STREAMS, tuple(ALL_STREAMS.values()))
     chosen = {*(systems or SYSTEMS), *(part for system in systems for part in parts.get(system, ()))}
-    flat = [model for model in dict.fromkeys((backbone, *probes)) if zoo.is_frame_network(model)]
-    if TSN in systems and not flat:
+    flat = _image_networks((backbone, *probes)) if TSN in systems else []
+    named = {"probe": [f"probe {model}" for model in probes], TSN: [f"{TSN} {network}" for network in flat]}
+    return [one for s in SYSTEMS for one in [*([s] if s in chosen - {TSN} else []), *named.get(s, [])]]
+
+
+def _image_networks(names: Sequence[str]) -> list[str]:
+    """Those that are 2-D networks to be trained frame by frame. Raises `UsageError` where none is."""
+    flat = [name for name in dict.fromkeys(names) if zoo.is_frame_network(name)]
+    if not flat:
         raise UsageError(
             "tsn trains 2-D networks of timm that are not inflated, and there is none",
             "name one, for example --probe inception_resnet_v2 --system tsn",
         )
-    named = {"probe": [f"probe {model}" for model in probes], TSN: [f"{TSN} {n}" for n in flat if TSN in systems]}
-    return [one for s in SYSTEMS for one in [*([s] if s in chosen - {TSN} else []), *named.get(s, [])]]
+    return flat
 
 
 def _with_streams(system: str, left_out: Collection[str]) -> str:
