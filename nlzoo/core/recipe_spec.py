@@ -36,7 +36,8 @@ class Recipe:
     # starts from it (LP-FT: Kumar et al. 2022, arXiv 2202.10054)
     probe: str = "none"
     label_smoothing: float = 0.1
-    bn: str = "train"  # frozen: statistics and affine of all BN but the non-local blocks' own
+    # frozen: statistics and affine of all BN but the non-local blocks' own; sync: by the clips of all processes
+    bn: str = "train"
     precise_bn: int = 0  # batches over which BN's statistics are computed anew before a validation; 0: none
     layer_decay: float = 1.0  # a residual block's rate as a share of the next one's; 1: all the same
     unfreeze: float = 0.0  # share of the run until which only head and non-local blocks train; 0: all train at once
@@ -51,7 +52,7 @@ class Recipe:
     loss: str = "ce"  # bce: a sigmoid for each class, where a video may have several
 
     def __post_init__(self) -> None:
-        choices(self, optimizer=OPTIMIZERS, schedule=SCHEDULES, bn=("train", "frozen"), freeze=FREEZES)
+        choices(self, optimizer=OPTIMIZERS, schedule=SCHEDULES, bn=("train", "frozen", "sync"), freeze=FREEZES)
         choices(self, balance=BALANCES, precision=PRECISIONS, loss=("ce", "bce"), probe=PROBES)
         for name, low, high in (
             ("lr", 1e-8, 100),
@@ -71,6 +72,10 @@ class Recipe:
         boolean(self.compile, "compile")
         boolean(self.checkpointing, "checkpointing")
         self._check_milestones()
+        if self.bn == "sync" and self.compile:
+            raise UsageError(
+                "bn=sync cannot be compiled: processes meet in each of its layers", "leave one of the two out"
+            )
         if self.loss == "bce" and (self.balance != "none" or self.label_smoothing):
             raise UsageError(
                 f"balance {self.balance} and label_smoothing {self.label_smoothing:g} are for one label a video",

@@ -9,12 +9,13 @@ Values are those of the 3-D layers but for rounding. Parameters keep their shape
 A CPU trains by 3-D kernels, which are as fast there; its predictions (torch's inference mode) are made so too.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
 DEVICES = {"cuda"}  # whose tensors are always computed so
@@ -47,6 +48,8 @@ class BatchNorm(nn.BatchNorm3d):
 
     def forward(self, input: Tensor) -> Tensor:
         super()._check_input_dim(input)
+        if _shared and self.training:
+            return self._normalised_by_all(input)
         if folds(input):
             return unfold(super().forward(fold(input)), input.shape[0])
         if input.shape[2] == 1 or input.shape[3:].numel() == 1:
@@ -55,6 +58,72 @@ class BatchNorm(nn.BatchNorm3d):
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Nothing: `forward` has looked, and makes fewer axes of five."""
+
+    def _normalised_by_all(self, x: Tensor) -> Tensor:
+        """By mean and variance of the clips of all processes, each of which has some.
+
+        Those of each are put together as Chan et al. (1983) do, which loses no digits where the mean is large.
+        Gradients go through the exchange: those of one process count what its clips did to the others' losses.
+        """
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(wide, (0, 2, 3, 4), correction=0)
+        own = torch.cat([mean, var, mean.new_full((1,), x.numel() / len(mean))])
+        place = F.one_hot(torch.tensor(distributed.get_rank()), distributed.get_world_size()).to(own)
+        means, variances, counts = _SumOfAll.apply(torch.outer(place, own)).split([len(mean), len(mean), 1], 1)
+        count = counts.detach().sum()
+        shares = counts.detach() / count
+        mean = (shares * means).sum(0)
+        var = (shares * (variances + (means - mean).square())).sum(0)
+        self._remember(mean.detach(), var.detach() * count / (count - 1))
+        scale = self.weight * (var + self.eps).rsqrt()
+        shape = (-1, 1, 1, 1)
+        return ((wide - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:  # the mean of all batches so far
+            momentum = 1 / int(self.num_batches_tracked or 1)
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_(var.to(self.running_var), momentum)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+_shared = False  # not a setting of each module: `recomputing` runs a forward pass again in autograd's own thread
+
+
+@contextlib.contextmanager
+def shared_statistics(on: bool = True) -> Iterator[None]:
+    """Inside it, BN that trains normalises by the clips of all processes together (synchronised BatchNorm).
+
+    For forward and backward passes that all processes run in the same order, each on a clip or more. `torch.nn`'s own
+    runs on GPUs alone.
+    """
+    global _shared
+    before, _shared = _shared, on
+    try:
+        yield
+    finally:
+        _shared = before
 
 
 class MaxPool(nn.MaxPool3d):

@@ -283,7 +283,7 @@ def clips_of_batch_norm(net: Network, config: TrainConfig) -> Decision | None:
     clips = recipes.clips_at_a_time(net, config.recipe, config.world)
     if config.world == 1 or config.recipe.bn != "train" or clips >= BATCH:
         return None
-    more = f"--batch {BATCH * config.world} or more, or --recipe bn=frozen"
+    more = f"--batch {BATCH * config.world} or more, --recipe bn=sync or bn=frozen"
     reason = f"each process normalises by its own clips; fewer than {BATCH} were not measured: {more}"
     return Decision("bn_clips", clips, reason)
 

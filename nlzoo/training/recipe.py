@@ -228,9 +228,9 @@ def clips_at_a_time(net: Network, recipe: Recipe, world: int = 1) -> int:
 
 def check_batch_norm(net: Network, recipe: Recipe, clips: int, world: int = 1) -> None:
     """Raises `UsageError` where BN would get one value of a channel in a step of `clips` clips, over all processes."""
-    if clips // world > 1 or values_per_channel(net, recipe.bn, recipe.freeze) > 1:
+    if clips // (1 if recipe.bn == "sync" else world) > 1 or values_per_channel(net, recipe.bn, recipe.freeze) > 1:
         return
-    frozen = recipe.bn == "train" and values_per_channel(net, "frozen") > 1
+    frozen = recipe.bn != "frozen" and values_per_channel(net, "frozen") > 1
     raise UsageError(
         f"BatchNorm would get one value per channel: the last stage leaves one position of a clip of {net.spec.clip}, "
         "and a step has 1 clip",

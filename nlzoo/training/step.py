@@ -20,6 +20,7 @@ from ..core.errors import DivergedError, OutOfMemory
 from ..core.recipe_spec import Recipe, TrainConfig
 from ..core.stopping import Stop
 from ..core.text import printable
+from ..networks.frames import shared_statistics
 from ..networks.model import moving_average
 from ..networks.network import Network
 from ..videos import augment, clips, listing, loader, scanning
@@ -265,11 +266,12 @@ def train_step(job: Job, indices: list[int], pixels: torch.Tensor | None, bad: F
     for group in learner.optimizer.param_groups:
         group["lr"] = group["base"] * recipes.rate_factor(recipe, step, job.steps)
     inputs, target = _inputs(job, indices, pixels, key)
-    count, failed = map(int, engine.all_reduce_sum([len(inputs), len(bad)]))
-    if not count:
+    clips_of_ranks = [len(inputs) if rank == engine.rank else 0 for rank in range(engine.world)]
+    failed, *clips_of_ranks = map(int, engine.all_reduce_sum([len(bad), *clips_of_ranks]))
+    if not any(clips_of_ranks):
         return 0.0, 0, failed
     learner.statistics.keep()
-    total = _gradients(job, inputs, target, count, key)
+    total = _gradients(job, inputs, target, clips_of_ranks, key)
     learner.scaler.unscale_(learner.optimizer)
     norm_ = nn.utils.clip_grad_norm_(job.net.parameters(), recipe.clip_norm or math.inf)
     loss, norm = torch.stack((total, norm_.to(total))).tolist()  # the one place where a step waits for the device
@@ -287,7 +289,7 @@ def train_step(job: Job, indices: list[int], pixels: torch.Tensor | None, bad: F
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.ema:
         learner.ema.update(job.net, step=step + 1)
-    return loss, count, failed
+    return loss, sum(clips_of_ranks), failed
 
 
 def _inputs(job: Job, indices: list[int], pixels: torch.Tensor | None, key: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -306,12 +308,14 @@ def _inputs(job: Job, indices: list[int], pixels: torch.Tensor | None, key: int)
     return inputs, target
 
 
-def _gradients(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int, key: int) -> torch.Tensor:
+def _gradients(
+    job: Job, inputs: torch.Tensor, target: torch.Tensor, clips_of_ranks: list[int], key: int
+) -> torch.Tensor:
     """Gradients of a batch, in as many parts as memory takes; the sum of this rank's losses, on the device."""
     while True:
         torch.manual_seed(key + job.engine.rank * 2**33)  # dropout, the same again where memory was short
         try:
-            return _backward(job, inputs, target, count)
+            return _backward(job, inputs, target, clips_of_ranks)
         except RuntimeError as error:
             if not devices.is_out_of_memory(error):
                 raise
@@ -321,31 +325,33 @@ def _gradients(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int,
         _smaller_parts(job, len(inputs))
 
 
-def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
-    """Gradients of the mean loss over the `count` clips of all ranks; the sum of this rank's losses, on the device."""
+def _backward(job: Job, inputs: torch.Tensor, target: torch.Tensor, clips_of_ranks: list[int]) -> torch.Tensor:
+    """Gradients of the mean loss over the clips of all ranks; the sum of this rank's losses, on the device."""
     recipe, engine, learner = job.config.recipe, job.engine, job.learner
-    num_parts = recipes.num_parts(len(inputs), job.progress.accumulate, job.min_clips)
-    parts = list(zip(inputs.tensor_split(num_parts), target.tensor_split(num_parts)))
+    count = sum(clips_of_ranks)
+    together = recipe.bn == "sync" and engine.world > 1
+    fewest = min(clips_of_ranks) if together else len(inputs)  # ranks whose BN meets do all in as many parts
+    num_parts = recipes.num_parts(fewest, job.progress.accumulate, job.min_clips)
     learner.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=engine.wide, device=engine.device)
-    for n, (clips_, targets) in enumerate(parts):
-        last = n + 1 == len(parts)
-        with contextlib.nullcontext() if last else engine.no_sync(learner.model):
+    if fewest < job.min_clips:  # the last of an epoch, or all that could be read: BN as in validation
+        for m in recipes.batch_norms(job.net):
+            m.eval()
+    for n, (clips_, targets) in enumerate(zip(inputs.tensor_split(num_parts), target.tensor_split(num_parts))):
+        last = n + 1 == num_parts
+        with contextlib.nullcontext() if last else engine.no_sync(learner.model), shared_statistics(together):
             if not len(clips_):  # nothing was read: this rank takes part with a gradient of 0, and no statistics
                 job.net.eval()
                 nothing = learner.model(clips_.new_zeros(1, *clips_.shape[1:])).sum() * 0.0
                 learner.scaler.scale(nothing).backward()
                 continue
-            if len(clips_) < job.min_clips:  # the last of an epoch, or all that could be read: BN as in validation
-                for m in recipes.batch_norms(job.net):
-                    m.eval()
             with devices.autocast(recipe, engine.device):
                 logits = learner.model(clips_).float()
             loss = recipes.loss(logits, targets, recipe, job.class_weights)
             with recipes.recomputing(job.net) if recipe.checkpointing else contextlib.nullcontext():
                 learner.scaler.scale(loss * (len(clips_) * engine.world / count)).backward()
             total += loss.detach().to(total) * len(clips_)
-    if min(len(clips_) for clips_, _ in parts) < job.min_clips:
+    if fewest < job.min_clips:
         recipes.train_mode_(job.net, recipe)
     return total
 

@@ -21,13 +21,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from forked import Forked, of_group
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nlzoo.apps import draw
 from nlzoo.cli import app as cli, training as command_line
 from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import DiskError, DivergedError, Stopped, UsageError
-from nlzoo.networks import checkpoint, model
+from nlzoo.networks import checkpoint, frames, model
 from nlzoo.training import engine, evaluate, plan, state, train
 from nlzoo.training.engine import Engine
 from nlzoo.training.options import FinetuneOptions
@@ -116,7 +116,13 @@ def apart(a, b):
 
 @pytest.mark.parametrize(
     "world, text, clips",
-    [(8, "batch=16", 2), (8, "batch=16,bn=frozen", 0), (4, "batch=16", 0), (4, "batch=16,accumulate=2", 2)],
+    [
+        (8, "batch=16", 2),
+        (8, "batch=16,bn=frozen", 0),
+        (8, "batch=16,bn=sync", 0),
+        (4, "batch=16", 0),
+        (4, "batch=16,accumulate=2", 2),
+    ],
 )
 def test_few_clips_for_batch_norm_are_told(world, text, clips):
     net = model.build(model_spec.ModelSpec("tiny", clip=view_spec.ClipSpec(4, None, 32)))
@@ -175,10 +181,15 @@ def test_the_death_of_rank_0_is_noticed_by_those_who_wait_for_it(tmp_path, warm)
 # --- the same numbers
 
 FROZEN = "small,epochs=2,dropout=0,bn=frozen,label_smoothing=0.1"
+ONCE = "small,epochs=1,dropout=0,label_smoothing=0.1,optimizer=sgd,lr=0.001"
 SAME = {  # of nine clips
     "odd and even": f"{FROZEN},batch=5,optimizer=sgd,lr=0.01",
     "none left for the second": f"{FROZEN},batch=2",
     "in parts and staged": f"{FROZEN},batch=5,accumulate=2,balance=loss,unfreeze=0.5,ema=0.9,checkpointing=yes",
+}
+BY_ALL = {
+    "by all": f"{ONCE},batch=5,bn=sync,checkpointing=yes",
+    "each by its own": f"{ONCE},batch=5,bn=train,checkpointing=yes",
 }
 
 
@@ -186,7 +197,7 @@ def all_of_them(folder, here=None):
     """All the runs that are compared, in FOLDER/one or FOLDER/two."""
     found = scanning.split(scanning.scan(folder / "videos"), "0.25", 0)
     place = folder / ("two" if here else "one")
-    for name, recipe in SAME.items():
+    for name, recipe in {**SAME, **BY_ALL}.items():
         trained(place / name, found, recipe, here)
     if here:
         here.wait()
@@ -198,6 +209,7 @@ def all_of_them(folder, here=None):
     trained(place / "unreadable", found, f"{FROZEN},batch=2", here)
     if here:
         trained(folder / "levelled", found, "small,epochs=2,batch=4,ema=0.5,precise_bn=0", here, nl="res4:1")
+        trained(folder / "meeting in parts, and without a clip", found, f"{ONCE},bn=sync,batch=2,accumulate=2", here)
         trained(folder / "unlevelled", found, "small,epochs=1,batch=4", here, nl="res4:1")
         try:
             here.agree("the videos", here.rank)
@@ -235,6 +247,57 @@ def test_two_ranks_with_half_the_batch_each_train_as_one(compared):
     assert (
         apart(weights(compared / "one" / "none left for the second"), weights(compared / "one" / "odd and even")) > 1e-3
     )  # the negative control
+
+
+def test_two_ranks_that_normalise_by_all_clips_train_as_one(compared):
+    """In float32, whose rounding BN over five clips makes a hundred times as large in one epoch."""
+    one, two = compared / "one" / "by all", compared / "two" / "by all"
+    assert [rows(two)[0][k] for k in ("train_loss", "loss")] == pytest.approx(
+        [rows(one)[0][k] for k in ("train_loss", "loss")], rel=1e-4
+    )
+    assert apart(weights(two), weights(one)) < 1e-3
+    assert apart(weights(compared / "two" / "each by its own"), weights(one)) > 1e-1  # the negative control
+    assert apart(weights(compared / "one" / "each by its own"), weights(one)) == 0.0  # of one process it is the same
+    (row,) = rows(compared / "meeting in parts, and without a clip")
+    assert row["failed"] == UNREADABLE and row["clips"] == 9
+
+
+def normalised(folder, here):
+    """What one layer gives for this rank's clips of those in the file `clips`, with its gradients and statistics."""
+    given = load_file(folder / "clips")
+    layer = frames.BatchNorm(given["x"].shape[1], momentum=0.3).double()
+    layer.load_state_dict({k.removeprefix("bn."): v for k, v in given.items() if k.startswith("bn.")})
+    own = slice(0, FIRST) if here.main else slice(FIRST, None)
+    x = given["x"][own].clone().requires_grad_()
+    with frames.shared_statistics():
+        y = layer(x)
+    y.backward(given["dy"][own])
+    gradients = {"dx": x.grad, "dweight": layer.weight.grad, "dbias": layer.bias.grad}
+    save_file({"y": y.detach(), **gradients, **layer.state_dict()}, folder / f"of-{here.rank}")
+
+
+FIRST = 3  # clips of rank 0, of five
+
+
+def test_batch_norm_by_all_clips_is_torchs_of_all_clips(tmp_path, seed, warm):
+    layer = torch.nn.BatchNorm3d(6, momentum=0.3).double()
+    for tensor in (layer.weight, layer.bias, layer.running_mean):
+        torch.nn.init.normal_(tensor)
+    x, dy = torch.randn(2, 5, 6, 2, 3, 4, dtype=torch.float64) + 100 * torch.randn(6, 1, 1, 1, dtype=torch.float64)
+    before = {f"bn.{k}": v.clone() for k, v in layer.state_dict().items()}
+    save_file({"x": x, "dy": dy, **before}, tmp_path / "clips")
+    assert processes(normalised, tmp_path) == [0, 0]
+    x.requires_grad_()
+    y = layer(x)
+    y.backward(dy)
+    of = [load_file(tmp_path / f"of-{rank}") for rank in range(RANKS)]
+    for name, whole in {"y": y.detach(), "dx": x.grad}.items():
+        torch.testing.assert_close(torch.cat([each[name] for each in of]), whole, rtol=1e-9, atol=1e-9)
+    for name, whole in {"dweight": layer.weight.grad, "dbias": layer.bias.grad}.items():
+        torch.testing.assert_close(of[0][name] + of[1][name], whole, rtol=1e-9, atol=1e-9)
+    for name, whole in layer.state_dict().items():
+        for each in of:
+            torch.testing.assert_close(each[name], whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("run", ["levelled", "unlevelled"])
