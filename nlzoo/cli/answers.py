@@ -233,9 +233,10 @@ def probe_(
         typer.Option(min=1, max=256, help="Of a video, for lstm and attention. Default: 8.", rich_help_panel=TRAINING),
     ] = None,
     features: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="FILE.safetensors of predict --features: read where it is there, else written.", rich_help_panel=CLIPS
+            help="FILE.safetensors of predict --features, one for each MODEL: read where it is there, else written.",
+            rich_help_panel=CLIPS,
         ),
     ] = None,
     val: Val = "0.25",

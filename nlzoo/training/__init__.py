@@ -8,5 +8,5 @@ recipe      optimiser, rates, BatchNorm, loss and memory of a recipe
 engine      one process or many: the accelerate boundary
 state       checkpoints of a run, and its lock
 evaluate    predictions and features of videos; metrics: their figures and intervals
-probe       a linear classifier on frozen features, the baseline to beat
+probe       a linear classifier on frozen features, the baseline to beat; known_features: those of a file
 """

@@ -3,7 +3,6 @@
 Unusual: standardising and a linear map are one linear map, so what is measured is what the model folder predicts.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +14,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core import feature_files
 from ..core.errors import UsageError, VideoError
 from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
-from ..core.text import printable
 from ..networks.model import set_head
 from ..networks.network import Network
 from ..videos import listing, loader, scanning, sound
 from ..videos.listing import Item
-from . import evaluate, learning_curve, metrics, outputs
+from . import evaluate, known_features, learning_curve, metrics, outputs
 
 STRENGTHS = tuple(10.0**k for k in range(-5, 3))  # C of scikit-learn: the smaller, the stronger the regularisation
 FOLDS = 5  # of the training groups, to choose C by
-SAME = 1e-2  # relative difference of features that are the same but for another machine, or half precision
 NEVER = -10.0  # bias of a class without training videos
 
 Head = tuple[np.ndarray, np.ndarray]  # weights (K, D), biases (K,)
@@ -198,31 +194,16 @@ def _kept_features(
     net: Network, source: loader.Clips, device: torch.device, workers: int, progress: Progress, file: Path | None
 ) -> tuple[dict[int, np.ndarray], list[Skipped]]:
     """As `_features`: those of the file, where it is there, and computed ones, which are written where it is not."""
-    known = _known(net, source, device, file) if file and file.exists() else {}
+
+    def compute(index: int) -> np.ndarray | None:
+        one = replace(source, items=(source.items[index],))
+        return _features(net, one, device, 0, no_progress)[0].get(0)
+
+    known = known_features.read(file, source, (net.fc.in_features,), compute) if file else {}
     rows, bad = _features(net, source, device, workers, progress, known)
-    if file and not file.exists():
-        paths = [str(source.root / source.items[index].path) for index in rows]
-        feature_files.write(file, [{"path": path, "features": row} for path, row in zip(paths, rows.values())])
+    if file:
+        known_features.write(file, source, rows)
     return rows, bad
-
-
-def _known(net: Network, source: loader.Clips, device: torch.device, file: Path) -> dict[int, np.ndarray]:
-    """Features of the file, by index of the video. Raises `UsageError` where they are not those of `net`.
-
-    One video is computed again: a file does not say which network, size and views it is of.
-    """
-    stored = feature_files.read(file)
-    whole = [index for index, item in enumerate(source.items) if item.start is None and item.end is None]
-    paths = {index: os.path.abspath(source.root / source.items[index].path) for index in whole}
-    known = {index: stored[path] for index, path in paths.items() if path in stored}
-    for index, row in list(known.items())[:1]:
-        again, _ = _features(net, replace(source, items=(source.items[index],)), device, 0, no_progress)
-        if again and (again[0].shape != row.shape or np.abs(again[0] - row).max() > SAME * np.abs(again[0]).max()):
-            raise UsageError(
-                f"{printable(file)} has features of another network, size or views than asked for here",
-                "give the same MODEL and --size, or another FILE",
-            )
-    return known
 
 
 def fold_likelihoods(

@@ -18,6 +18,7 @@ from ..core.model_spec import HEADS, SEQUENCE, SequenceHead
 from ..core.progress import Stages, no_stages
 from ..core.recipe_spec import Decision, Recipe, TrainConfig, default_size
 from ..core.skipped import Skipped
+from ..core.text import counted, printable
 from ..networks import download, hub_dataset, model as models, zoo
 from ..networks.network import Network
 from ..videos import pool, scanning, video
@@ -59,7 +60,7 @@ def probe(
     runs: Path = zoo.RUNS,
     head: str = "linear",
     windows: int | None = None,
-    features: str | Path | None = None,
+    features: str | Path | Sequence[str | Path] | None = None,
 ) -> Probe:
     """Fits a classifier to the features of a model, or of several, and keeps it as the run `runs/NAME`.
 
@@ -68,9 +69,10 @@ def probe(
     videos, otherwise 224, on a CPU 112, or what the network can take. `on_scan` gets the videos and their split before
     the work. `weights`: a file with the weights of that 2-D network. `runs`: the folder of the run's. `head`: linear,
     lstm or attention, over `windows` of a video (1 for a linear head, 8 for others). `features`: a
-    .safetensors file as `predict` writes it, for one model and a linear head; what is there is not computed again, and
-    where there is none it is written. Raises `VideoError` where too few videos could be read, `WeightsError` for
-    weights that cannot be had, and `UsageError` and `DiskError` for what cannot be.
+    .safetensors file as `predict` writes it, of each model in their order; what is there is not computed again, and
+    where there is none it is written, of several windows with features (N, W, C). Raises `VideoError` where too few
+    videos could be read, `WeightsError` for weights that cannot be had, and `UsageError` and `DiskError` for what
+    cannot be.
     """
     began = time.monotonic()
     videos = Path(videos)
@@ -82,7 +84,7 @@ def probe(
     given = [model] if isinstance(model, str | Path | torch.nn.Module) else list(model)
     windows = windows or (1 if head == "linear" else WINDOWS)
     over_time = len(given) > 1 or windows > 1 or head != "linear"
-    file = _feature_file(features, over_time)
+    kept = _feature_files(features, len(given))
     opened = _open_all(given, weights, size, device, videos)
     net, folder = opened[0]
     workers = pool.default_workers(str(device))
@@ -92,13 +94,16 @@ def probe(
     with stages("scanning") as progress:
         dataset = scanning.split(scanning.scan(videos, (), progress, val=val), val, seed)
     on_scan(dataset)
+    if kept and all(item.start is not None or item.end is not None for item in dataset.items):
+        raise UsageError("--features is of whole videos, and this list is of parts of some", "omit --features")
     if over_time:
         net = _sequence([one for one, _ in opened], dataset, SequenceHead(head, windows, UNITS[head])).to(device)
     with lock.hold(run):
         with stages("computing features") as progress:
             if over_time:
-                fitted = sequence.fit_head(net, dataset, device, seed, workers, decoder, progress)
+                fitted = sequence.fit_head(net, dataset, device, seed, workers, decoder, progress, kept)
             else:
+                file = kept[0] if kept else None
                 fitted = linear.fit_head(net, dataset, device, workers, decoder, progress, file=file)
         decision = Decision("probe", fitted.strength, REASONS[head])
         facts: dict[str, Any] = {STRENGTHS[head]: fitted.strength}
@@ -121,16 +126,20 @@ def _open_all(
     return opened
 
 
-def _feature_file(features: str | Path | None, over_time: bool) -> Path | None:
-    """Raises `UsageError` for what cannot be read or written."""
-    if features is None:
-        return None
-    if over_time:
-        raise UsageError("--features is of one model and a linear head", "leave one of them out")
-    file = Path(features)
-    if not file.exists():
-        tables.check(file, feature_files.ENDINGS[:1])
-    return file
+def _feature_files(features: str | Path | Sequence[str | Path] | None, models: int) -> list[Path]:
+    """The file of each model, or none. Raises `UsageError` for what cannot be read or written."""
+    files = [Path(features)] if isinstance(features, str | Path) else [Path(one) for one in features or ()]
+    if files and len(files) != models:
+        raise UsageError(
+            f"there are {counted(models, 'model')} and {counted(len(files), 'file')} of features",
+            "--features FILE for each model, in their order",
+        )
+    if len({file.resolve() for file in files}) < len(files):
+        raise UsageError(f"{printable(files[0])} is the file of two models", "--features with a FILE for each")
+    for file in files:
+        if not file.exists():
+            tables.check(file, feature_files.ENDINGS[:1])
+    return files
 
 
 def _sequence(nets: Sequence[Network], dataset: scanning.Dataset, head: SequenceHead) -> Network:

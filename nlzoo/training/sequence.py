@@ -4,21 +4,24 @@ How long an LSTM or attention is trained is chosen over folds of the training gr
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import VideoError
+from ..core.model_spec import SEQUENCE, SequenceHead
 from ..core.progress import Progress, no_progress
 from ..core.skipped import Skipped
+from ..networks.model import join
 from ..networks.network import Network
 from ..networks.sequence import ShiftingAttention
 from ..videos import listing, loader, scanning, sound
-from . import linear, outputs, recipe
+from . import known_features, linear, outputs, recipe
 
 BATCH, DECAY = 32, 0.05  # AdamW
 RATES = {"lstm": 1e-3, "attention": 1e-2}  # attention puts out vectors of length 1 (docs/fusion.md)
@@ -33,13 +36,16 @@ def fit_head(
     workers: int = 0,
     decoder: str = "auto",
     progress: Progress = no_progress,
+    files: Sequence[Path] = (),
 ) -> linear.Fitted:
     """Fits the head of a sequence for the classes of `dataset` (split) to its training videos, in place.
 
-    `Fitted.strength` is C of a linear head, epochs of another. Raises `VideoError` where too few videos could be read.
+    `files`: of features, one for each member or none at all; what is there is taken from them, and those that are not
+    there are written. `Fitted.strength` is C of a linear head, epochs of another. Raises `VideoError` where too few
+    videos could be read, and `UsageError` for a file with features of another model.
     """
     source = linear.labelled_clips(net, dataset, decoder)
-    rows, bad, silent = _features(net.eval().to(device), source, device, workers, progress)
+    rows, bad, silent = _features(net.eval().to(device), source, device, workers, progress, files)
 
     def fit(features: np.ndarray, truth: np.ndarray, groups: Sequence[str]) -> float:
         _standardise(net, features)
@@ -75,16 +81,22 @@ def fold_likelihoods(
 
 
 def _features(
-    net: Network, source: loader.Clips, device: torch.device, workers: int, progress: Progress
+    net: Network,
+    source: loader.Clips,
+    device: torch.device,
+    workers: int,
+    progress: Progress,
+    files: Sequence[Path] = (),
 ) -> tuple[dict[int, np.ndarray], list[Skipped], set[int]]:
     """float64 (W, D) features by index, those that could not be read, and which of the features are of silent videos.
 
     Their numbers of sound are the mean of the training videos. Raises `VideoError` where none of those has sound.
     """
+    known = [_known(net, n, source, device, file) for n, file in enumerate(files)] or [{} for _ in net.members]
     silent: set[int] = set()
 
     def noted() -> Iterator[outputs.Row]:
-        for index, row, reason in outputs.window_features(net, source, device, workers):
+        for index, row, reason in _rows(net, source, device, workers, known):
             if row is not None and reason == sound.NONE:
                 silent.add(index)
             yield index, row, reason
@@ -93,10 +105,93 @@ def _features(
     heard = [row for index, row in rows.items() if index not in silent and source.items[index].split == listing.TRAIN]
     if silent and not heard:
         raise VideoError("no training video has sound", "leave the network of sound out")
+    for number, file in enumerate(files):
+        own = rows.keys() - (silent if net.members[number].spec.clip.stream == "audio" else set())
+        part, shape = _columns(net)[number], _shape(net, number)
+        known_features.write(file, source, {index: rows[index][:, part].reshape(shape) for index in own})
     for part in (part for clip, part in net.columns() if clip.stream == "audio"):
         for index in silent:
             rows[index][:, part] = np.mean([row[:, part] for row in heard], (0, 1))
     return rows, bad, silent
+
+
+def _rows(
+    net: Network,
+    source: loader.Clips,
+    device: torch.device,
+    workers: int,
+    known: Sequence[Mapping[int, np.ndarray]],
+) -> Iterator[outputs.Row]:
+    """As `outputs.window_features`; what is `known` of a member, by index of the video, is not computed."""
+    left: dict[tuple[int, ...], list[int]] = {}  # videos by the members whose features are missing
+    for index in range(len(source)):
+        missing = tuple(number for number, rows in enumerate(known) if index not in rows)
+        left.setdefault(missing, []).append(index)
+    for missing, indices in left.items():
+        kept = [number for number in range(len(known)) if number not in missing]
+        for index, made, reason in _computed(net, missing, source, indices, device, workers):
+            rows = made if made is None else made | {number: known[number][index] for number in kept}
+            yield index, None if rows is None else _side_by_side(net, rows), reason
+
+
+def _computed(
+    net: Network,
+    numbers: Sequence[int],
+    source: loader.Clips,
+    indices: Sequence[int],
+    device: torch.device,
+    workers: int,
+) -> Iterator[tuple[int, dict[int, np.ndarray] | None, str]]:
+    """As `outputs.window_features` of some videos, float64 (W, C) by the number of some members of `net`."""
+    if not numbers:
+        yield from ((index, {}, "") for index in indices)
+        return
+    part, some = _of_members(net, numbers), replace(source, items=tuple(source.items[index] for index in indices))
+    columns = dict(zip(numbers, _columns(part)))
+    for n, row, reason in outputs.window_features(part, some, device, workers):
+        yield indices[n], None if row is None else {k: row[:, own] for k, own in columns.items()}, reason
+
+
+def _side_by_side(net: Network, rows: Mapping[int, np.ndarray]) -> np.ndarray:
+    """float64 (W, D) features of the (W, C) or (C,) of each member, by its number."""
+    assert net.spec.head
+    order = [number for _, numbers in net.spec.shared_clips() for number in numbers]
+    return np.concatenate([rows[number].reshape(net.spec.head.windows, -1) for number in order], 1).astype(float)
+
+
+def _columns(net: Network) -> list[slice]:
+    """Where the features of each member stand among those of all."""
+    order = [number for _, numbers in net.spec.shared_clips() for number in numbers]
+    ends = np.cumsum([net.members[number].fc.in_features for number in order])
+    slices = {n: slice(int(end) - net.members[n].fc.in_features, int(end)) for n, end in zip(order, ends)}
+    return [slices[number] for number in range(len(order))]
+
+
+def _of_members(net: Network, numbers: Sequence[int]) -> Network:
+    """Some members of `net` over the same windows, for their features."""
+    assert net.spec.head
+    return join(
+        SEQUENCE, [(net.members[number], 1.0) for number in numbers], SequenceHead("linear", net.spec.head.windows)
+    )
+
+
+def _shape(net: Network, number: int) -> tuple[int, ...]:
+    """Of a member's features of a video in a file: (C,), of several windows (W, C)."""
+    assert net.spec.head
+    windows, width = net.spec.head.windows, net.members[number].fc.in_features
+    return (windows, width) if windows > 1 else (width,)
+
+
+def _known(net: Network, number: int, source: loader.Clips, device: torch.device, file: Path) -> dict[int, np.ndarray]:
+    """The features of a member by index of the video, of its file where there is one. Raises `UsageError`."""
+    shape, alone = _shape(net, number), _of_members(net, [number])
+
+    def compute(index: int) -> np.ndarray | None:
+        one = replace(source, items=(source.items[index],))
+        ((_, row, reason),) = outputs.window_features(alone, one, device)
+        return None if row is None or reason == sound.NONE else row.reshape(shape)
+
+    return known_features.read(file, source, shape, compute)
 
 
 def _standardise(net: Network, features: np.ndarray) -> None:

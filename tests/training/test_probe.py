@@ -114,5 +114,5 @@ def test_features_are_read_from_a_file_of_predict_and_written_where_there_is_non
     (tmp_path / "x.safetensors").write_bytes(b"no")
     with pytest.raises(UsageError, match="x.safetensors has no features of videos"):
         nlzoo.probe(nets[0], "v", name="d", features="x.safetensors", **options)
-    with pytest.raises(UsageError, match="one model and a linear head"):
+    with pytest.raises(UsageError, match="features of whole videos, and those of 8 windows of each video are needed"):
         nlzoo.probe(nets[0], "v", name="e", features="p.safetensors", head="lstm", **options)

@@ -11,12 +11,13 @@ from sklearn.model_selection import GroupKFold
 
 import nlzoo as zoo
 from nlzoo.apps import draw, explain, export, report
-from nlzoo.core import model_spec, view_spec
+from nlzoo.core import feature_files, model_spec, view_spec
 from nlzoo.core.errors import UsageError
+from nlzoo.core.progress import no_progress
 from nlzoo.networks import card, model
 from nlzoo.networks.sequence import MultiGroupAttention, ShiftingAttention
 from nlzoo.training import linear, outputs, sequence
-from nlzoo.videos import listing, loader, scanning
+from nlzoo.videos import listing, loader, scanning, sound
 from nlzoo.videos.clips import to_input
 
 CPU = torch.device("cpu")
@@ -109,6 +110,74 @@ def test_what_was_measured_is_what_the_folder_answers(probed, monkeypatch):
         zoo.evaluate("lstm", "runs/lstm/videos.csv", views="10x1", device="cpu")
     (row,) = zoo.predict("lstm", next(folder.rglob("*.mp4")), features="f.safetensors", device="cpu")
     assert row["features"].shape == (2 * 160,)
+
+
+def test_features_of_several_models_are_read_from_a_file_each_and_written_where_there_is_none(probed, monkeypatch):
+    folder, figures = probed
+    monkeypatch.chdir(folder)
+    net, dataset = zoo.load("lstm"), scanning.scan(folder / "runs/lstm/videos.csv")
+    real, asked = outputs.window_features, []
+
+    def noted(part, source, *rest):
+        asked.append((len(part.members), len(source)))
+        return real(part, source, *rest)
+
+    def features(*names, windows=3, order=(0, 1)):
+        asked.clear()
+        members = [(net.members[number], 1.0) for number in order]
+        joined = model.join("sequence", members, model_spec.SequenceHead("linear", windows))
+        source = linear.labelled_clips(joined, dataset, "auto")
+        rows, bad, _ = sequence._features(joined, source, CPU, 0, no_progress, [folder / name for name in names])
+        assert not bad and list(rows) == list(range(6))
+        return np.stack(list(rows.values()))
+
+    monkeypatch.setattr(outputs, "window_features", noted)
+    a, b = "a.safetensors", "b.safetensors"
+    expected = features()
+    assert np.array_equal(features(a, b), expected) and asked == [(2, 6)]
+    assert np.array_equal(features(a, b), expected) and asked == [(1, 1), (1, 1)]  # one, to see whose they are
+    stored = [feature_files.read(folder / name) for name in (a, b)]
+    assert all(len(rows) == 6 and {row.shape for row in rows.values()} == {(3, 160)} for rows in stored)
+    (folder / b).unlink()
+    rows = [{"path": path, "features": row} for path, row in stored[0].items()]
+    feature_files.write(folder / a, rows[1:])  # lacks a video, which both compute; the other five one alone
+    assert np.allclose(features(a, b), expected, atol=1e-4) and sorted(asked) == [(1, 1), (1, 5), (2, 1)]
+    assert len(feature_files.read(folder / a)) == 5  # a file that was there stays as it was
+    turned = np.roll(expected, 160, 2)
+    assert np.allclose(features(b, a, order=(1, 0)), turned, atol=1e-4) and sorted(asked) == [(1, 1)] * 3
+    for names, windows, sentence in (
+        ((b, a), 3, "b.safetensors has features of another network, size or views than asked for here"),
+        ((a, b), 4, "a.safetensors has features of 3 windows of each video, and those of 4 windows"),
+        ((a, b), 1, "a.safetensors has features of 3 windows of each video, and those of whole videos are needed"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            features(*names, windows=windows)
+    zoo.predict(net.members[1], "videos", features="p.safetensors", device="cpu")
+    features("p.safetensors", windows=1, order=(1,))
+    assert asked == [(1, 1)]
+    for names, sentence in ((a, "there are 2 models and 1 file of features"), ([a, a], "is the file of two models")):
+        with pytest.raises(UsageError, match=sentence):
+            zoo.probe(list(net.members), "videos", windows=3, features=names, device="cpu")
+    monkeypatch.setattr(sequence, "EPOCHS", 8)
+    made = zoo.probe(list(net.members), "videos", "g02", size=32, head="lstm", windows=3, features=[a, b], device="cpu")
+    assert abs(made.figures["loss"] - figures["loss"]) < 1e-4
+
+
+def test_a_file_of_sound_has_no_silent_video(tmp_path, monkeypatch):
+    clips = (view_spec.ClipSpec(4, None, 32), view_spec.ClipSpec(4, None, 32, mean=(0.5,), std=(0.2,), stream="audio"))
+    nets = [model.build(model_spec.ModelSpec("tiny", clip=clip)) for clip in clips]
+    net = model.join("sequence", [(one, 1.0) for one in nets], model_spec.SequenceHead("linear", 2))
+    items = tuple(listing.Item(f"{n}", ("a",), split="train", group=f"{n}") for n in range(3))
+    made = np.random.default_rng(0).normal(0, 1, (3, 2, 320))
+    reasons = ("", sound.NONE, "")
+    monkeypatch.setattr(outputs, "window_features", lambda *_: zip(range(3), made.copy(), reasons))
+    files = [tmp_path / "rgb.safetensors", tmp_path / "audio.safetensors"]
+    rows, _, silent = sequence._features(net, loader.Clips(tmp_path, items, net.spec.clip), CPU, 0, no_progress, files)
+    heard = made[[0, 2], :, 160:].mean((0, 1))
+    assert silent == {1} and np.allclose(rows[1][:, 160:], heard) and np.array_equal(rows[1][:, :160], made[1, :, :160])
+    kept = [feature_files.read(file) for file in files]
+    assert [sorted(Path(path).name for path in rows) for rows in kept] == [["0", "1", "2"], ["0", "2"]]
+    assert np.allclose(kept[1][str(tmp_path / "2")], made[2, :, 160:])
 
 
 def test_a_sequence_is_fused_like_any_run(probed, monkeypatch):
