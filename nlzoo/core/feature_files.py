@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,17 +28,14 @@ def read(file: Path, paths: Collection[str] | None = None, shape: Sequence[int] 
 
     try:
         with safe_open(file, "np") as opened:
-            names, rows = json.loads(opened.metadata()["paths"]), opened.get_slice("features")
-            there, listed = rows.get_shape(), isinstance(names, list) and all(isinstance(name, str) for name in names)
-            if len(there) not in (2, 3) or not listed or len(names) != there[0]:
-                raise ValueError("it has not one row for each path")
-            if rows.get_dtype() not in NUMBERS:
-                raise ValueError(f"its numbers are {rows.get_dtype()}, none of {', '.join(NUMBERS)}")
+            rows = opened.get_slice("features")
+            rows_of, kind = _rows_of(json.loads(opened.metadata()["paths"]), rows.get_shape()), rows.get_dtype()
+            if kind not in NUMBERS:
+                raise ValueError(f"its numbers are {kind}, none of {', '.join(NUMBERS)}")
             if shape:
-                _refuse_other_shape(file, there[1:], list(shape))
-            rows_of = {os.path.abspath(name): number for number, name in enumerate(names)}
-            needed = rows_of if paths is None else {path: rows_of[path] for path in paths if path in rows_of}
-            features = {path: rows[number].astype(np.float32) for path, number in needed.items()}
+                _refuse_other_shape(file, rows.get_shape()[1:], list(shape))
+            needed = rows_of if paths is None else rows_of.keys() & paths
+            features = {path: rows[rows_of[path]].astype(np.float32) for path in needed}
         for path, row in features.items():
             if not np.isfinite(row).all():
                 raise ValueError(f"those of {path} are not finite")
@@ -48,6 +45,14 @@ def read(file: Path, paths: Collection[str] | None = None, shape: Sequence[int] 
             "nlzoo predict MODEL VIDEOS --features FILE.safetensors writes such a file",
         ) from None
     return features
+
+
+def _rows_of(names: Any, shape: Sequence[int]) -> dict[str, int]:
+    """The row of each absolute path. Raises `ValueError` for what are not the names of rows."""
+    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if len(shape) not in (2, 3) or not listed or len(names) != shape[0]:
+        raise ValueError("it has not one row for each path")
+    return {os.path.abspath(name): number for number, name in enumerate(names)}
 
 
 def _refuse_other_shape(file: Path, there: Sequence[int], needed: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from ..core import feature_files
 from ..core.errors import UsageError
 from ..core.text import printable
 from ..videos import loader
+from ..videos.items import Item
 
 SAME = 1e-2  # relative difference of features that are the same but for another machine, or half precision
 
@@ -51,6 +52,16 @@ def write(file: Path, source: loader.Clips, rows: Mapping[int, np.ndarray]) -> N
         feature_files.write(file, named)
 
 
+def refuse_parts(items: Sequence[Item]) -> None:
+    """Raises `UsageError` where a file could have none of them."""
+    if not any(_is_whole(item) for item in items):
+        raise UsageError("--features is of whole videos, and this list is of parts of some", "omit --features")
+
+
+def _is_whole(item: Item) -> bool:
+    return item.start is None and item.end is None
+
+
 def _whole(source: loader.Clips) -> dict[int, str]:
     """The paths of the videos of which no part alone is meant, by index."""
-    return {n: str(source.root / item.path) for n, item in enumerate(source.items) if item.start is item.end is None}
+    return {index: str(source.root / item.path) for index, item in enumerate(source.items) if _is_whole(item)}

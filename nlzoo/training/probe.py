@@ -22,7 +22,7 @@ from ..core.text import counted, printable
 from ..networks import download, hub_dataset, model as models, zoo
 from ..networks.network import Network
 from ..videos import pool, scanning, video
-from . import devices, evaluate, finished, learning_curve, linear, sequence
+from . import devices, evaluate, finished, known_features, learning_curve, linear, sequence
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def probe(
     with stages("scanning") as progress:
         dataset = scanning.split(scanning.scan(videos, (), progress, val=val), val, seed)
     on_scan(dataset)
-    if kept and all(item.start is not None or item.end is not None for item in dataset.items):
-        raise UsageError("--features is of whole videos, and this list is of parts of some", "omit --features")
+    if kept:
+        known_features.refuse_parts(dataset.items)
     if over_time:
         net = _sequence([one for one, _ in opened], dataset, SequenceHead(head, windows, UNITS[head])).to(device)
     with lock.hold(run):
@@ -103,8 +103,7 @@ def probe(
             if over_time:
                 fitted = sequence.fit_head(net, dataset, device, seed, workers, decoder, progress, kept)
             else:
-                file = kept[0] if kept else None
-                fitted = linear.fit_head(net, dataset, device, workers, decoder, progress, file=file)
+                fitted = linear.fit_head(net, dataset, device, workers, decoder, progress, file=next(iter(kept), None))
         decision = Decision("probe", fitted.strength, REASONS[head])
         facts: dict[str, Any] = {STRENGTHS[head]: fitted.strength}
         facts |= {"head": head, "windows": windows} if over_time else {}

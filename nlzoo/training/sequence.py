@@ -102,17 +102,20 @@ def _features(
             yield index, row, reason
 
     rows, bad = outputs.gathered(noted(), source.items, progress)
+    heard = _mean_heard(rows, source, silent)
+    _write(net, source, rows, silent, files)
+    for part in (part for clip, part in net.columns() if clip.stream == "audio"):
+        for index in silent:
+            rows[index][:, part] = heard[part]
+    return rows, bad, silent
+
+
+def _mean_heard(rows: Mapping[int, np.ndarray], source: loader.Clips, silent: set[int]) -> np.ndarray:
+    """Mean (D,) of the features of the training videos that are not silent, where any is. Raises `VideoError`."""
     heard = [row for index, row in rows.items() if index not in silent and source.items[index].split == listing.TRAIN]
     if silent and not heard:
         raise VideoError("no training video has sound", "leave the network of sound out")
-    for number, file in enumerate(files):
-        own = rows.keys() - (silent if net.members[number].spec.clip.stream == "audio" else set())
-        part, shape = _columns(net)[number], _shape(net, number)
-        known_features.write(file, source, {index: rows[index][:, part].reshape(shape) for index in own})
-    for part in (part for clip, part in net.columns() if clip.stream == "audio"):
-        for index in silent:
-            rows[index][:, part] = np.mean([row[:, part] for row in heard], (0, 1))
-    return rows, bad, silent
+    return np.mean(heard, (0, 1)) if silent else np.zeros(0)
 
 
 def _rows(
@@ -192,6 +195,16 @@ def _known(net: Network, number: int, source: loader.Clips, device: torch.device
         return None if row is None or reason == sound.NONE else row.reshape(shape)
 
     return known_features.read(file, source, shape, compute)
+
+
+def _write(
+    net: Network, source: loader.Clips, rows: Mapping[int, np.ndarray], silent: set[int], files: Sequence[Path]
+) -> None:
+    """Writes the features of each member where it has no file yet; of a network of sound not those of silent videos."""
+    for number, file in enumerate(files):
+        own = rows.keys() - (silent if net.members[number].spec.clip.stream == "audio" else set())
+        part, shape = _columns(net)[number], _shape(net, number)
+        known_features.write(file, source, {index: rows[index][:, part].reshape(shape) for index in own})
 
 
 def _standardise(net: Network, features: np.ndarray) -> None:
