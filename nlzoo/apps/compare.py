@@ -24,7 +24,7 @@ from ..core.model_spec import Inflation
 from ..core.progress import Stages, no_stages
 from ..core.text import counted, printable
 from ..networks import checkpoint, describe, download, hub_dataset, model as models, zoo
-from ..training import devices, evaluate, linear, metrics, run_folder
+from ..training import devices, evaluate, known_features, linear, metrics, run_folder
 from ..training.callbacks import Callbacks
 from ..training.dry_run import Rehearsal
 from ..training.finetune import finetune
@@ -270,12 +270,12 @@ def _made(job: _Job, system: str, seed: int) -> Measured:
     parts = [_measured(job, part, seed, lambda text: None) for part in below]
     if system in FUSED:
         return _fused(parts)
-    run = job.folder / "runs" / _slug(system, seed)
+    run = _run(job, system, seed)
     if not (run / run_folder.RESULT).is_file():
         train = _probe if system.startswith(("probe", *SEQUENCES)) else _finetune
         train(job, system, seed, run)
-    made = _predicted(job, run)
-    return dataclasses.replace(made, training=made.training + sum(part.training for part in parts))
+    training = _seconds_to_train(job, system, seed) + sum(part.training for part in parts)
+    return dataclasses.replace(_predicted(job, run), training=training)
 
 
 def _majority(dataset: scanning.Dataset) -> Measured:
@@ -312,15 +312,36 @@ def _fused(parts: Sequence[Measured]) -> Measured:
     return Measured(keys, scores, **sums)
 
 
+def _run(job: _Job, system: str, seed: int) -> Path:
+    return job.folder / "runs" / _slug(system, seed)
+
+
+def _seconds_to_train(job: _Job, system: str, seed: int) -> float:
+    """Of a head over windows with those of its features, also where they are those that the other head computed."""
+    kind, space, streams = system.partition(" ")
+    heads = next((heads for heads in (SEQUENCES, OVER_STREAMS) if kind in heads), (kind,))
+    runs = [_run(job, f"{head}{space}{streams}", seed) for head in heads]
+    results = [run_folder.read_result(run) for run in runs if (run / run_folder.RESULT).is_file()]
+    own = run_folder.read_result(_run(job, system, seed))
+    return own.seconds - own.feature_seconds + max(result.feature_seconds for result in results)
+
+
 def _probe(job: _Job, system: str, seed: int, run: Path) -> None:
+    """Both heads over the same windows have the features of each network from one file."""
     settings, (kind, _, rest) = job.settings, system.partition(" ")
     models: Sequence[str | Path] = [rest or settings.backbone]
+    names = ["image"]
     if kind in OVER_STREAMS:
         streams = rest.split("+")
         if len(streams) < 2:
             raise UsageError(f"only the stream {rest} is there, and this is a head over several")
-        models = [run.parent / _slug(ALL_STREAMS[stream], seed) / "last" for stream in streams]
+        models = [_run(job, ALL_STREAMS[stream], seed) / "last" for stream in streams]
+        names = [f"{rest}/{stream}" for stream in streams]
     head = kind.partition("-")[0]
+    shared = head in SEQUENCES and any(map(known_features.is_whole, job.dataset(seed).items))
+    files = [job.folder / "features" / f"{_slug(name, seed)}.safetensors" for name in names] if shared else []
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
     probe(
         models,
         settings.videos,
@@ -333,6 +354,7 @@ def _probe(job: _Job, system: str, seed: int, run: Path) -> None:
         weights=settings.weights if not rest else None,
         runs=run.parent,
         head=head if head in SEQUENCES else "linear",
+        features=files,
     )
 
 
@@ -397,8 +419,7 @@ def _predicted(job: _Job, run: Path) -> Measured:
     seconds = (time.monotonic() - began) / len(items)
     params, macs, _ = describe.cost(net, net.spec.clip)
     clips = 1 if net.spec.head else net.spec.clip.clips  # whose multiply-adds are of all its windows
-    training = run_folder.read_result(run).seconds
-    return Measured(_keys(dataset.root, made.items), made.scores, params, macs * clips, seconds, training)
+    return Measured(_keys(dataset.root, made.items), made.scores, params, macs * clips, seconds)
 
 
 def _keys(root: Path, items: Sequence[Item]) -> tuple[Key, ...]:

@@ -54,14 +54,15 @@ def write(file: Path, source: loader.Clips, rows: Mapping[int, np.ndarray]) -> N
 
 def refuse_parts(items: Sequence[Item]) -> None:
     """Raises `UsageError` where a file could have none of them."""
-    if not any(_is_whole(item) for item in items):
+    if not any(is_whole(item) for item in items):
         raise UsageError("--features is of whole videos, and this list is of parts of some", "omit --features")
 
 
-def _is_whole(item: Item) -> bool:
+def is_whole(item: Item) -> bool:
+    """Whether it is a video and no part of one: a file holds no other."""
     return item.start is None and item.end is None
 
 
 def _whole(source: loader.Clips) -> dict[int, str]:
     """The paths of the videos of which no part alone is meant, by index."""
-    return {index: str(source.root / item.path) for index, item in enumerate(source.items) if _is_whole(item)}
+    return {index: str(source.root / item.path) for index, item in enumerate(source.items) if is_whole(item)}

@@ -42,6 +42,7 @@ class Fitted:
     bad: tuple[Skipped, ...] = ()  # training videos that could not be read
     curve: learning_curve.Curve | None = None  # top-1 against videos a class; None where there is none
     strength: float = 0.0  # C that was chosen; of a head over time the epochs
+    feature_seconds: float = 0.0  # that the features of a head over windows took
 
 
 def fit_head(

@@ -106,7 +106,8 @@ def probe(
                 fitted = linear.fit_head(net, dataset, device, workers, decoder, progress, file=next(iter(kept), None))
         decision = Decision("probe", fitted.strength, REASONS[head])
         facts: dict[str, Any] = {STRENGTHS[head]: fitted.strength}
-        facts |= {"head": head, "windows": windows} if over_time else {}
+        if over_time:
+            facts |= {"head": head, "windows": windows, "feature_seconds": round(fitted.feature_seconds, 1)}
         figures = finished.write(run, net, dataset, config, decision, fitted, began, facts)
     figures |= {"learning_curve": asdict(fitted.curve) if fitted.curve else None}
     return Probe(figures, (*fitted.bad, *fitted.predictions.bad), fitted.curve)

@@ -105,6 +105,7 @@ class Result:
     seconds: float
     resumed_from: int | None = None  # step
     probe: float | None = None  # what the linear probe scored that the head started from; best_epoch 0: none beat it
+    feature_seconds: float = 0.0  # of `seconds`, what the features of a head over windows took
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ How long an LSTM or attention is trained is chosen over folds of the training gr
 """
 
 import copy
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,8 +45,9 @@ def fit_head(
     there are written. `Fitted.strength` is C of a linear head, epochs of another. Raises `VideoError` where too few
     videos could be read, and `UsageError` for a file with features of another model.
     """
-    source = linear.labelled_clips(net, dataset, decoder)
+    source, began = linear.labelled_clips(net, dataset, decoder), time.monotonic()
     rows, bad, silent = _features(net.eval().to(device), source, device, workers, progress, files)
+    seconds = time.monotonic() - began
 
     def fit(features: np.ndarray, truth: np.ndarray, groups: Sequence[str]) -> float:
         _standardise(net, features)
@@ -53,7 +55,7 @@ def fit_head(
 
     done = linear.fitted(dataset, source.items, rows, bad, fit, partial(_scores, net), "to fit a head")
     unheard = sum(source.items[index].split == listing.VAL for index in silent)
-    return replace(done, predictions=replace(done.predictions, silent=unheard))
+    return replace(done, predictions=replace(done.predictions, silent=unheard), feature_seconds=seconds)
 
 
 def fold_likelihoods(

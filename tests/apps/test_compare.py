@@ -13,7 +13,7 @@ import nlzoo as zoo
 from nlzoo.apps import compare, draw
 from nlzoo.core.errors import Stopped, UsageError
 from nlzoo.networks import model as models
-from nlzoo.training import metrics
+from nlzoo.training import metrics, outputs, sequence
 from nlzoo.training.callbacks import Callbacks
 from nlzoo.videos import flow, listing, scanning
 
@@ -142,6 +142,24 @@ def test_heads_look_over_the_streams_that_are_there(done, monkeypatch):
     assert abs(again["loss"] - row["loss"]) < 1e-6
     members = [member.model.clip.stream for member in zoo.load(f"{run}/last").spec.members]
     assert members == ["rgb", "flow"]
+
+
+def test_both_heads_over_the_same_windows_have_features_that_were_computed_once(done, monkeypatch):
+    folder, _, _ = done
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sequence, "EPOCHS", 5)
+    real, asked = outputs.window_features, []
+    monkeypatch.setattr(
+        outputs, "window_features", lambda net, source, *rest: asked.append(len(source)) or real(net, source, *rest)
+    )
+    made = zoo.compare("v", systems=("lstm", "attention"), **ASKED).figures
+    assert asked == [6, 2, 1, 2]  # all; those to predict; one, to see whose the file is; those to predict
+    first, other = (
+        json.loads((folder / f"comparisons/v/runs/{s}-s0/result.json").read_text()) for s in compare.SEQUENCES
+    )
+    row = next(row for row in made["rows"] if row["system"] == "attention")
+    expected = other["seconds"] - other["feature_seconds"] + max(first["feature_seconds"], other["feature_seconds"])
+    assert abs(row["training"] - expected) < 1e-6
 
 
 def measured(rng, keys, right, classes=2):
