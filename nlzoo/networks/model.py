@@ -65,10 +65,14 @@ def _import_resnets() -> tuple[ModuleType, ModuleType]:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Draws no normal numbers: on the meta device there are none, but torch would import its compiler to draw them."""
+    """Draws no numbers, which weights from a file would replace: half of what making a network takes.
+
+    On the meta device there are none, but torch would import its compiler to draw normal ones.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
+        drawn = func in (torch.Tensor.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+        return (*args, *(kwargs or {}).values())[0] if drawn else func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -223,7 +227,8 @@ def _load_plain(name: str, file: Path) -> tuple[Network, tuple[str, ...]]:
     if differences := misfit(own, given):
         raise WeightsError(f"{file} does not fit {name}: {differences}", _advice(own, given))
     tensors = weights.load(names, own)
-    net = plain_resnet(name)
+    with _Undrawn():
+        net = plain_resnet(name)
     net.fc = blueprint.fc.to_empty(device="cpu")
     net.load_state_dict(tensors, strict=False)
     return net.eval(), weights.notes
