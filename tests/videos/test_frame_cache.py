@@ -1,10 +1,9 @@
 """Frames that are kept on disk: the same bits as decoding, whatever happens to the folder."""
 
+import functools
 import os
 import random
 import resource
-import subprocess
-import sys
 import time
 import zlib
 
@@ -14,7 +13,7 @@ from drawn import B, break_frame, drawing, encode, rotate
 
 from nlzoo.core.errors import DiskError, UsageError, VideoError
 from nlzoo.training.options import FinetuneOptions
-from nlzoo.videos import frame_cache, video
+from nlzoo.videos import frame_cache, pool, video
 
 
 def kept(cache):
@@ -110,23 +109,17 @@ def test_a_video_with_a_damaged_frame_is_as_without_cache(tmp_path):
         frame_cache.read_frames(tmp_path / "pipe.mp4", [0], 24, cache)
 
 
+def fill(path, cache, at, _):
+    time.sleep(max(0, at - time.time()))  # all at once
+    return [zlib.crc32(frame_cache.read_frames(path, range(60), 96, cache)) for _ in range(3)]
+
+
 def test_many_processes_may_fill_the_same_video(tmp_path):
     path, cache = encode(tmp_path / "a.mp4", drawing(60, 240, 320)), tmp_path / "cache"
-    script = """if True:
-        import sys, time, zlib
-        from nlzoo.videos import frame_cache
-        time.sleep(max(0, float(sys.argv[3]) - time.time()))  # all at once
-        for _ in range(3):
-            print(zlib.crc32(frame_cache.read_frames(sys.argv[1], range(60), 96, sys.argv[2])))
-    """
-    at = str(time.time() + 2)
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, path, cache, at], stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    said = [child.communicate(timeout=60)[0].split() for child in processes]
-    want = str(zlib.crc32(video.read_frames(path, range(60), 96)))
-    assert said == [[want] * 3] * 4
+    work = functools.partial(fill, path, cache, time.time() + 1)
+    done = [result for _, result in pool.run(work, range(4), 4)]
+    want = zlib.crc32(video.read_frames(path, range(60), 96))
+    assert done == [[want] * 3] * 4
     assert len(kept(cache)) == 1
 
 
