@@ -10,7 +10,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from .frames import BatchNorm
 from .network import Network
 
-FRAMES, SIZE = 2, 80  # of the clip that is looked at; Inception's networks take none of fewer than 75 pixels
+# Of the clip that is looked at: I3D's own pools take none of fewer frames, Inception of fewer pixels than 75
+FRAMES, SIZE = 3, 80
 
 
 def fold_bn(net: Network) -> Network:
