@@ -87,9 +87,9 @@ def inflate_kernel(weight: Tensor, taps: int, init: str) -> Tensor:
     return kernel
 
 
-def _batch_norm(old: nn.BatchNorm2d, *_: object) -> nn.Module:
-    new: nn.Module = copy.copy(old)  # they differ in the shape of what they take alone
-    new.__class__ = frames.BatchNorm
+def _batch_norm(old: nn.BatchNorm2d, *_: object) -> nn.BatchNorm3d:
+    new = frames.BatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+    new.load_state_dict(old.state_dict(), assign=True)  # so it is where the old one was
     return new
 
 

@@ -29,6 +29,7 @@ from ..core.recipe_spec import Recipe
 from ..core.view_spec import ClipSpec
 from ..networks import googlenet, shapes
 from ..networks.frame_network import FrameNetwork
+from ..networks.frames import BatchNorm
 from ..networks.inflate import LAYER
 from ..networks.layers import NonLocalBlock
 from ..networks.model import frame_depths, undecayed
@@ -227,7 +228,15 @@ def clips_at_a_time(net: Network, recipe: Recipe, world: int = 1) -> int:
 
 
 def check_batch_norm(net: Network, recipe: Recipe, clips: int, world: int = 1) -> None:
-    """Raises `UsageError` where BN would get one value of a channel in a step of `clips` clips, over all processes."""
+    """Raises `UsageError` where BN would get one value of a channel in a step of `clips` clips, over all processes.
+
+    And where it is to be synchronised and is not all ours, which timm's on single images is not.
+    """
+    if recipe.bn == "sync" and not all(isinstance(m, BatchNorm) for m in batch_norms(net)):
+        raise UsageError(
+            f"bn=sync is not for {net.spec.backbone}: BatchNorm of its own sees the images of one process",
+            "leave it out, or take bn=frozen",
+        )
     if clips // (1 if recipe.bn == "sync" else world) > 1 or values_per_channel(net, recipe.bn, recipe.freeze) > 1:
         return
     frozen = recipe.bn != "frozen" and values_per_channel(net, "frozen") > 1

@@ -114,6 +114,8 @@ def test_what_such_a_network_does_not_have_is_a_sentence():
     with pytest.raises(UsageError, match="checkpointing is not for inception_v3"):
         recipe.refuse_for_frames(inception, Recipe(checkpointing=True))
     recipe.refuse_for_frames(inception, Recipe(layer_decay=0.7, freeze="backbone"))
+    with pytest.raises(UsageError, match="bn=sync is not for inception_v3"):
+        recipe.check_batch_norm(inception, Recipe(bn="sync"), 8)
 
 
 @pytest.mark.parametrize("stream, share", [("flow", 1 / 3), ("audio", 1.0)])
