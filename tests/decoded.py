@@ -122,8 +122,9 @@ def mutant_outcomes(path, rng) -> Counter:
         info = video.probe(path)
     except VideoError:
         return Counter(["file refused"])
-    outcomes, truth = Counter(), list(decode_all(path))
-    by_time = dict(truth) if info.pts is not None else {i: image for i, (_, image) in enumerate(truth)}
+    outcomes, truth = Counter(), decode_all(path)
+    by_time = {i if info.pts is None else time: mark(image) for i, (time, image) in enumerate(truth)}
+    others = set(by_time.values())
     for indices in [range(info.frames), *([rng.randrange(info.frames) for _ in range(4)] for _ in range(2))]:
         times = [int(info.pts[i]) if info.pts is not None else i for i in indices]
         try:
@@ -136,9 +137,9 @@ def mutant_outcomes(path, rng) -> Counter:
         ):  # found by seeking, past damage that ended the decode of the whole: nothing to compare with
             outcomes["beyond"] += 1
             continue
-        wrong = [mark(image) for t, image in zip(times, images, strict=True) if mark(by_time[t]) != mark(image)]
-        others = {mark(image) for image in by_time.values()}
-        outcomes["exact" if not wrong else "repeated" if others & set(wrong) else "different"] += 1
+        marks = map(mark, images)
+        wrong = {found for t, found in zip(times, marks, strict=True) if by_time[t] != found}
+        outcomes["exact" if not wrong else "repeated" if others & wrong else "different"] += 1
     return outcomes
 
 
