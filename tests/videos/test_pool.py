@@ -58,9 +58,12 @@ def summary(task, result):
 
 @pytest.mark.parametrize("kind, count, deadline", [("crash", 100, 60), ("hang", 100, 0.1)])
 def test_a_hundred_bad_tasks_cost_themselves(kind, count, deadline, seed):
-    """In a small process: each costs a fork, and that of the tests' own takes longer the more they have imported."""
-    call = f"test_pool.cost_themselves{(kind, count, deadline, seed)}"
-    script = f"import sys; sys.path.append(sys.argv[1]); import test_pool; {call}"
+    in_a_small_process(f"cost_themselves{(kind, count, deadline, seed)}")
+
+
+def in_a_small_process(call):
+    """Each death costs a fork, and that of the tests' own process takes longer the more they have imported."""
+    script = f"import sys; sys.path.append(sys.argv[1]); import test_pool; test_pool.{call}"
     subprocess.run([sys.executable, "-c", script, os.path.dirname(__file__)], check=True, timeout=300)
 
 
@@ -73,6 +76,10 @@ def cost_themselves(kind, count, deadline, seed):
 
 
 def test_all_kinds_at_once(seed):
+    in_a_small_process(f"all_kinds_cost_themselves({seed})")
+
+
+def all_kinds_cost_themselves(seed):
     rng = random.Random(seed)
     tasks = [(rng.choice([*WORDS, "fine", "fine", "fine"]), i) for i in range(60)]
     answers = list(pool.run(act, tasks, 3, lambda task: 0.2 if task[0] in ("hang", "spin") else 60, ahead=5))
