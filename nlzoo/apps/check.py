@@ -299,11 +299,11 @@ def _differing(entries: Iterable[tuple[Hashable, Any, str]]) -> list[list[tuple[
     paths: dict[Hashable, dict[Any, str]] = defaultdict(dict)
     for content, value, path in entries:
         paths[content].setdefault(value, path)
-    return [sorted(found.items(), key=lambda entry: entry[1]) for found in paths.values() if len(found) > 1]
+    return [sorted(path.items(), key=lambda entry: entry[1]) for path in paths.values() if len(path) > 1]
 
 
-def _both(found: list[tuple[Any, str]]) -> str:
-    return " and ".join(printable(path) for _, path in found[:2])
+def _both(differing: list[tuple[Any, str]]) -> str:
+    return " and ".join(printable(path) for _, path in differing[:2])
 
 
 def _repeats(files: Iterable[tuple[str, Record]]) -> Iterator[Finding]:

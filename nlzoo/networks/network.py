@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         mean: Tensor
         scale: Tensor
 
+        def columns_of_members(self) -> list[slice]:
+            """Of a sequence: where the features of each member stand."""
+
         def columns(self) -> "list[tuple[ClipSpec, slice]]":
             """Of a sequence: where the features of the members of each clip stand."""
 

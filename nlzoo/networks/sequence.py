@@ -104,11 +104,17 @@ class SequenceNetwork(FusedNetwork):
 
     def columns(self) -> list[tuple[ClipSpec, slice]]:
         """The clips of the members, and where in `features` the numbers of those that share it stand."""
-        slices, end = [], 0
-        for clip, numbers in self.spec.shared_clips():
-            start, end = end, end + sum(cast(Network, self.members[number]).fc.in_features for number in numbers)
-            slices.append((clip, slice(start, end)))
-        return slices
+        own = self.columns_of_members()
+        shared = self.spec.shared_clips()
+        return [(clip, slice(own[numbers[0]].start, own[numbers[-1]].stop)) for clip, numbers in shared]
+
+    def columns_of_members(self) -> list[slice]:
+        """Where in `features` the numbers of each member stand, which are in the order of their clips."""
+        slices, end = {}, 0
+        for number in (number for _, numbers in self.spec.shared_clips() for number in numbers):
+            start, end = end, end + cast(Network, self.members[number]).fc.in_features
+            slices[number] = slice(start, end)
+        return [slices[number] for number in range(len(slices))]
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits `(B, num_outputs)` of features `(B, W, D)`, members side by side in the order of their clips."""

@@ -53,10 +53,12 @@ def calls(net: Network, clip: ClipSpec) -> list[Call]:
 
 def values_of_image(net: Network, modules: Iterable[nn.Module]) -> list[int]:
     """How many numbers of a channel each of `modules`, those of a network on single frames, is given of one frame."""
-    wanted, clip = {*modules}, net.spec.clip
+    chosen, clip = {*modules}, net.spec.clip
+    if not chosen:
+        return []
     ghost = copy.deepcopy(net).to("meta").eval()
     numbers: list[int] = []
-    for path in [path for path, module in net.named_modules() if module in wanted]:
+    for path in [path for path, module in net.named_modules() if module in chosen]:
         ghost.get_submodule(path).register_forward_pre_hook(
             lambda _, given: numbers.append(math.prod(given[0].shape[2:]))
         )

@@ -202,8 +202,7 @@ def values_per_channel(net: Network, bn: str = "train", freeze: str = "none") ->
     At most that, of a network on single frames.
     """
     if isinstance(net, FrameNetwork):
-        learns = net.spec.clip.frames == 1 and batch_norms(net, bn, freeze)
-        return min([2, *(shapes.values_of_image(net, batch_norms(net, bn, freeze)) if learns else ())])
+        return min([2, *shapes.values_of_image(net, batch_norms(net, bn, freeze))]) if net.spec.clip.frames == 1 else 2
     paths = {module: path for path, module in net.named_modules()}
     given = {call.path: call.given for call in shapes.calls(net, net.spec.clip)}
     learning = (paths[m] for m in batch_norms(net, bn, freeze))

@@ -152,7 +152,7 @@ def _computed(
         yield from ((index, {}, "") for index in indices)
         return
     part, some = _of_members(net, numbers), replace(source, items=tuple(source.items[index] for index in indices))
-    columns = dict(zip(numbers, _columns(part)))
+    columns = dict(zip(numbers, part.columns_of_members()))
     for n, row, reason in outputs.window_features(part, some, device, workers):
         yield indices[n], None if row is None else {k: row[:, own] for k, own in columns.items()}, reason
 
@@ -162,14 +162,6 @@ def _side_by_side(net: Network, rows: Mapping[int, np.ndarray]) -> np.ndarray:
     assert net.spec.head
     order = [number for _, numbers in net.spec.shared_clips() for number in numbers]
     return np.concatenate([rows[number].reshape(net.spec.head.windows, -1) for number in order], 1).astype(float)
-
-
-def _columns(net: Network) -> list[slice]:
-    """Where the features of each member stand among those of all."""
-    order = [number for _, numbers in net.spec.shared_clips() for number in numbers]
-    ends = np.cumsum([net.members[number].fc.in_features for number in order])
-    slices = {n: slice(int(end) - net.members[n].fc.in_features, int(end)) for n, end in zip(order, ends)}
-    return [slices[number] for number in range(len(order))]
 
 
 def _of_members(net: Network, numbers: Sequence[int]) -> Network:
@@ -205,7 +197,7 @@ def _write(
     """Writes the features of each member where it has no file yet; of a network of sound not those of silent videos."""
     for number, file in enumerate(files):
         own = rows.keys() - (silent if net.members[number].spec.clip.stream == "audio" else set())
-        part, shape = _columns(net)[number], _shape(net, number)
+        part, shape = net.columns_of_members()[number], _shape(net, number)
         known_features.write(file, source, {index: rows[index][:, part].reshape(shape) for index in own})
 
 
