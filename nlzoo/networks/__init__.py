@@ -3,6 +3,7 @@
 pairwise    the four pairwise functions (paper, section 3.2), exact, never an N x N matrix
 layers      the non-local block (paper, section 3.3)
 frames      videos through 2-D kernels; folding: BatchNorm in convolutions
+twin        a second network on the same tensors
 inflate     a 2-D ResNet made 3-D in place, blocks inserted
 model       networks built, checked and described: the timm boundary (`vision` is torchvision's)
 checkpoint  model folders written and read, strictly

@@ -3,7 +3,6 @@
 Unusual: nothing is computed; `shapes` says what goes in and out of every layer.
 """
 
-import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from .inflate import LAYER, TemporalMaxPool, depths
 from .layers import Cost, block_cost
 from .model import Checks, blueprint
 from .network import Network
+from .twin import twin
 
 _STAGES = {"stem": "conv1", "pool1": "maxpool", **LAYER}  # where each stage is in timm's ResNet
 
@@ -70,7 +70,7 @@ def _cost_on_frames(net: Network, clip: ClipSpec) -> tuple[int, int]:
     """`(parameters, multiply-adds)`, as torch's own counter finds them, of any network on single frames."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    ghost = copy.deepcopy(net).to("meta").eval()
+    ghost = twin(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ghost.forward_features(torch.empty(1, clip.channels, 1, clip.size, clip.size, device="meta"))
     macs = counter.get_total_flops() // 2 * clip.frames + net.fc.weight.numel()

@@ -1,6 +1,5 @@
 """BatchNorm folded into the convolutions before it: the network that answers, with a pass over memory less for each."""
 
-import copy
 from collections import Counter
 
 import torch
@@ -9,6 +8,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .frames import BatchNorm
 from .network import Network
+from .twin import twin
 
 # Of the clip that is looked at: I3D's own pools take none of fewer frames, Inception of fewer pixels than 75
 FRAMES, SIZE = 3, 80
@@ -20,7 +20,7 @@ def fold_bn(net: Network) -> Network:
     Computed in float64, so that the logits are those of `net` but for rounding. Which convolution feeds which
     BatchNorm is seen on a clip, not told from names. The copy must not be saved: its keys are not those of `net`.
     """
-    folded = copy.deepcopy(net).eval()
+    folded = twin(net).eval()
     names = {module: name for name, module in folded.named_modules()}
     for conv, bn in _pairs(folded):
         bias = None if conv.bias is None else _exact(conv.bias)

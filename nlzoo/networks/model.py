@@ -40,6 +40,7 @@ from .fused import FusedNetwork
 from .inflate import LAYER, TemporalMaxPool, depths, inflate_, insert_nonlocal_, stem
 from .network import Network
 from .sequence import SequenceNetwork, build_head
+from .twin import twin
 
 MAX_OUTPUTS = 100_000  # as in a ModelSpec
 
@@ -565,7 +566,7 @@ def inflate(
         placement = parse_nl(nl, depths(inflate_(plain_resnet(name), inflation)), **kind)
     backbone = load_backbone(name, weights, fetch, command)
     net = inflate_(copy.deepcopy(backbone.net), inflation)
-    before = copy.deepcopy(net)
+    before = twin(net)
     _insert_seeded_(net, placement)
     clip = dataclasses.replace(backbone.clip, frames=frames, stride=stride)
     net.spec = ModelSpec(
@@ -617,7 +618,7 @@ def _same_bits_in_training(before: nn.Module, net: nn.Module, clip: torch.Tensor
 
 def _without_time_strides(net: nn.Module) -> nn.Module:
     """A copy that pools and strides in space only."""
-    net = copy.deepcopy(net)
+    net = twin(net)
     for module in net.modules():
         if isinstance(module, nn.Conv3d):
             module.stride = (1, *module.stride[1:])

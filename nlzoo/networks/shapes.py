@@ -3,7 +3,6 @@
 Unusual: layers whose shapes torch would import its compiler for, which takes longer than all else, are asked here.
 """
 
-import copy
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -17,6 +16,7 @@ from ..core.view_spec import ClipSpec
 from .inflate import TemporalMaxPool
 from .layers import NonLocalBlock
 from .network import Network
+from .twin import twin
 
 _KEEPS_SHAPE = (NonLocalBlock, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,7 +34,7 @@ class Call(NamedTuple):
 
 def calls(net: Network, clip: ClipSpec) -> list[Call]:
     """The calls of an inflated network's modules up to the head's mean; of those inside non-local blocks, none."""
-    ghost = copy.deepcopy(net).to("meta").eval()
+    ghost = twin(net).to("meta").eval()
     made: list[Call] = []
     for path, module in ghost.named_modules():
         if isinstance(module, _KEEPS_SHAPE):
@@ -56,7 +56,7 @@ def values_of_image(net: Network, modules: Iterable[nn.Module]) -> list[int]:
     chosen, clip = {*modules}, net.spec.clip
     if not chosen:
         return []
-    ghost = copy.deepcopy(net).to("meta").eval()
+    ghost = twin(net).to("meta").eval()
     numbers: list[int] = []
     for path in [path for path, module in net.named_modules() if module in chosen]:
         ghost.get_submodule(path).register_forward_pre_hook(

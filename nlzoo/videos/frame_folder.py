@@ -173,7 +173,7 @@ def _numbers(path: str, prefix: str, suffix: str, texts: list[str]) -> list[int]
 
 
 def _by_name(path: str) -> dict[tuple[str, str], list[str]]:
-    """(prefix, suffix) → the numbers between them, as they are written."""
+    """(prefix, suffix) → the numbers between them, as they are written, in order: a disk may list them in any."""
     numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
     try:
         with archives.scandir(path) as entries:
@@ -183,7 +183,7 @@ def _by_name(path: str) -> dict[tuple[str, str], list[str]]:
                     numbers[match[1], match[3]].append(match[2])
     except OSError as error:
         raise VideoError(f"cannot be read: {error.strerror}", "check the path and its permissions", path) from None
-    return numbers
+    return {key: sorted(texts) for key, texts in numbers.items()}
 
 
 def sha256(path: str) -> str:

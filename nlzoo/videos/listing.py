@@ -35,7 +35,7 @@ def refuse_missing(source: Path) -> None:
     part, parent = source, source.parent
     while not parent.is_dir() and parent != parent.parent:
         part, parent = parent, parent.parent
-    names = os.listdir(parent) if os.access(parent, os.R_OK) else ()
+    names = sorted(os.listdir(parent)) if os.access(parent, os.R_OK) else []
     near = [printable(parent / name) for name in nearest(part.name, names)]  # what was probably meant
     hint = f"did you mean {' or '.join(near)}?" if near else EXPECTED
     raise VideoError(f"{printable(source)} does not exist", hint)

@@ -82,10 +82,14 @@ class Workers(Generic[_Task, _Result]):
 
     def _feed(self, coming: Iterator[tuple[int, _Task]], order: deque[tuple[int, _Task]], ahead: int) -> None:
         for number, task in islice(coming, self.count * ahead - len(order)):
-            if not self._workers:
-                self._workers = [_Worker(self.work) for _ in range(self.count)]
             order.append((number, task))
-            min(self._workers, key=lambda worker: len(worker.queue)).give(number, task)
+            self._free_worker().give(number, task)
+
+    def _free_worker(self) -> "_Worker[_Task, _Result]":
+        """The one with the least to do; a new one where all have something to do and there may be more of them."""
+        if len(self._workers) < self.count and all(worker.queue for worker in self._workers):
+            self._workers.append(_Worker(self.work))
+        return min(self._workers, key=lambda worker: len(worker.queue))
 
     def _results(
         self,

@@ -124,6 +124,17 @@ def test_tasks_are_read_lazily_and_large_results_pass():
         assert len(result) == 3_000_000 and len(read) <= n + 6
 
 
+@pytest.mark.parametrize(("tasks", "count", "processes"), [(0, 3, 0), (1, 8, 1), (3, 8, 3), (9, 3, 3)])
+def test_no_more_processes_than_there_are_tasks(tasks, count, processes):
+    """Looking up one video on a machine of 64 cores began 64 of them."""
+    workers = pool.Workers(act, count)
+    done = workers.run((("square", n) for n in range(tasks)), ahead=1)
+    assert len(workers._workers) == processes
+    assert [result for _, result in done] == [n * n for n in range(tasks)]
+    assert len(workers._workers) == processes
+    workers.close()
+
+
 def test_without_workers_and_with_none_to_do():
     assert [r for _, r in pool.run(act, [("fine", 3), ("refuse", 0)], 0)] == [9, pool.Failure("not this one")]
     assert list(pool.run(act, [], 2)) == []
