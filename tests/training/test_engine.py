@@ -82,14 +82,15 @@ def forget_other_runs():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def trained(run, found, recipe, here=None, nl="none"):
+def trained(run, found, recipe, here=None, nl="none", arch="i3d"):
     """A run of a small network, by all ranks of `here`."""
     torch.manual_seed(0)
     net = model.build(
         model_spec.ModelSpec(
             "tiny",
-            non_local=model_spec.parse_nl(nl, {f"res{n}": 2 for n in (2, 3, 4, 5)}),
-            clip=view_spec.ClipSpec(4, None, 32),
+            model_spec.Inflation(arch),
+            model_spec.parse_nl(nl, {f"res{n}": 2 for n in (2, 3, 4, 5)}),
+            view_spec.ClipSpec(4, None, 32),
         )
     )
     model.set_head(net, found.classes)
@@ -199,6 +200,7 @@ def all_of_them(folder, here=None):
     place = folder / ("two" if here else "one")
     for name, recipe in {**SAME, **BY_ALL}.items():
         trained(place / name, found, recipe, here)
+    trained(place / "single frames", found, SAME["odd and even"], here, arch="frames")
     if here:
         here.wait()
     if not here or here.main:
@@ -234,7 +236,7 @@ def compared(tmp_path_factory, warm):
 
 def test_two_ranks_with_half_the_batch_each_train_as_one(compared):
     found = {}
-    for name in (*SAME, "unreadable"):
+    for name in (*SAME, "single frames", "unreadable"):
         one, two = compared / "one" / name, compared / "two" / name
         found[name] = apart(weights(two), weights(one))
         for a, b in zip(rows(two), rows(one), strict=True):
