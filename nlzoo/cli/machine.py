@@ -43,7 +43,8 @@ def bench(
         raise UsageError("there is no model in weights/ to measure", "nlzoo inflate resnet50 --nl 5 makes one")
     net = checkpoint.load_model(download.locate(model) if model else known[0])
     warn_of_unfinished(model or "")
-    refuse_other_kinds(net.spec, "be measured in training")
+    if net.spec.members:
+        refuse_other_kinds(net.spec, "be measured in training")
     plan.fit_clip(net, FinetuneOptions(frames=frames, size=size), on)
     with console.progress("measuring") as bar:
         done = tuning.bench(net, on, videos, bar)

@@ -146,7 +146,7 @@ def _stepper(net: Network, setting: Setting, device: torch.device) -> Callable[[
     recipe = Recipe(precision=setting.precision, compile=setting.compile)
     learner = Learner(copy.deepcopy(net), recipe, Engine(device))
     clip, draw = net.spec.clip, torch.Generator().manual_seed(0)
-    shape = setting.clips, clip.frames, clip.size, clip.size, 3
+    shape = setting.clips, clip.frames, clip.size, clip.size, clip.channels
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
     targets = torch.randint(net.fc.out_features, (setting.clips,), generator=draw).to(device)
 

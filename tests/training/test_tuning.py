@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nlzoo.apps import draw
-from nlzoo.core import recipe_spec, view_spec
+from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import UsageError
 from nlzoo.networks import checkpoint, model
 from nlzoo.training import plan, tuning
@@ -113,6 +113,25 @@ def test_a_run_uses_it_but_for_what_was_given(net, videos, cache):
     assert (config.recipe.precision, config.workers) == ("fp32", 3)
     config, decisions = planned()
     assert config.recipe.precision != "bf16" and "tuned" not in decisions
+
+
+@pytest.mark.parametrize("arch, stream", [("frames", "rgb"), ("frames", "audio"), ("c2d", "audio"), ("i3d", "flow")])
+def test_it_measures_whatever_can_be_fine_tuned(arch, stream, cache, nlzoo, tmp_path):
+    made = model.build(model_spec.ModelSpec("tiny", model_spec.Inflation(arch), clip=view_spec.ClipSpec(2, None, 16)))
+    checkpoint.save_model(tmp_path / "weights" / "small", model.set_stream(made, stream))
+    code, out, err = nlzoo("bench", "small", "--device", "cpu", "--size", "32", "--json")
+    assert code == 0, err
+    assert all(each["clips_a_second"] > 0 and not each["problem"] for each in json.loads(out)["settings"])
+
+
+def test_several_models_are_refused(net, cache, nlzoo, tmp_path):
+    member = model_spec.Member(1.0, net.spec)
+    spec = model_spec.ModelSpec(
+        "fused", model_spec.Inflation("fused"), classes=net.spec.classes, num_outputs=4, members=(member, member)
+    )
+    checkpoint.save_model(tmp_path / "weights" / "both", model.build(spec))
+    code, _, err = nlzoo("bench", "both", "--device", "cpu")
+    assert code == 2 and "this model cannot be measured in training: it is 2 fused models" in err
 
 
 def test_the_command(net, videos, cache, nlzoo, tmp_path, monkeypatch):
