@@ -91,7 +91,7 @@ def serve(
                 yield from _shown(gradio, sent, steps, net.spec)
 
         limits = f"A video of at most {most_seconds:g} s and {most_bytes / 2**20:.3g} MiB"
-        page = _page(gradio, answer, name, net.spec.classes, limits)
+        page = _page(gradio, answer, name, net.spec, limits)
         _, url, _ = page.launch(
             server_name=f"[{host}]" if ":" in host else host,
             server_port=port,
@@ -185,14 +185,14 @@ def _free(host: str, port: int) -> int:
 # --- the page
 
 
-def _page(gradio: Any, answer: Callable, name: str, classes: tuple[str, ...], limits: str) -> Any:
+def _page(gradio: Any, answer: Callable, name: str, spec: ModelSpec, limits: str) -> Any:
     with gradio.Blocks(title=f"nlzoo: {name}", analytics_enabled=False, delete_cache=(60, _LEFT)) as page:
-        gradio.Markdown(f"# {card.escape(printable(name))}\n\n{_classes(classes)}")
+        gradio.Markdown(f"# {card.escape(printable(name))}\n\n{_classes(spec.classes)}")
         drop = gradio.File(label=limits, file_types=sorted(video.EXTENSIONS), height=140)
         with gradio.Column(visible=False) as results:  # nothing is drawn before there is something to see
             with gradio.Row():
                 whole = gradio.Label(label="Whole video")
-                overlay = gradio.HTML(_player(b""), container=True, padding=True)
+                overlay = gradio.HTML(_player(b""), container=True, padding=True, visible=spec.is_inflated)
             times = gradio.LinePlot(
                 x="seconds", y="probability", color="class", y_lim=[0, 1], show_label=False, height=340, buttons=[]
             )

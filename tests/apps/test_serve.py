@@ -25,7 +25,7 @@ import torch
 
 from nlzoo.apps import door, draw, explain, hub_card, pictures, predict, serve
 from nlzoo.core.errors import UsageError
-from nlzoo.core.model_spec import ModelSpec, NonLocal
+from nlzoo.core.model_spec import Inflation, ModelSpec, NonLocal
 from nlzoo.core.text import printable
 from nlzoo.core.view_spec import ClipSpec
 from nlzoo.networks import checkpoint, model, zoo
@@ -379,6 +379,16 @@ def test_an_empty_page_shows_its_classes_and_no_empty_charts(page):
     parts = {part["type"]: part["props"] for part in json.loads(config)["components"]}
     assert status == 200 and parts["column"]["visible"] is False
     assert "7 classes: " in parts["markdown"]["value"] and parts["markdown"]["value"].endswith("🙂 wave · plain")
+    assert parts["html"]["visible"] is True
+
+
+def test_there_is_no_box_for_evidence_where_there_is_none():
+    """Its caption spoke of frames and evidence under nothing."""
+    import gradio
+
+    spec = ModelSpec("test_vit", Inflation("frames"), clip=ClipSpec(frames=4, size=32))
+    config = serve._page(gradio, lambda video: None, NAME, spec, "").get_config_file()
+    assert [part["props"]["visible"] for part in config["components"] if part["type"] == "html"] == [False]
 
 
 def test_a_page_for_the_network_has_the_same_door():
