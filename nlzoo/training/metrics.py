@@ -50,15 +50,24 @@ def check_finite(scores: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
+def decided(scores: np.ndarray) -> np.ndarray:
+    """int `(N,)`: the most probable class in each row of `(N, K)`; K, which is no class, where several are equally so.
+
+    So an undecided network gets nothing for free, in a figure and in its interval alike.
+    """
+    equals = (scores == scores.max(1, keepdims=True)).sum(1)
+    return np.where(equals > 1, scores.shape[1], scores.argmax(1))
+
+
 def of_one_label(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Top-1, top-5, mean class accuracy (shares) and log loss of float `(N, K)` probabilities and int `(N,)` labels.
 
-    A class that ties with others ranks behind them, so that an undecided network gets nothing for free.
+    A class that ties with others ranks behind them (`decided`).
     """
     check_finite(scores, [f"video {n}" for n in range(len(scores))])
     own = scores[np.arange(len(labels)), labels]
     ahead = (scores >= own[:, None]).sum(1) - 1
-    right = ahead < 1
+    right = decided(scores) == labels
     return {
         "top1": float(right.mean()),
         "top5": float((ahead < 5).mean()),
@@ -174,9 +183,12 @@ def full(
         return figures | {"threshold": threshold, "intervals": {"map": interval(scores, items, classes, True)}}
     from sklearn.metrics import confusion_matrix
 
-    labels, answers = truth.argmax(1), scores.argmax(1)
+    labels, answers, sure = truth.argmax(1), scores.argmax(1), decided(scores)
     ece, calibration = _calibration(scores.max(1), labels == answers)
-    intervals = {name: _bootstrap(items, partial(figure, labels, answers)) for name, figure in WEIGHTED.items()}
+    intervals = {
+        name: _bootstrap(items, partial(figure, labels, answers if name == "macro_f1" else sure))
+        for name, figure in WEIGHTED.items()
+    }
     confusion = confusion_matrix(labels, answers, labels=range(len(classes))).tolist()
     return figures | {"confusion": confusion, "ece": ece, "calibration": calibration, "intervals": intervals}
 
@@ -190,7 +202,7 @@ def interval(scores: np.ndarray, items: Sequence[Item], classes: Sequence[str], 
     truth = targets(items, classes)
     if multi_label:
         return _bootstrap(items, lambda weights: _mean_average_precision(scores, truth, weights), MAP_DRAWS)
-    return mean_interval(truth.argmax(1) == scores.argmax(1), items)
+    return mean_interval(truth.argmax(1) == decided(scores), items)
 
 
 def difference(
@@ -210,7 +222,7 @@ def difference(
 
         return _bootstrap(items, gain, MAP_DRAWS)
     labels = truth.argmax(1)
-    gains = (one.argmax(1) == labels).astype(float) - (other.argmax(1) == labels)
+    gains = (decided(one) == labels).astype(float) - (decided(other) == labels)
     return mean_interval(gains, items)
 
 

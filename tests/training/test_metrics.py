@@ -35,6 +35,28 @@ def test_an_undecided_network_gets_nothing_for_free():
     assert metrics.of_one_label(np.full((6, 2), 0.5), np.array([0, 0, 0, 1, 1, 1]))["top1"] == 0
 
 
+def test_intervals_and_gains_treat_ties_as_the_figures_do(seed):
+    """Equal answers for all videos had a top-1 of 0 between 0.25 and 0.25."""
+    rng = np.random.default_rng(seed)
+    labels, one, other = rng.integers(0, 3, 60), *(rng.integers(1, 4, (2, 60, 3)) / 3)
+    found = items(*("abc"[label] for label in labels))
+
+    def told_apart(scores):
+        """With ties broken, and the true class behind."""
+        return scores - 1e-3 * (np.arange(3) == labels[:, None])
+
+    for scores in (one, np.full((60, 3), 1 / 3)):
+        apart = told_apart(scores)
+        assert metrics.of_one_label(scores, labels)["top1"] == (apart.argmax(1) == labels).mean()
+        assert metrics.interval(scores, found, "abc", False) == metrics.interval(apart, found, "abc", False)
+        for name in ("top1", "mean_class"):
+            tied, free = (metrics.full(each, found, "abc", False)["intervals"][name] for each in (scores, apart))
+            assert tied == free and tied[0] <= metrics.full(scores, found, "abc", False)[name] <= tied[1]
+    assert metrics.difference(one, other, found, "abc", False) == metrics.difference(
+        told_apart(one), told_apart(other), found, "abc", False
+    )
+
+
 def items(*labels):
     return [Item(f"{n}.mp4", tuple(x)) for n, x in enumerate(labels)]
 
