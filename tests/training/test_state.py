@@ -853,9 +853,10 @@ def test_a_killed_owners_lock_is_free_though_its_children_live_on(tmp_path):
         os.killpg(group, signal.SIGKILL)
 
 
-def test_without_protection_its_children_would_keep_it(tmp_path):
+def test_without_protection_its_children_would_keep_it(tmp_path, monkeypatch):
     """Negative control."""
     group = killed_owner(tmp_path, "unprotected")
+    monkeypatch.setattr("nlzoo.core.lock.time.sleep", lambda seconds: None)  # who holds it does not come to say so
     try:
         with pytest.raises(UsageError, match="in use by another process"), state.lock(tmp_path):
             pass
