@@ -219,7 +219,7 @@ class _Replicated(torch.autograd.Function):
         y = F.conv2d(x, w, None, 1, (w.shape[2] // 2, 0))
         for out, end, taps in _beyond(w.shape[2], x.shape[2]):
             kernel = w[:, :, taps, 0].sum(2).t().expand(x.shape[0], -1, -1)
-            y[:, :, out].mT.baddbmm_(x[:, :, end].mT, kernel)
+            _add_product(y[:, :, out].mT, x[:, :, end].mT, kernel)
         return y
 
     @staticmethod
@@ -239,10 +239,18 @@ class _Replicated(torch.autograd.Function):
             for out, end, taps in _beyond(w.shape[2], x.shape[2]):
                 if needs[0]:
                     kernel = w[:, :, taps, 0].sum(2).expand(x.shape[0], -1, -1)
-                    dx[:, :, end].mT.baddbmm_(dy[:, :, out].mT, kernel)
+                    _add_product(dx[:, :, end].mT, dy[:, :, out].mT, kernel)
                 if needs[1]:
                     dw[:, :, taps, 0] += torch.bmm(dy[:, :, out], x[:, :, end].mT).sum(0).unsqueeze(2)
         return dx, dw
+
+
+def _add_product(y: Tensor, a: Tensor, b: Tensor) -> None:
+    """`y += a @ b` `(B, M, N)`. torch 2.13 has no fast `baddbmm` of half precision for a CPU, but fast products."""
+    if y.device.type == "cpu" and y.dtype in (torch.bfloat16, torch.float16):
+        y += a @ b
+    else:
+        y.baddbmm_(a, b)
 
 
 def _beyond(taps: int, frames: int) -> Sequence[tuple[int, int, slice]]:
