@@ -414,16 +414,16 @@ class _Long:
             return {"path": str(self.path), "error": printable(self.record.problem)}
         made = [outputs.probabilities(self.net, feed, self.device) for feed in self.feeds]
         rows: list[list[dict]] = [[] for _ in made]
-        while any(len(found) < len(feed.source) for found, feed in zip(rows, self.feeds)):
-            for found, coming in zip(rows, made):  # in turn, so that all of them go on
+        while any(len(own) < len(feed.source) for own, feed in zip(rows, self.feeds)):
+            for own, coming in zip(rows, made):  # in turn, so that all of them go on
                 some = sorted(islice(coming, outputs.CLIPS), key=lambda one: one[0])
-                found += [_row(self.net, scores, reason) for _, scores, reason in some]
+                own += [_row(self.net, scores, reason) for _, scores, reason in some]
                 progress(sum(map(len, rows)), len(self.spans))
         spans = ({"start": start, "end": end} for start, end in self.spans)
-        found = [span | one for span, one in zip(spans, chain.from_iterable(rows))]
+        predicted = [span | one for span, one in zip(spans, chain.from_iterable(rows))]
         spec = self.net.spec
-        parts = segments(found, self.record.seconds, spec.multi_label, spec.label_threshold)
-        return {"path": str(self.path), "windows": found, "segments": parts}
+        parts = segments(predicted, self.record.seconds, spec.multi_label, spec.label_threshold)
+        return {"path": str(self.path), "windows": predicted, "segments": parts}
 
     def close(self) -> None:
         """Ends what still reads."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import UsageError
-from ..core.model_spec import refuse_other_kinds
+from ..core.model_spec import refuse_several
 from . import console
 from .options import Device, Json, refuse_early, warn_of_unfinished
 
@@ -43,8 +43,7 @@ def bench(
         raise UsageError("there is no model in weights/ to measure", "nlzoo inflate resnet50 --nl 5 makes one")
     net = checkpoint.load_model(download.locate(model) if model else known[0])
     warn_of_unfinished(model or "")
-    if net.spec.members:
-        refuse_other_kinds(net.spec, "be measured in training")
+    refuse_several(net.spec, "be measured in training")
     plan.fit_clip(net, FinetuneOptions(frames=frames, size=size), on)
     with console.progress("measuring") as bar:
         done = tuning.bench(net, on, videos, bar)

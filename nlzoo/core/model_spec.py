@@ -254,6 +254,12 @@ def refuse_other_kinds(spec: ModelSpec, what: str) -> None:
         )
 
 
+def refuse_several(spec: ModelSpec, what: str) -> None:
+    """The same for several models as one alone: a network on single frames can do `what`, too."""
+    if spec.members:
+        refuse_other_kinds(spec, what)
+
+
 _UNUSED = {"threshold": None, "prior": (), "stream": "rgb", "members": (), "head": None}  # fields that came later
 
 

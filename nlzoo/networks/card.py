@@ -129,8 +129,8 @@ def _what(spec: ModelSpec, tuned: bool) -> str:
     ]
     summary = f"A video classifier {made}{blocks} (Wang et al., 2018)."
     if not spec.is_inflated:
-        how = "fine-tuned on the frames of videos" if tuned else "left as it is"
-        summary = f"A video classifier made with nlzoo: an image network of timm, {how}, and a linear head."
+        training = "fine-tuned on the frames of videos" if tuned else "left as it is"
+        summary = f"A video classifier made with nlzoo: an image network of timm, {training}, and a linear head."
         inflation = []
     lines = [
         summary,

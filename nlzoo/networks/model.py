@@ -173,8 +173,8 @@ def _origin(name: str, weights: Path | None, fetch: Callable[[str], Path], comma
     if weights:
         return _Origin(weights, name, f"file {weights.name}", "", clip)
     if not known or not known.hf_hub_id:
-        how = f"{command} --weights FILE" if command else "give them with --weights FILE"
-        raise WeightsError(f"timm has no pretrained weights for {name}", how)
+        hint = f"{command} --weights FILE" if command else "give them with --weights FILE"
+        raise WeightsError(f"timm has no pretrained weights for {name}", hint)
     tagged = f"{name.partition('.')[0]}.{known.tag}" if known.tag else name
     repo = f"{known.hf_hub_id}{tagged}" if known.hf_hub_id.endswith("/") else known.hf_hub_id
     command = command or f"nlzoo inflate {tagged}"

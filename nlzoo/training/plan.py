@@ -11,7 +11,7 @@ import torch
 
 from ..core import kept
 from ..core.errors import UsageError, WeightsError
-from ..core.model_spec import FRAMES, Inflation, refuse_other_kinds
+from ..core.model_spec import FRAMES, Inflation, refuse_several
 from ..core.recipe_spec import (
     BATCH,
     GIVEN,
@@ -68,8 +68,7 @@ def starting_model(
         folder = made[0]
     else:
         folder = _inflated(of_sound, not start, callbacks)
-    if (spec := zoo.read_spec(folder)).members:
-        refuse_other_kinds(spec, "be fine-tuned")
+    refuse_several(zoo.read_spec(folder), "be fine-tuned")
     callbacks.log(Event("starting_from", {"folder": str(folder)}))
     if note := zoo.unfinished_note(folder):
         callbacks.warn(Event("note", {"text": note}))

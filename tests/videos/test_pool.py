@@ -1,6 +1,8 @@
 """Processes that really crash, hang and eat memory: each costs its task, and every other is answered, in order."""
 
+import contextlib
 import ctypes
+import multiprocessing
 import os
 import random
 import signal
@@ -127,12 +129,12 @@ def test_tasks_are_read_lazily_and_large_results_pass():
 @pytest.mark.parametrize(("tasks", "count", "processes"), [(0, 3, 0), (1, 8, 1), (3, 8, 3), (9, 3, 3)])
 def test_no_more_processes_than_there_are_tasks(tasks, count, processes):
     """Looking up one video on a machine of 64 cores began 64 of them."""
-    workers = pool.Workers(act, count)
-    done = workers.run((("square", n) for n in range(tasks)), ahead=1)
-    assert len(workers._workers) == processes
-    assert [result for _, result in done] == [n * n for n in range(tasks)]
-    assert len(workers._workers) == processes
-    workers.close()
+    others = len(multiprocessing.active_children())
+    with contextlib.closing(pool.Workers(act, count)) as workers:
+        done = workers.run((("square", n) for n in range(tasks)), ahead=1)
+        assert len(multiprocessing.active_children()) == others + processes
+        assert [result for _, result in done] == [n * n for n in range(tasks)]
+        assert len(multiprocessing.active_children()) == others + processes
 
 
 def test_without_workers_and_with_none_to_do():
