@@ -6,7 +6,8 @@ convolution is a matrix product, and BatchNorm and pooling are those of images: 
 several times as fast as the 3-D ones, and no layout is converted on the way (docs/performance.md has the figures).
 Values are those of the 3-D layers but for rounding. Parameters keep their shapes, so nothing is to be converted.
 
-A CPU trains by 3-D kernels, which are as fast there; its predictions (torch's inference mode) are made so too.
+A CPU trains by 3-D kernels, which are as fast there, but for what is a matrix product; its predictions (torch's
+inference mode) are made so too.
 """
 
 import contextlib
@@ -31,6 +32,21 @@ def folds(x: Tensor) -> bool:
 def fold(x: Tensor) -> Tensor:
     """The frames `(B * T, C, H, W)` of `(B, C, T, H, W)`: a view where channels are last in memory, else a copy."""
     return x.contiguous(memory_format=torch.channels_last_3d).transpose(1, 2).flatten(0, 1)
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether `x` `(B, C, T, H, W)` lies in memory with its channels last."""
+    return x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def channels_last_(net: nn.Module) -> None:
+    """Lays the kernels of `net` out as clips are, so that no step converts them. Values and state dicts stay."""
+    for p in net.parameters():
+        if p.ndim in _LAST:
+            p.data = p.data.contiguous(memory_format=_LAST[p.ndim])
+
+
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def unfold(y: Tensor, batch: int) -> Tensor:
@@ -138,6 +154,23 @@ class MaxPool(nn.MaxPool3d):
         return unfold(y, input.shape[0])
 
 
+def is_pointwise(layer: nn.Conv3d) -> bool:
+    """Whether it is one matrix product for all positions."""
+    return layer.weight.shape[2:].numel() == 1 and layer.stride == (1, 1, 1) and layer.groups == 1
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1 x 1 x 1 convolution `(B, C, T, H, W)` to `(B, O, T, H, W)`, both channels last, by `weight` `(O, C, 1, 1, 1)`.
+
+    It is a product with the rows of one matrix. For float32 on a CPU oneDNN's convolution is the faster product, for
+    half precision the slower one where frames are small (docs/performance.md).
+    """
+    cpu = x.device.type in {"cpu"} - DEVICES
+    if cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return F.conv2d(x.flatten(3), weight.squeeze(4), bias).unflatten(3, x.shape[3:])
+    return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
+
+
 def conv(layer: nn.Conv3d, x: Tensor, replicate: int) -> Tensor:
     """What `layer` gives for `x` `(B, C, T, H, W)`, with `replicate` copies of the first and last frame before it.
 
@@ -148,9 +181,9 @@ def conv(layer: nn.Conv3d, x: Tensor, replicate: int) -> Tensor:
     stride, padding, dilation = layer.stride, layer.padding, layer.dilation
     assert not isinstance(padding, str)
     space: dict[str, Any] = {"stride": stride[1:], "padding": padding[1:], "dilation": dilation[1:]}
+    if is_pointwise(layer):
+        return pointwise(x, weight, bias)
     if taps == 1:
-        if kernel == [1, 1] and stride == (1, 1, 1) and layer.groups == 1:
-            return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
         if stride[0] == 1:
             return unfold(F.conv2d(fold(x), weight.squeeze(2), bias, groups=layer.groups, **space), x.shape[0])
     elif kernel == [1, 1] and stride == (1, 1, 1) and layer.groups == 1:
@@ -194,7 +227,10 @@ def _temporal(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, repl
     height, width = x.shape[3:]
     kind = x.device.type
     x, weight = x.contiguous(memory_format=torch.channels_last_3d).flatten(3), weight.flatten(3)
-    if replicate and torch.is_autocast_enabled(kind):  # cast as a convolution's operands are, and what is inside is not
+    if replicate and kind not in DEVICES:  # a CPU copies frames in less time than it corrects those at the ends
+        x = torch.cat([x[:, :, :1]] * padding + [x] + [x[:, :, -1:]] * padding, 2)
+        y = F.conv2d(x, weight)
+    elif replicate and torch.is_autocast_enabled(kind):  # cast as a convolution's operands are, and what is inside is not
         dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             y = _Replicated.apply(x.to(dtype), weight.to(dtype))

@@ -38,7 +38,7 @@ class InflatedConv3d(nn.Conv3d):
     replicate = 0  # frames repeated at each end before the convolution
 
     def forward(self, x: Tensor) -> Tensor:
-        if frames.folds(x):
+        if frames.folds(x) or frames.is_pointwise(self) and frames.channels_last(x):
             return frames.conv(self, x, self.replicate)
         if self.replicate:
             x = F.pad(x, (0, 0, 0, 0, self.replicate, self.replicate), mode="replicate")

@@ -35,8 +35,8 @@ class Pointwise(nn.Conv3d):
         super().__init__(channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if frames.folds(x):  # channels last: the rows of one matrix
-            return F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+        if frames.folds(x) or frames.channels_last(x):
+            return frames.pointwise(x, self.weight, self.bias)
         weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
         if self.bias is None:
             return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])

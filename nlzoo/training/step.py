@@ -20,7 +20,7 @@ from ..core.errors import DivergedError, OutOfMemory
 from ..core.recipe_spec import Recipe, TrainConfig
 from ..core.stopping import Stop
 from ..core.text import printable
-from ..networks.frames import shared_statistics
+from ..networks.frames import channels_last_, shared_statistics
 from ..networks.model import moving_average
 from ..networks.network import Network
 from ..videos import augment, clips, listing, loader, scanning
@@ -93,6 +93,7 @@ class Learner:
 
     def __init__(self, net: Network, recipe: Recipe, engine: Engine) -> None:
         net.to(engine.device)
+        channels_last_(net)
         net.drop_rate = recipe.dropout
         recipes.checkpoint_activations_(net, recipe.checkpointing)
         recipes.train_mode_(net, recipe)
@@ -134,6 +135,10 @@ class Learner:
         values: Any = {name: state.unpack(loaded.tensors, plan) for name, plan in loaded.meta["plans"].items()}
         self.net.load_state_dict(values["net"])
         self.optimizer.load_state_dict(values["optimizer"])
+        for p, moments in self.optimizer.state.items():  # in the order of their kernel, in memory: so are all bits
+            for name, value in moments.items():
+                if value.shape == p.shape:
+                    moments[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
         self.scaler.load_state_dict(values["scaler"])
         if self.ema:
             self.ema.module.load_state_dict(values["ema"])

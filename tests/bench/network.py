@@ -14,7 +14,7 @@ from torch import nn
 
 from nlzoo.core.model_spec import Inflation, ModelSpec, parse_nl
 from nlzoo.core.view_spec import ClipSpec
-from nlzoo.networks import folding, model
+from nlzoo.networks import folding, frames, model
 from nlzoo.networks.inflate import depths
 from nlzoo.training import devices
 
@@ -24,12 +24,14 @@ NL5 = "res3:2,res4:3"
 CLASSES = 400
 
 
-def ours(arch: str, nl: str, frames: int, size: int) -> nn.Module:
+def ours(arch: str, nl: str, length: int, size: int) -> nn.Module:
     """nlzoo's ResNet-50 of that kind, randomly initialised."""
     with torch.device("meta"):
         placement = parse_nl(nl, depths(model.plain_resnet("resnet50")))
-    spec = ModelSpec("resnet50", Inflation(arch), placement, ClipSpec(frames, None, size), (), CLASSES)
-    return model.build(spec)
+    spec = ModelSpec("resnet50", Inflation(arch), placement, ClipSpec(length, None, size), (), CLASSES)
+    net = model.build(spec)
+    frames.channels_last_(net)  # as training has it
+    return net
 
 
 class Subject:
@@ -74,6 +76,11 @@ def subjects(options: argparse.Namespace, clips: torch.Tensor) -> dict[str, Subj
     arch, nl = kinds[options.network]
     if peers.available() and options.network != "C2D":
         made[f"pytorchvideo {options.network}"] = Subject(peers.i3d(nl != "none"), clips, options.precision)
+    clips = clips.contiguous(memory_format=torch.channels_last_3d)  # as the product's clips are
+    if made:
+        theirs = peers.i3d(nl != "none")
+        frames.channels_last_(theirs)
+        made[f"pytorchvideo {options.network}, channels last"] = Subject(theirs, clips, options.precision)
     own = ours(arch, nl, options.frames, options.size)
     made[f"nlzoo {options.network}"] = Subject(own, clips, options.precision)
     if options.compile:

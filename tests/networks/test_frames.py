@@ -1,4 +1,7 @@
-"""The 2-D kernels of a GPU give what the 3-D layers give: values, gradients, statistics. On a CPU, in float64."""
+"""The 2-D kernels of a GPU give what the 3-D layers give: values, gradients, statistics. On a CPU, in float64.
+
+So do the ways of a CPU itself: what it does of clips with channels last, and of predictions.
+"""
 
 import copy
 import itertools
@@ -23,17 +26,25 @@ def passes(layer, x, dy):
 
 
 def assert_same(layer, x, monkeypatch):
-    """By 3-D layers and by 2-D kernels, which must be the ones that ran."""
+    """By 3-D layers, by what a CPU does with channels last, by its predictions, and by a GPU's 2-D kernels."""
     with torch.no_grad():
         dy = torch.randn_like(copy.deepcopy(layer)(x))
     want = passes(layer, x, dy)
+    assert_equal(passes(layer, x.contiguous(memory_format=torch.channels_last_3d), dy), want)
+    answers = copy.deepcopy(layer)
+    with torch.inference_mode():
+        assert_equal([answers(x)], want[:1])
     monkeypatch.setattr(frames, "DEVICES", {"cpu"})
     for layout in LAYOUTS.values():
-        got = passes(layer, x.contiguous(memory_format=layout), dy)
-        assert len(got) == len(want)
-        for a, b in zip(got, want):
-            assert a.shape == b.shape
-            assert (a - b).double().norm() <= 1e-11 * b.double().norm() + 1e-10
+        assert_equal(passes(layer, x.contiguous(memory_format=layout), dy), want)
+
+
+def assert_equal(got, want, error=1e-11):
+    """Tensors of equal shapes whose relative difference is at most `error`."""
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        assert a.shape == b.shape
+        assert (a.double() - b.double()).norm() <= error * b.double().norm() + 10 * error
 
 
 def test_with_channels_last_nothing_is_copied():
@@ -154,6 +165,32 @@ def test_an_untrained_block_still_gives_its_input_bit_for_bit(monkeypatch, seed)
     x = torch.randn(2, 8, 3, 5, 6).contiguous(memory_format=torch.channels_last_3d)
     for training in (True, False):
         assert torch.equal(NonLocalBlock(8).train(training)(x), x)
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_pointwise_convolution_on_a_cpu(dtype, error, bias, seed):
+    """By oneDNN in float32, by a product in half precision: what the 3-D layer gives in float64."""
+    layer = inflate._conv(nn.Conv2d(24, 16, 1, bias=bias), 1, 1, Inflation())
+    x, dy = torch.randn(2, 24, 4, 5, 6), torch.randn(2, 16, 4, 5, 6)
+    want = passes(layer.double(), x.double(), dy.double())
+    layer.float()
+    frames.channels_last_(layer)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        y = layer(x)
+        assert y.dtype is dtype and frames.channels_last(y)
+        assert_equal(passes(layer, x, dy.to(dtype)), want, error)
+
+
+def test_kernels_with_channels_last_are_the_same_network(seed):
+    net = narrow("resnet26", Inflation())
+    x, before = torch.randn(2, 3, 4, 32, 32), copy.deepcopy(net)
+    frames.channels_last_(net)
+    assert all(frames.channels_last(p) for p in net.parameters() if p.ndim == 5)
+    for (name, a), b in zip(net.state_dict().items(), before.state_dict().values()):
+        assert torch.equal(a, b), name
+    assert_equal([net.eval()(x)], [before.eval()(x)], 1e-5)
 
 
 @pytest.mark.parametrize("dtype, error", [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)])

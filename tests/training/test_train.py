@@ -14,7 +14,7 @@ from nlzoo.apps import draw
 from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import DiskError, DivergedError, Stopped, UsageError, VideoError
 from nlzoo.networks import checkpoint, download, model, zoo
-from nlzoo.training import dry_run, evaluate, linear, metrics, plan, recipe, run_folder, step, train
+from nlzoo.training import dry_run, evaluate, linear, metrics, plan, recipe, run_folder, state, step, train
 from nlzoo.training.callbacks import Callbacks
 from nlzoo.training.engine import Engine
 from nlzoo.training.options import FinetuneOptions
@@ -102,6 +102,20 @@ def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, 
         {(i.path.rpartition("/")[2], i.labels, i.split, i.group, i.frames) for i in f.items} for f in (listed, found)
     ]
     assert sides[0] == sides[1] and len(sides[0]) == 8
+
+
+def test_what_is_restored_lies_in_memory_as_it_did(videos, tmp_path):
+    """Kernels and their moments have channels last, as clips do; a file has no such order."""
+    net, found, config, _ = prepared(videos)
+    train.train(net, found, config, tmp_path / "run")
+    loaded = state.load(tmp_path / "run")
+    job = step.prepare(network(found.classes), found, config, CPU)
+    job.learner.restore(loaded)
+    moments = [(p, value) for p, kept in job.learner.optimizer.state.items() for value in kept.values() if value.ndim]
+    assert any(p.ndim == 5 and not p.is_contiguous() for p, _ in moments)
+    for p, value in moments:
+        assert value.stride() == p.stride()
+    job.close()
 
 
 def test_the_same_run_twice_gives_the_same_bits(videos, tmp_path):
