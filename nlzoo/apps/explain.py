@@ -160,7 +160,7 @@ def explain_clip(
         torch.inference_mode(False),
         _recording(net) as recorded,
         memory_errors("one video"),
-        autocast(outputs.AUTO, device),
+        autocast(outputs.AUTO, device, training=False),
     ):
         with torch.no_grad():
             features = net.forward_features(clips.to_input(frames[None].to(device), net.spec.clip))

@@ -46,7 +46,7 @@ class Recipe:
     clip_norm: float = 5.0  # of the gradient; 0: not clipped
     early_stop: int = 0  # epochs without a better score after which a run ends; 0: never
     balance: str = "none"  # sampler: classes are drawn equally often; loss: clips of rare classes count more
-    precision: str = "auto"  # auto: bf16 on a GPU that has it, otherwise fp32
+    precision: str = "auto"  # in training: bf16 where the device has it
     compile: bool = False  # torch.compile
     checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     loss: str = "ce"  # bce: a sigmoid for each class, where a video may have several
@@ -244,7 +244,6 @@ def auto_recipe(
     bn = "small sets learn nothing with it frozen" if few else "its statistics over 200 batches before a validation"
     if settled:
         bn = "long clips on a network trained on videos: few of them fit in a step"
-    precision = ("fp32", "on a CPU") if cpu else ("auto", f"bf16 where the {device} device has it, otherwise fp32")
     side = "under" if few else "not under"
     decisions = [
         Decision("recipe", preset, f"{training_clips} training clips of {classes} classes, {side} {LARGE_SET:,}"),
@@ -252,7 +251,7 @@ def auto_recipe(
         Decision("batch", recipe.batch, f"on {device}" if batch is None else GIVEN),
         Decision("lr", recipe.lr, f"{base.lr:g} for {base.batch} clips a step, {rule}"),
         Decision("bn", recipe.bn, bn),
-        Decision("precision", *precision),
+        Decision("precision", recipe.precision, "bf16 where the device has it"),
         *more,
     ]
     if multi_label:

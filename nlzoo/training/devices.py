@@ -48,14 +48,20 @@ def resolve(device: str | torch.device | None) -> torch.device:
     return resolved
 
 
-def precision(recipe: Recipe, device: torch.device) -> tuple[str, str]:
-    """`(bf16, fp16 or fp32, why)`: what the recipe's precision means on `device`.
+def precision(recipe: Recipe, device: torch.device, training: bool = True) -> tuple[str, str]:
+    """`(bf16, fp16 or fp32, why)`: what the recipe's precision means on `device`, in training or in answers.
 
-    Raises `UsageError` for bf16 on a GPU that would emulate it.
+    Answers of a CPU are float32, whatever the training was. Raises `UsageError` for bf16 on a GPU that would emulate it.
     """
     name = recipe.precision
+    if device.type == "cpu" and not training:
+        return "fp32", "answers of a CPU are float32"
     if device.type != "cuda":
-        return ("fp32", "not a GPU") if name == "auto" else (name, "as given")
+        if name != "auto":
+            return name, "as given"
+        if device.type == "cpu" and cpu_has_bf16():
+            return "bf16", "this processor has it; answers are float32"
+        return "fp32", "neither a GPU nor a processor with bf16"
     with torch.cuda.device(device):
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bf16" and not has_bf16:
@@ -69,9 +75,18 @@ def precision(recipe: Recipe, device: torch.device) -> tuple[str, str]:
     return "fp32", "this GPU has neither bf16 nor fast fp16"
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself; others emulate it, slowly. An older torch cannot be asked.
+
+    ARM's (`bf16`, `sve_bf16`) were not measured, and count as none.
+    """
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def autocast(recipe: Recipe, device: torch.device, training: bool = True) -> torch.autocast:
     """The context of a forward pass in the recipe's `precision`. fp16 needs `scaler` in training."""
-    kind, _ = precision(recipe, device)
+    kind, _ = precision(recipe, device, training)
     return torch.autocast(device.type, torch.float16 if kind == "fp16" else torch.bfloat16, enabled=kind != "fp32")
 
 

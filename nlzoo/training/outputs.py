@@ -26,7 +26,7 @@ from ..videos.sweep import Sweep
 from . import devices
 
 CLIPS = 8  # in a forward pass
-AUTO = Recipe()  # bf16 on a GPU that has it, otherwise float32
+AUTO = Recipe()  # half precision on a GPU that is fast at it, otherwise float32
 
 Row = tuple[int, np.ndarray | None, str]  # index of a video, its numbers, or else the reason why there are none
 Forward = Callable[[Network, torch.Tensor], torch.Tensor]  # of a network and its inputs, float64 (B, N) on the CPU
@@ -161,7 +161,7 @@ def _rows(
         if pixels is not None:
             if windows:
                 pixels = pixels.reshape(len(pixels), windows, -1, *pixels.shape[3:])
-            with torch.inference_mode(), devices.autocast(recipe, device):
+            with torch.inference_mode(), devices.autocast(recipe, device, training=False):
                 rows = in_parts(pixels.flatten(0, 1)).view(*pixels.shape[:2], -1)
             yield from zip(indices, (rows if windows else rows.mean(1)).numpy(), repeat(""))
         yield from ((index, None, reason) for index, reason in bad)

@@ -475,7 +475,7 @@ def memory_estimate(
     with fake, _Live() as live, torch.set_grad_enabled(training):
         for tensor in (*ghost.parameters(), *ghost.buffers()):
             live.add(tensor)
-        with autocast(recipe, device):
+        with autocast(recipe, device, training):
             logits = ghost(torch.empty(batch, clip.channels, clip.frames, clip.size, clip.size, device=device)).float()
         if training:
             with recomputing(ghost):

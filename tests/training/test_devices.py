@@ -14,6 +14,7 @@ from nlzoo.core.errors import OutOfMemory, UsageError
 from nlzoo.training import devices, evaluate
 from nlzoo.videos import listing, loader
 
+HAS_BF16 = devices.cpu_has_bf16  # conftest has another in its place
 SAID = [  # as torch, CUDA, cuDNN, cuBLAS, Metal and the CPU's allocator say it
     "CUDA out of memory. Tried to allocate 20.00 MiB",
     "CUDA error: out of memory",
@@ -51,6 +52,24 @@ def test_precision(seed):
         with devices.autocast(how, cpu):
             assert nn.Linear(3, 2)(torch.randn(1, 3)).dtype is dtype
         assert devices.scaler(how, cpu).is_enabled() is (precision == "fp16")
+        with devices.autocast(how, cpu, training=False):  # answers are not rounded, whatever the training was
+            assert nn.Linear(3, 2)(torch.randn(1, 3)).dtype is torch.float32
+
+
+def test_a_processor_that_has_bf16_trains_in_it(monkeypatch):
+    cpu, auto = torch.device("cpu"), recipe_spec.Recipe()
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
+    assert devices.precision(auto, cpu)[0] == "bf16" and not devices.scaler(auto, cpu).is_enabled()
+    assert devices.precision(auto, cpu, training=False)[0] == "fp32"
+    assert devices.precision(recipe_spec.Recipe(precision="fp32"), cpu)[0] == "fp32"
+
+
+@pytest.mark.parametrize("has", [{}, {"avx512_f": True}, {"avx512_bf16": True}, {"amx_bf16": True, "amx_tile": True}])
+def test_what_a_processor_has_is_torchs_answer(has, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert HAS_BF16() is any("bf16" in name for name in has)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as torch 2.9 has none
+    assert HAS_BF16() is False
 
 
 # --- memory

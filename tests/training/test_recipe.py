@@ -222,7 +222,7 @@ def test_a_small_set_is_trained_for_about_540_steps(batch, device):
                 "baseline: linear probe (which fine-tuning must beat, for at most 1,000 training clips)",
                 "batch: 4 (on cpu)",
                 "BatchNorm: trainable (",
-                "precision: fp32 (on a CPU)",
+                "precision: auto (bf16 where the device has it)",
                 "35 training clips of 5 classes, under 50,000",
             ],
         ),

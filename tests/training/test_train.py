@@ -14,7 +14,7 @@ from nlzoo.apps import draw
 from nlzoo.core import model_spec, recipe_spec, view_spec
 from nlzoo.core.errors import DiskError, DivergedError, Stopped, UsageError, VideoError
 from nlzoo.networks import checkpoint, download, model, zoo
-from nlzoo.training import dry_run, evaluate, linear, metrics, plan, recipe, run_folder, state, step, train
+from nlzoo.training import devices, dry_run, evaluate, linear, metrics, plan, recipe, run_folder, state, step, train
 from nlzoo.training.callbacks import Callbacks
 from nlzoo.training.engine import Engine
 from nlzoo.training.options import FinetuneOptions
@@ -102,6 +102,25 @@ def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, 
         {(i.path.rpartition("/")[2], i.labels, i.split, i.group, i.frames) for i in f.items} for f in (listed, found)
     ]
     assert sides[0] == sides[1] and len(sides[0]) == 8
+
+
+def test_a_run_in_bf16_is_near_the_one_in_float32_and_answers_in_float32(videos, tmp_path, monkeypatch):
+    """What the run says of its validation is what `eval` says of its model later, to the last digit."""
+    lines = {}
+    for has in (True, False):
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
+        net, found, config, decisions = prepared(videos)
+        assert next(d for d in decisions if d.code == "precision").value == ("bf16" if has else "fp32")
+        train.train(net, found, config, tmp_path / str(has))
+        lines[has] = (tmp_path / str(has) / "metrics.jsonl").read_text()
+    bf16, fp32 = (json.loads(lines[has].splitlines()[-1]) for has in (True, False))
+    assert bf16["train_loss"] != fp32["train_loss"]
+    assert bf16["train_loss"] == pytest.approx(fp32["train_loss"], rel=2e-2)
+    rows = tmp_path / "True" / "videos.csv"
+    for has in (True, False):  # whatever the processor that evaluates
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
+        figures = nlzoo.evaluate(tmp_path / "True" / "last", rows, device="cpu").figures
+        assert figures["loss"] == pytest.approx(bf16["loss"], rel=1e-12)
 
 
 def test_what_is_restored_lies_in_memory_as_it_did(videos, tmp_path):
