@@ -72,7 +72,7 @@ def eval_(
     json: Json = False,
 ) -> None:
     """Measure a model on labelled videos (test/, else val/, else all): top-1 or mAP, each class, calibration."""
-    refuse_early(model, videos, views, decoder=decoder)
+    refuse_early(model, videos, views, decoder=decoder, labelled=True)
     videos = fetched(videos)
 
     from ..training import devices, engine, evaluate, metrics
@@ -259,7 +259,7 @@ def probe_(
 ) -> None:
     """The fast baseline: a linear classifier on a model's features. It makes a run, in minutes instead of hours."""
     for model in models:
-        refuse_early(model, videos, val=val, images=True)
+        refuse_early(model, videos, val=val, images=True, labelled=True)
     videos = fetched(videos)
 
     from ..training import metrics, probe

@@ -80,7 +80,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """The paper's table on your videos: baselines, C2D, I3D, NL I3D, streams, fusion. The same command resumes."""
-    refuse_early(None, videos, val=val)
+    refuse_early(None, videos, val=val, labelled=True)
     videos = fetched(videos)
 
     from ..apps import compare as comparing

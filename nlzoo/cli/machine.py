@@ -32,11 +32,14 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure how fast this machine trains, by precision, compiler, clips at a time and workers, in about a minute."""
-    from ..networks import checkpoint, download, zoo
+    from ..networks import zoo
+
+    refuse_early(model, videos, labelled=True)
+
+    from ..networks import checkpoint, download
     from ..training import devices, plan, tuning
     from ..training.options import FinetuneOptions
 
-    refuse_early(model, videos)
     on = devices.resolve(device)
     known = zoo.models()
     if not model and not known:

@@ -80,11 +80,12 @@ def refuse_early(
     val: str = "0.25",
     decoder: str = "auto",
     images: bool = False,
+    labelled: bool = False,
 ) -> None:
     """Raises what can be told from arguments alone, before torch is imported for the work, which takes seconds.
 
     A model that may be videos is let pass: what opens it says that the two were swapped. `images`: it may also be a 2-D
-    network of timm.
+    network of timm. `labelled`: the videos must have labels, which names alone show.
     """
     from ..networks import hub_dataset, zoo
     from ..videos import listing, splits
@@ -106,6 +107,8 @@ def refuse_early(
         from ..videos import video
 
         video.check_decoder(decoder)
+    if labelled and videos and not swapped and not hub_dataset.is_address(videos):
+        listing.refuse_unlabelled(videos)
 
 
 def refuse_model(videos: Path, command: str = "") -> None:

@@ -184,11 +184,12 @@ def finetune(
     from ..training.options import FinetuneOptions
 
     options = picked(FinetuneOptions, locals()) | {"runs": out}
+    FinetuneOptions(**options)  # refuses what cannot be
     if not resume:
         both = [str(Path(start)) if start and Path(start).exists() else "VIDEOS", "--from", str(videos)]
         refuse_model(videos, shlex.join(["nlzoo", "finetune", *both]))
-        refuse_early(None if start == IMAGENET or (start and zoo.is_frame_network(start)) else start, videos)
-    FinetuneOptions(**options)  # refuses what cannot be
+        known = start == IMAGENET or (start and zoo.is_frame_network(start))
+        refuse_early(None if known else start, videos, labelled=True)
     if not resume:
         videos = fetched(videos)
 

@@ -5,6 +5,7 @@ cannot be used as a whole (no classes, a broken row, a label that contradicts an
 `folders` and `lists` read, `list_writer` writes what can be read again.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -39,6 +40,20 @@ def refuse_missing(source: Path) -> None:
     near = [printable(parent / name) for name in nearest(part.name, names)]  # what was probably meant
     hint = f"did you mean {' or '.join(near)}?" if near else EXPECTED
     raise VideoError(f"{printable(source)} does not exist", hint)
+
+
+FEW = 2000  # files, or rows of a list, whose names are read twice in no time
+
+
+def refuse_unlabelled(source: Path) -> None:
+    """Raises what `read` does for a folder or list of few videos; a large one, or an archive, is let pass."""
+    if source.is_dir():
+        files = (file for _, _, files in os.walk(source) for file in files)
+        few = sum(1 for _ in itertools.islice(files, FEW)) < FEW
+    else:
+        few = not archives.is_archive(source) and source.stat().st_size < FEW * 100
+    if few:
+        read(source)
 
 
 def opened(source: Path) -> Path:

@@ -1,6 +1,7 @@
 """The paper's tables on any videos: every row trained under one recipe, the published figure beside ours.
 
     python tests/bench/paper.py spans SCRATCH VIDEOS --backbone resnet18 --weights W.safetensors --seeds 0,1,2
+    python tests/bench/paper.py all   SCRATCH VIDEOS # every table; a network that stands in several is trained once
     python tests/bench/paper.py table SCRATCH        # what has been measured in SCRATCH so far
 
 Tables of "Non-local Neural Networks" (CVPR 2018), Kinetics-400 validation, top-1, ResNet-50 but for 2e (ResNet-101):
@@ -9,11 +10,10 @@ finished there is not run again. Other words go to every `nlzoo finetune`. On GP
 """
 
 import json
-import statistics
 import sys
 from pathlib import Path
 
-from bench_recipe import nlzoo, option
+from bench_recipe import nlzoo, option, spread
 
 C2D = ("--arch", "c2d")
 PLAIN = (*C2D, "--nl", "none")
@@ -60,6 +60,11 @@ TABLES = {
 BASIC = {"5": "res3:1,res4:1", "10": "res3:2,res4:2", "1": "res4:1"}  # ResNet-18 has two residual blocks a stage
 
 
+def name_of(words):
+    """A network's name, by which it is the same in every table."""
+    return "-".join(words).replace("--", "").replace(":", "")
+
+
 def start(scratch, name, words, backbone, weights):
     """The network of a row, inflated once."""
     if (scratch / "weights" / name / "config.json").is_file():
@@ -70,10 +75,10 @@ def start(scratch, name, words, backbone, weights):
     nlzoo(scratch, "inflate", backbone, "--name", name, *words, *given)
 
 
-def measure(scratch, table, videos, backbone, weights, seeds, extra):
+def measure(scratch, rows, videos, backbone, weights, seeds, extra):
+    """`rows`: `{name: words of nlzoo inflate}`."""
     for seed in seeds:
-        for number, (words, _) in enumerate(TABLES[table].values()):
-            name = f"{table}-{number}"
+        for name, words in rows.items():
             start(scratch, name, words, backbone, weights)
             if not (scratch / "runs" / f"{name}-{seed}" / "result.json").is_file():
                 run = ["--from", f"weights/{name}", "--name", f"{name}-{seed}", "--seed", seed]
@@ -87,21 +92,22 @@ def size(scratch, name):
 
 
 def show(scratch):
-    print("| table | row | paper | here: top-1, last epoch | seeds | parameters | multiply-adds |")
-    print("|---|---|---|---|---|---|---|")
+    print("| table | row | paper | here: top-1, last epoch | log loss | seeds | parameters | multiply-adds |")
+    print("|---|---|---|---|---|---|---|---|")
     for table, rows in TABLES.items():
         first = None
-        for number, (row, (_, published)) in enumerate(rows.items()):
-            name = f"{table}-{number}"
-            results = [json.loads(f.read_text()) for f in sorted(scratch.glob(f"runs/{name}-*/result.json"))]
-            if not results:
+        for row, (words, published) in rows.items():
+            name = name_of(words)
+            files = sorted(scratch.glob(f"runs/{name}-[0-9]/result.json"))
+            if not files:
                 continue
+            last = [json.loads(f.read_text())["last_top1"] for f in files]
+            loss = [json.loads((f.parent / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for f in files]
             now = size(scratch, name)
             first = first or now
-            last = [result["last_top1"] for result in results]
-            spread = f" ± {statistics.stdev(last):.3f}" if len(last) > 1 else ""
+            figures = f"{spread(last)} | {spread(loss)} | {len(last)}"
             ratios = " | ".join(f"{mine / base:.2f}" for mine, base in zip(now, first))
-            print(f"| {table} | {row} | {published} | {statistics.mean(last):.3f}{spread} | {len(last)} | {ratios} |")
+            print(f"| {table} | {row} | {published} | {figures} | {ratios} |")
 
 
 if __name__ == "__main__":
@@ -112,5 +118,7 @@ if __name__ == "__main__":
         backbone, weights = option(extra, "--backbone", ["resnet50"])[0], option(extra, "--weights", [None])[0]
         seeds = option(extra, "--seeds", ["0"])
         videos = Path(extra.pop(0)).resolve()
-        measure(scratch, table, videos, backbone, weights and Path(weights).resolve(), seeds, extra)
+        tables = TABLES.values() if table == "all" else [TABLES[table]]
+        rows = {name_of(words): words for rows in tables for words, _ in rows.values()}
+        measure(scratch, rows, videos, backbone, weights and Path(weights).resolve(), seeds, extra)
     show(scratch)

@@ -937,3 +937,20 @@ def test_an_unknown_class_is_told_with_all_names_in_quotes(tmp_path, work):
     folder = put(tmp_path / "videos", *(f"{label}/1.mp4" for label in ("turn, left", "plain")))
     with pytest.raises(UsageError, match="has no class 'left'; it has 'plain', 'turn, left'"):
         listing.read(folder, ("left,plain",))
+
+
+def test_few_videos_are_refused_by_their_names_and_many_are_let_pass(tmp_path, monkeypatch):
+    """Reading names twice is for folders and lists where it takes no time."""
+    flat = put(tmp_path / "flat", "a.mp4", "b.mp4")
+    rows = text(tmp_path, "rows.csv", "path,label\nnowhere.mp4,a\n")
+    packed = tmp_path / "flat.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.write(flat / "a.mp4", "a.mp4")
+    for source in (flat, rows):
+        with pytest.raises(VideoError):
+            listing.refuse_unlabelled(source)
+    listing.refuse_unlabelled(packed)
+    listing.refuse_unlabelled(put(tmp_path / "good", "x/a.mp4", "y/b.mp4"))
+    monkeypatch.setattr(listing, "FEW", 0)
+    for source in (flat, rows):
+        listing.refuse_unlabelled(source)
