@@ -22,6 +22,7 @@ import torch
 
 from nlzoo.apps import draw
 from nlzoo.cli import app as cli, console
+from nlzoo.training import devices
 from nlzoo.videos import encode
 
 REPO = Path(__file__).resolve().parent.parent
@@ -63,6 +64,14 @@ def shared() -> Path:
 def memory_of_videos(tmp_path_factory):
     """What nlzoo remembers of videos, of these tests alone; subprocesses share it."""
     os.environ["NLZOO_CACHE"] = str(tmp_path_factory.mktemp("known"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_on_every_processor():
+    """Figures are compared in digits, on whichever processor tests run; those of bf16 ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "cpu_has_bf16", lambda: False)
+        yield
 
 
 @pytest.fixture

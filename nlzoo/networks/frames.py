@@ -156,16 +156,17 @@ class MaxPool(nn.MaxPool3d):
 
 def is_pointwise(layer: nn.Conv3d) -> bool:
     """Whether it is one matrix product for all positions."""
-    return layer.weight.shape[2:].numel() == 1 and layer.stride == (1, 1, 1) and layer.groups == 1
+    one = layer.weight.shape[2:].numel() == 1 and layer.padding == (0, 0, 0)
+    return one and layer.stride == (1, 1, 1) and layer.groups == 1
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1 x 1 x 1 convolution `(B, C, T, H, W)` to `(B, O, T, H, W)`, both channels last, by `weight` `(O, C, 1, 1, 1)`.
+    """A 1x1x1 convolution `(B, C, T, H, W)` to `(B, O, T, H, W)`, both channels last, by `weight` `(O, C, 1, 1, 1)`.
 
     It is a product with the rows of one matrix. For float32 on a CPU oneDNN's convolution is the faster product, for
     half precision the slower one where frames are small (docs/performance.md).
     """
-    cpu = x.device.type in {"cpu"} - DEVICES
+    cpu = x.device.type in {"cpu"} - DEVICES  # a test puts it there, to see what a GPU does
     if cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
         return F.conv2d(x.flatten(3), weight.squeeze(4), bias).unflatten(3, x.shape[3:])
     return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
@@ -230,7 +231,9 @@ def _temporal(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, repl
     if replicate and kind not in DEVICES:  # a CPU copies frames in less time than it corrects those at the ends
         x = torch.cat([x[:, :, :1]] * padding + [x] + [x[:, :, -1:]] * padding, 2)
         y = F.conv2d(x, weight)
-    elif replicate and torch.is_autocast_enabled(kind):  # cast as a convolution's operands are, and what is inside is not
+    elif replicate and torch.is_autocast_enabled(
+        kind
+    ):  # cast as a convolution's operands are, and what is inside is not
         dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
             y = _Replicated.apply(x.to(dtype), weight.to(dtype))

@@ -32,7 +32,7 @@ class InflatedConv3d(nn.Conv3d):
 
     Temporal padding is t // 2 on both sides: copies of the first and last frame (`replicate`, so that a clip of one
     repeated frame stays one everywhere) or zeros. Spatial padding stays the 2-D layer's. `(B, C, T, H, W)` to
-    `(B, C', ceil(T / s), H', W')`; on a GPU by 2-D kernels (`frames`).
+    `(B, C', ceil(T / s), H', W')`; on a GPU by 2-D kernels, anywhere as a matrix product where it is one (`frames`).
     """
 
     replicate = 0  # frames repeated at each end before the convolution

@@ -51,7 +51,7 @@ def resolve(device: str | torch.device | None) -> torch.device:
 def precision(recipe: Recipe, device: torch.device, training: bool = True) -> tuple[str, str]:
     """`(bf16, fp16 or fp32, why)`: what the recipe's precision means on `device`, in training or in answers.
 
-    Answers of a CPU are float32, whatever the training was. Raises `UsageError` for bf16 on a GPU that would emulate it.
+    Answers of a CPU are float32, whatever its training. Raises `UsageError` for bf16 on a GPU that would emulate it.
     """
     name = recipe.precision
     if device.type == "cpu" and not training:

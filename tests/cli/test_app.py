@@ -174,7 +174,10 @@ TORCH_FREE = [  # words, exit code, what stands in the output
     ("finetune v --freeze res9", 2, "res4, backbone"),
     ("--show-completion bash", 0, "_NLZOO_COMPLETE"),
     *((f"{command} nowhere", 3, "nowhere does not exist") for command in ("eval m", "probe m", "check")),
-    *((f"{command} v", 3, "v is empty") for command in ("finetune", "eval m", "probe m", "compare", "bench m", "check")),
+    *(
+        (f"{command} v", 3, "v is empty")
+        for command in ("finetune", "eval m", "probe m", "compare", "bench m", "check")
+    ),
     ("prepare nowhere out", 3, "nowhere does not exist"),
     ("eval m v --views 3", 2, "3"),
     ("predict m v --decoder vlc", 2, "there is no decoder"),

@@ -71,6 +71,14 @@ def test_convolutions(channels, taps, monkeypatch, seed):
             assert_same(layer, torch.randn(2, c, length, 6, 7).double(), patch)
 
 
+def test_what_is_no_product_is_not_taken_for_one(monkeypatch, seed):
+    """A 1x1 with padding, a stride or groups."""
+    for options in ({"padding": 1}, {"stride": 2}, {"groups": 3}):
+        layer = inflate._conv(nn.Conv2d(6, 6, 1, **options).double(), 1, 1, Inflation())
+        with monkeypatch.context() as patch:
+            assert_same(layer, torch.randn(2, 6, 4, 7, 8).double(), patch)
+
+
 @pytest.mark.parametrize("options", [{"groups": 3}, {"dilation": 2}, {"groups": 6, "dilation": 2}])
 @pytest.mark.parametrize("taps", [1, 3])
 def test_grouped_and_dilated_convolutions(options, taps, monkeypatch, seed):
