@@ -97,7 +97,7 @@ class Recipe:
         own = dataclasses.asdict(self)
         changes = {name: {k: v for k, v in own.items() if v != getattr(preset, k)} for name, preset in RECIPES.items()}
         name = min(changes, key=lambda n: len(changes[n]))
-        if "batch" in changes[name]:  # otherwise the rate would follow it
+        if changes[name].keys() & {"batch", "bn"}:  # otherwise the rate would follow them
             changes[name]["lr"] = self.lr
         return ",".join([name, *(f"{k}={_recipe_word(v)}" for k, v in changes[name].items())])
 
@@ -136,6 +136,7 @@ EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
 STEPS = 540  # of a small set, at least: fewer do not carry into another place, more take over a quarter of an hour
 PROBED = 1000  # training clips up to which a linear probe comes first: of more it takes minutes
 EMA = 0.98  # of a small set
+FROZEN_RATE = 0.2  # of AdamW's rate: nothing makes good what its steps do to the size of activations (docs/training.md)
 BATCH, GPU_BATCH = 4, 16
 SIZE, GPU_SIZE = 112, 224  # pixels, of clips of a network that was not trained on videos
 
@@ -146,15 +147,19 @@ def default_size(device: str) -> int:
 
 
 def change_recipe(recipe: Recipe, **changes: Any) -> Recipe:
-    """`recipe` with these fields changed. A new batch without a new rate scales the rate.
+    """`recipe` with these fields changed. Unless a rate is given too, it follows the batch, and BN that is frozen.
 
-    SGD: in proportion; AdamW: by the square root. Raises `UsageError` for a value that cannot be.
+    SGD: in proportion to the batch; AdamW: by its square root, and `FROZEN_RATE` of it with frozen BN. Raises
+    `UsageError` for a value that cannot be.
     """
     changed = dataclasses.replace(recipe, **changes)
-    if "batch" not in changes or "lr" in changes:
+    if "lr" in changes:
         return changed
     ratio = changed.batch / recipe.batch
-    return dataclasses.replace(changed, lr=recipe.lr * (ratio if changed.optimizer == "sgd" else ratio**0.5))
+    if changed.optimizer == "sgd":
+        return dataclasses.replace(changed, lr=recipe.lr * ratio)
+    newly_frozen = (changed.bn == "frozen") - (recipe.bn == "frozen")  # -1: it trains again
+    return dataclasses.replace(changed, lr=recipe.lr * ratio**0.5 * FROZEN_RATE**newly_frozen)
 
 
 def for_labels(recipe: Recipe, multi_label: bool) -> Recipe:
@@ -240,8 +245,14 @@ def auto_recipe(
         epochs=max(MIN_EPOCHS, min(most, -(-CLIPS_SEEN // training_clips))),
     )
     recipe, more = _for_few(recipe, training_clips, new_head) if few else (recipe, [])
-    rule = "by the square root of the batch" if recipe.optimizer == "adamw" else "in proportion to the batch"
-    bn = "small sets learn nothing with it frozen" if few else "its statistics over 200 batches before a validation"
+    rule = "in proportion to the batch"
+    if recipe.optimizer == "adamw":
+        rule = "by the square root of the batch" + (f", {FROZEN_RATE:g} of it with frozen BN" if settled else "")
+    bn = (
+        "frozen, a small set is learnt at a fifth of the rate, and later"
+        if few
+        else "its statistics over 200 batches before a validation"
+    )
     if settled:
         bn = "long clips on a network trained on videos: few of them fit in a step"
     side = "under" if few else "not under"

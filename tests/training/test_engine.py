@@ -351,7 +351,7 @@ def words(name, *more, gpus=RANKS, epochs=EPOCHS):
         "--epochs",
         epochs,
         "--recipe",
-        "small,ema=0.9,lr=0.0005",
+        "small,ema=0.9,lr=0.0005,precision=fp32",
         "--batch",
         3,
     ]

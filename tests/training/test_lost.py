@@ -39,9 +39,12 @@ REPO = Path(__file__).resolve().parents[2]
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 CPU = Engine(torch.device("cpu"))
 STEPS = 3  # an epoch, of eight clips
-RULES = ("--frames", "4", "--size", "32", "--epochs", "3", "--batch", "3", "--recipe", "probe=none")
+RULES = ("--frames", "4", "--size", "32", "--epochs", "3", "--batch", "3", "--recipe", "probe=none,precision=fp32")
 RATE_DIFFERS = f"train.recipe.lr: {5e-4 * 0.75**0.5} then, 0.001 now"  # that of four clips a step, for three
-PROBED = ("--recipe", "probe=baseline")  # as a run is by default, where the moments before training matter too
+PROBED = (
+    "--recipe",
+    "probe=baseline,precision=fp32",
+)  # as a run is by default, where the moments before training matter too
 OFTEN = "from nlzoo.training import train; train.SAVE_SHARE = 1e9\n"  # a checkpoint after every step
 AT_FILE = """
 import os, signal, sys
@@ -245,8 +248,8 @@ def test_f1_kills_at_random_times_change_no_bit(place, tmp_path, seed, count, re
     "words",
     [
         pytest.param(("--augment", "strong"), marks=pytest.mark.torture),
-        ("--recipe", "small,ema=0.99,accumulate=2"),
-        ("--recipe", "small,balance=sampler,precise_bn=3,early_stop=1"),
+        ("--recipe", "small,ema=0.99,accumulate=2,precision=fp32"),
+        ("--recipe", "small,balance=sampler,precise_bn=3,early_stop=1,precision=fp32"),
     ],
     ids=["strong", "ema", "sampler"],
 )

@@ -120,7 +120,7 @@ def test_the_rate_of_small_warms_up_and_falls_as_half_a_cosine(seed):
     assert [recipe.rate_factor(flat, n, 20) for n in range(4)] == [0.5, 1, 1, 1]
 
 
-def test_words_become_recipes_and_the_rate_follows_the_batch():
+def test_words_become_recipes_and_the_rate_follows_the_batch_and_frozen_bn():
     parse = recipe_spec.parse_recipe
     assert parse("paper,epochs=20,batch=8") == dataclasses.replace(
         recipe_spec.RECIPES["paper"], epochs=20, batch=8, lr=0.01 / 8
@@ -134,6 +134,11 @@ def test_words_become_recipes_and_the_rate_follows_the_batch():
         == dataclasses.replace(mine, layer_decay=0.7)
     )
     assert parse("auto", mine) == mine and parse("auto") == recipe_spec.RECIPES["small"]
+    frozen = parse("small,bn=frozen")  # a fifth of AdamW's; of SGD's, which the paper has for it, nothing
+    assert frozen.lr == pytest.approx(1e-4) and parse("bn=frozen,batch=16").lr == pytest.approx(2e-4)
+    assert parse("bn=train", frozen).lr == pytest.approx(5e-4) and parse("epochs=3", frozen).lr == frozen.lr
+    assert parse("small,bn=frozen,lr=0.001").lr == 0.001 and parse("paper,bn=frozen").lr == 0.01
+    assert parse("small,bn=sync").lr == recipe_spec.RECIPES["small"].lr
     assert parse("small,schedule=step,milestones=0.5/0.75").milestones == (0.5, 0.75)
     assert parse("small,compile=yes,checkpointing=no").compile is True
 
@@ -264,7 +269,7 @@ def test_a_small_set_is_trained_for_about_540_steps(batch, device):
             False,
             True,
             "small,batch=16,epochs=30,bn=frozen,probe=baseline,ema=0.98",
-            ["BatchNorm: frozen (long clips"],
+            ["BatchNorm: frozen (long clips", "by the square root of the batch, 0.2 of it with frozen BN"],
         ),
     ],
 )
