@@ -119,7 +119,7 @@ class NonLocalBlock(nn.Module):
             )
         q, k, v = self.project(x)
         y = self.combine(_fold(q, self.span), _fold(k, self.span), _fold(v, self.span))
-        z = self.w_z(_unfold(y, q, self.span))
+        z = self.w_z(_unfold(y, q, self.span).contiguous(memory_format=frames.layout(x)))
         if self.norm == "bn":
             z = self.bn(z)
         return _Sum.apply(x, z.to(x.dtype))
