@@ -259,7 +259,7 @@ def probe_(
 ) -> None:
     """The fast baseline: a linear classifier on a model's features. It makes a run, in minutes instead of hours."""
     for model in models:
-        refuse_early(model, videos, val=val, images=True, labelled=True)
+        refuse_early(model, videos, val=val, images=True, labelled=model == models[-1])  # the videos once, after all
     videos = fetched(videos)
 
     from ..training import metrics, probe

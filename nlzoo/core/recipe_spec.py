@@ -248,11 +248,7 @@ def auto_recipe(
     rule = "in proportion to the batch"
     if recipe.optimizer == "adamw":
         rule = "by the square root of the batch" + (f", {FROZEN_RATE:g} of it with frozen BN" if settled else "")
-    bn = (
-        "frozen, a small set is learnt at a fifth of the rate, and later"
-        if few
-        else "its statistics over 200 batches before a validation"
-    )
+    bn = "with it frozen a small set is learnt later" if few else "its statistics over 200 batches before a validation"
     if settled:
         bn = "long clips on a network trained on videos: few of them fit in a step"
     side = "under" if few else "not under"

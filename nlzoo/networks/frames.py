@@ -20,6 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
 DEVICES = {"cuda"}  # whose tensors are always computed so
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 
 def folds(x: Tensor) -> bool:
@@ -42,7 +43,7 @@ def channels_last(x: Tensor) -> bool:
 def layout(x: Tensor) -> torch.memory_format:
     """How `x` `(B, C, T, H, W)` lies in memory; what a layer gives should lie so too.
 
-    On a CPU, torch 2.13's BatchNorm rounds gradients of half precision far more where they lie otherwise than videos.
+    On a CPU, torch 2.13's BatchNorm rounds half-precision gradients far more where video and gradient lie differently.
     """
     return torch.channels_last_3d if channels_last(x) else torch.contiguous_format
 
@@ -52,9 +53,6 @@ def channels_last_(net: nn.Module) -> None:
     for p in net.parameters():
         if p.ndim in _LAST:
             p.data = p.data.contiguous(memory_format=_LAST[p.ndim])
-
-
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def unfold(y: Tensor, batch: int) -> Tensor:

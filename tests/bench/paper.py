@@ -98,7 +98,7 @@ def show(scratch):
         first = None
         for row, (words, published) in rows.items():
             name = name_of(words)
-            files = sorted(scratch.glob(f"runs/{name}-[0-9]/result.json"))
+            files = sorted(scratch.glob(f"runs/{name}-[0-9]*/result.json"))
             if not files:
                 continue
             last = [json.loads(f.read_text())["last_top1"] for f in files]
