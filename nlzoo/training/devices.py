@@ -80,7 +80,7 @@ def cpu_has_bf16() -> bool:
 
     ARM's (`bf16`, `sve_bf16`) were not measured, and count as none.
     """
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
