@@ -4,7 +4,8 @@
 
 Each command runs in a process of its own, in turns; the figure is user and system time of the process and its children,
 which other work on the machine moves less than the clock. `info` twice: before and after something was kept. Then how
-far `finetune` of the demo's network has come after so much CPU time of its own process, up to its first step.
+far `finetune` of the demo's network has come after so much CPU time of its own process, up to its first step: with the
+linear probe that is the baseline to beat, and without.
 """
 
 import argparse
@@ -45,8 +46,9 @@ def cpu_seconds(words: list[str], folder: Path, cache: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+PROBES = ("baseline", "none")  # the default, and the step alone
 FIRST_STEP = """
-import resource
+import resource, sys
 from nlzoo import finetune
 from nlzoo.training.callbacks import Callbacks
 class Enough(BaseException): pass
@@ -61,15 +63,15 @@ def step(done):
 mark("imported nothing heavy yet")
 try:
     finetune("videos", "weights/tiny-nl5", Callbacks(log=lambda event: mark(event.code), step=step),
-             epochs=6, lr=3e-3, device="cpu", frames=8, size=48, name="run{turn}")
+             epochs=6, lr=3e-3, device="cpu", frames=8, size=48, name=sys.argv[1], recipe=sys.argv[2])
 except Enough: pass
 """
 
 
-def first_step(folder: Path, cache: Path, turn: int) -> str:
+def first_step(folder: Path, cache: Path, name: str, probe: str) -> str:
     """The phases of a run up to its first step, with the CPU time of its process at each."""
     environment = {**os.environ, "NLZOO_CACHE": str(cache), "PYTHONPATH": str(timing.ROOT)}
-    words = [sys.executable, "-c", FIRST_STEP.replace("{turn}", str(turn))]
+    words = [sys.executable, "-c", FIRST_STEP, name, f"probe={probe}"]
     return subprocess.run(words, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE).stdout.rstrip()
 
 
@@ -85,7 +87,7 @@ def main(arguments: list[str]) -> None:
         cpu_seconds(COMMANDS["nlzoo info NAME, again"], folder, cache)
         times: dict[str, list[float]] = {name: [] for name in COMMANDS}
         draw.write_videos(folder / "videos", demo.CLASSES, demo.PER_CLASS, 0, demo.FRAMES, demo.SIZE)
-        steps = [first_step(folder, cache, turn) for turn in range(2)][-1]
+        steps = {probe: [first_step(folder, cache, f"{probe}{n}", probe) for n in range(2)][-1] for probe in PROBES}
         for turn in range(options.rounds):
             for name, words in COMMANDS.items():
                 kept = Path(scratch, f"new{turn}") if "nothing kept" in name else cache
@@ -93,4 +95,5 @@ def main(arguments: list[str]) -> None:
     print(timing.machine(torch.device("cpu")))
     for name, values in times.items():
         print(f"  {name:32} {statistics.median(values):5.2f} s of CPU, {min(values):.2f} to {max(values):.2f}")
-    print(f"finetune of tiny with a non-local block on the demo's videos, second run:\n{steps}")
+    for probe, phases in steps.items():
+        print(f"finetune of tiny with a non-local block on the demo's videos, second run, probe={probe}:\n{phases}")
