@@ -133,7 +133,9 @@ LONG_CLIP = 64  # frames; the paper's short clips have up to 32, its long ones 1
 LARGE_SET = 50_000  # training clips from which on the paper's recipe is taken
 CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
 EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
-STEPS = 540  # of a small set, at least: fewer do not carry into another place, more take over a quarter of an hour
+# Of a small set, at least: fewer do not carry into another place, nor learn an order in time. More take over a quarter
+# of an hour on a CPU, unless it multiplies bf16 itself; how many more a GPU should take has not been measured.
+STEPS, FAST_STEPS = 540, 1080
 PROBED = 1000  # training clips up to which a linear probe comes first: of more it takes minutes
 EMA = 0.98  # of a small set
 FROZEN_RATE = 0.2  # of AdamW's rate: nothing makes good what its steps do to the size of activations (docs/training.md)
@@ -226,12 +228,13 @@ def auto_recipe(
     long: bool,
     multi_label: bool = False,
     new_head: bool = True,
+    fast: bool = False,
 ) -> tuple[Recipe, list[Decision]]:
     """The recipe of a run that asked for none, and why each of its settings is what it is.
 
     `batch`: clips a step, None: by the device. `device`: cpu, cuda, … `fresh`: the network never saw a video (it comes
     from `inflate`). `long`: its clips have `LONG_CLIP` frames or more. `new_head`: its head was not trained for these
-    classes. Raises `UsageError` for a batch that cannot be.
+    classes. `fast`: a CPU that will train in a bf16 of its own. Raises `UsageError` for a batch that cannot be.
     """
     few, cpu = training_clips < LARGE_SET, device == "cpu"
     settled = long and not fresh  # its BN knows videos already, and long clips leave room for few of them in a step
@@ -244,7 +247,7 @@ def auto_recipe(
         bn="frozen" if settled else "train",
         epochs=max(MIN_EPOCHS, min(most, -(-CLIPS_SEEN // training_clips))),
     )
-    recipe, more = _for_few(recipe, training_clips, new_head) if few else (recipe, [])
+    recipe, more = _for_few(recipe, training_clips, new_head, fast) if few else (recipe, [])
     rule = "in proportion to the batch"
     if recipe.optimizer == "adamw":
         rule = "by the square root of the batch" + (f", {FROZEN_RATE:g} of it with frozen BN" if settled else "")
@@ -266,14 +269,15 @@ def auto_recipe(
     return recipe, decisions
 
 
-def _for_few(recipe: Recipe, training_clips: int, new_head: bool) -> tuple[Recipe, list[Decision]]:
+def _for_few(recipe: Recipe, training_clips: int, new_head: bool, fast: bool) -> tuple[Recipe, list[Decision]]:
     """What a small set gets beside its preset (docs/training.md), and why."""
+    fewest, why = (FAST_STEPS, ", for which bf16 leaves time") if fast else (STEPS, "")
     steps = -(-training_clips // recipe.batch)
-    passes = -(-STEPS // (recipe.epochs * steps))
-    epochs = round(STEPS / (passes * steps)) if passes > 1 else recipe.epochs
+    passes = -(-fewest // (recipe.epochs * steps))
+    epochs = round(fewest / (passes * steps)) if passes > 1 else recipe.epochs
     recipe = dataclasses.replace(recipe, epochs=epochs, passes=passes, ema=EMA)
     decisions = [
-        Decision("passes", passes, f"over the clips in an epoch, for about {STEPS} steps at least"),
+        Decision("passes", passes, f"over the clips in an epoch, for about {fewest:,} steps at least{why}"),
         Decision("ema", EMA, "single epochs of a small set jump"),
     ]
     if new_head and training_clips <= PROBED:

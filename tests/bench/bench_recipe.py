@@ -5,7 +5,7 @@
     python tests/bench/bench_recipe.py motion SCRATCH       # drawn clips whose order in time is the label
     python tests/bench/bench_recipe.py arrow  SCRATCH       # the real clips forwards against backwards
     python tests/bench/bench_recipe.py arrow-fights SCRATCH # the same of the fights
-    python tests/bench/bench_recipe.py long   SCRATCH       # drawn clips of 12 s with a small quick movement
+    python tests/bench/bench_recipe.py long   SCRATCH       # drawn videos of 12 s: which hand circles, which way
     python tests/bench/bench_recipe.py table  SCRATCH       # what has been measured in SCRATCH so far
 
 SCRATCH is a folder outside the project. A run that finished there before is not run again, so that a measurement can be
@@ -133,24 +133,43 @@ def motion(scratch):
 
 
 def long(scratch):
-    """Twelve seconds of a small square that circles somewhere in half a second to a second: clockwise, or not."""
+    """Twelve seconds of one of two hands that circles, on and off, one way or the other; each of eight people does all.
+
+    The frames of a way are those of the other in another order, and which hand moves is seen only over time.
+    """
     folder = scratch / "long"
-    for label, sense in (("clockwise", 1), ("anticlockwise", -1)):
-        for n in range(16):
-            file = folder / label / f"{n}.mp4"
-            if file.exists():
-                continue
-            rng = np.random.default_rng([n, sense + 1])
-            ground = rng.integers(60, 160, (28, 36, 3)).repeat(4, 0).repeat(4, 1)
-            frames = np.repeat(ground[None], 360, 0).astype(np.uint8)
-            centre, rate, begin = rng.uniform((36, 40), (76, 104)), rng.uniform(0.5, 1), rng.uniform(0, 2 * np.pi)
-            for t in range(360):
-                angle = begin + sense * 2 * np.pi * rate * t / 30
-                y, x = (centre + 18 * np.array([np.sin(angle), np.cos(angle)])).round().astype(int)
-                frames[t, y - 7 : y + 7, x - 7 : x + 7] = (230, 40, 40)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            encode.write_video(file, frames, 30)
-    return folder
+    if not (folder / "videos.csv").exists():
+        rows = []
+        for person in range(8):
+            for label in ("left clockwise", "left anticlockwise", "right clockwise", "right anticlockwise"):
+                file = folder / label / f"{person}.mp4"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                encode.write_video(file, hands(person, label), 30)
+                rows.append((file.relative_to(folder), label, f"person {person}"))
+        write_list(folder / "videos.csv", rows)
+    return folder / "videos.csv"
+
+
+def hands(person, label, total=360):
+    """uint8 (T, 112, 144, 3) of a person, whose background, hands and ways are always the same but for small things."""
+    own, rng = np.random.default_rng(person), np.random.default_rng([person, *label.encode()])
+    rough = torch.from_numpy(own.uniform(40, 190, (1, 3, 7, 9)))
+    ground = torch.nn.functional.interpolate(rough, (112, 144), mode="bilinear")[0].permute(1, 2, 0).numpy()
+    colour, homes = own.integers((150, 90, 70), (240, 170, 150)), own.uniform((50, 30), (70, 45), (2, 2))
+    homes[1, 1] = 144 - homes[1, 1]
+    homes += rng.uniform(-6, 6, (2, 2))
+    radius, rate = own.uniform(8, 14), own.uniform(0.6, 1.1) * rng.uniform(0.8, 1.2)
+    side, sense = int(label.startswith("right")), -1 if "anti" in label else 1
+    moving = np.concatenate([np.arange(75) < rng.integers(45, 75) for _ in range(5)])[:total]
+    angle = rng.uniform(0, 2 * np.pi) + sense * 2 * np.pi * rate / 30 * np.cumsum(moving)
+    frames = np.repeat(ground[None], total, 0).astype(np.uint8)
+    for hand, home in enumerate(homes):
+        drift = np.cumsum(rng.normal(0, 0.25, (total, 2)), 0).clip(-5, 5)
+        circle = radius * np.stack([np.sin(angle), np.cos(angle)], 1) * (hand == side)
+        for t, (y, x) in enumerate((home + drift + circle).round().astype(int)):
+            frames[t, max(0, y - 7) : y + 7, max(0, x - 7) : x + 7] = colour
+    noise = rng.normal(0, 4, frames.shape[1:])
+    return (frames + noise).clip(0, 255).astype(np.uint8)
 
 
 JOBS = {  # set of videos, share of the groups to validate on

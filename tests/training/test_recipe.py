@@ -202,14 +202,16 @@ def test_the_loss_follows_the_labels():
 
 
 @pytest.mark.parametrize(("batch", "device"), [(None, "cpu"), (None, "cuda"), (3, "cpu"), (64, "cuda")])
-def test_a_small_set_is_trained_for_about_540_steps(batch, device):
+@pytest.mark.parametrize(("fast", "fewest"), [(False, 540), (True, 1080)])
+def test_a_small_set_is_trained_for_so_many_steps_at_least(batch, device, fast, fewest):
     for clips in range(1, 5000, 7):
-        recipe, _ = recipe_spec.auto_recipe(clips, 5, batch, device, True, False)
+        recipe, decisions = recipe_spec.auto_recipe(clips, 5, batch, device, True, False, fast=fast)
         steps = -(-clips // recipe.batch)
         if recipe.passes > 1:
-            assert 500 <= recipe.epochs * recipe.passes * steps <= 580
+            assert 0.92 * fewest <= recipe.epochs * recipe.passes * steps <= 1.08 * fewest
         else:
-            assert recipe.epochs * steps >= 540
+            assert recipe.epochs * steps >= fewest
+        assert f"about {fewest:,} steps" in next(d.reason for d in decisions if d.code == "passes")
 
 
 @pytest.mark.parametrize(
