@@ -134,7 +134,7 @@ LARGE_SET = 50_000  # training clips from which on the paper's recipe is taken
 CLIPS_SEEN, MIN_EPOCHS = 100_000, 5  # a large set is seen as often as gives so many clips
 EPOCHS, GPU_EPOCHS = 20, 30  # of a small set
 # Of a small set, at least: fewer do not carry into another place, nor learn an order in time. More take over a quarter
-# of an hour on a CPU, unless it multiplies bf16 itself; how many more a GPU should take has not been measured.
+# of an hour on a CPU, and more than twice as many on one that multiplies bf16 itself.
 STEPS, FAST_STEPS = 540, 1080
 PROBED = 1000  # training clips up to which a linear probe comes first: of more it takes minutes
 EMA = 0.98  # of a small set
@@ -234,7 +234,7 @@ def auto_recipe(
 
     `batch`: clips a step, None: by the device. `device`: cpu, cuda, … `fresh`: the network never saw a video (it comes
     from `inflate`). `long`: its clips have `LONG_CLIP` frames or more. `new_head`: its head was not trained for these
-    classes. `fast`: a CPU that will train in a bf16 of its own. Raises `UsageError` for a batch that cannot be.
+    classes. `fast`: it will train in bf16, which its device has itself. Raises `UsageError` for a batch that cannot be.
     """
     few, cpu = training_clips < LARGE_SET, device == "cpu"
     settled = long and not fresh  # its BN knows videos already, and long clips leave room for few of them in a step
