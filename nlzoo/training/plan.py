@@ -191,8 +191,8 @@ def plan(
     kind = engine.device.type
     num_classes, several = len(dataset.classes), dataset.multi_label
     long = frames >= LONG_CLIP
-    asked = parse_recipe(options.recipe or "auto").precision
-    fast = asked in ("auto", "bf16") and devices.precision(Recipe(), engine.device)[0] == "bf16"
+    precision = parse_recipe(options.recipe or "auto").precision
+    fast = precision in ("auto", "bf16") and devices.precision(Recipe(), engine.device)[0] == "bf16"
     auto, decisions = auto_recipe(total, num_classes, options.batch, kind, fresh, long, several, new_head, fast)
     recipe, decisions = _as_asked(options, auto, decisions, several)
     workers = pool.default_workers(kind)

@@ -41,10 +41,8 @@ CPU = Engine(torch.device("cpu"))
 STEPS = 3  # an epoch, of eight clips
 RULES = ("--frames", "4", "--size", "32", "--epochs", "3", "--batch", "3", "--recipe", "probe=none,precision=fp32")
 RATE_DIFFERS = f"train.recipe.lr: {5e-4 * 0.75**0.5} then, 0.001 now"  # that of four clips a step, for three
-PROBED = (
-    "--recipe",
-    "probe=baseline,precision=fp32",
-)  # as a run is by default, where the moments before training matter too
+# with the probe, as a run is by default, where the moments before training matter too
+PROBED = ("--recipe", "probe=baseline,precision=fp32")
 OFTEN = "from nlzoo.training import train; train.SAVE_SHARE = 1e9\n"  # a checkpoint after every step
 AT_FILE = """
 import os, signal, sys

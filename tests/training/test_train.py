@@ -104,6 +104,20 @@ def test_a_run_writes_exactly_its_files_and_reloads_to_the_same_numbers(videos, 
     assert sides[0] == sides[1] and len(sides[0]) == 8
 
 
+@pytest.mark.parametrize(
+    ("has", "recipe", "passes"),
+    [(True, None, 6), (True, "label_smoothing=0", 6), (True, "precision=bf16", 6), (True, "precision=fp32", 3)]
+    + [(False, None, 3), (False, "precision=bf16", 3), (True, "paper", 1), (True, "epochs=20", 1)],
+)
+def test_bf16_of_its_own_gives_a_processor_time_for_twice_the_steps(videos, monkeypatch, has, recipe, passes):
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: has)
+    found = scanning.split(scanning.scan(videos), "0.25", 0)
+    train, val = (scanning.items_in(found, part) for part in (listing.TRAIN, listing.VAL))
+    config, _ = planned(dataclasses.replace(found, items=(*train[:1] * 35, *val)), recipe=recipe)
+    assert config.recipe.passes == passes
+    assert config.recipe.epochs == (109 if recipe == "paper" else 20)
+
+
 def test_a_run_in_bf16_is_near_the_one_in_float32_and_answers_in_float32(videos, tmp_path, monkeypatch):
     """What the run says of its validation is what `eval` says of its model later, to the last digit."""
     lines = {}
